@@ -1,0 +1,116 @@
+"""The door of every network: a batch of the right shape, a label each, known classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_floating, check_integer, check_tensor, describe
+
+
+def check_integers(name: str, values: Sequence[int], minimum: int | None = None) -> tuple[int, ...]:
+    """Return a sequence of integers as a tuple of ``int``, each at least ``minimum``."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(
+            f"{name}: expected a sequence of integers, got {describe(values)}; "
+            f"for a single one write ({values!r},)"
+        )
+    return tuple(check_integer(f"{name}[{i}]", value, minimum) for i, value in enumerate(values))
+
+
+def check_widths(name: str, multipliers: Sequence[int]) -> tuple[int, ...]:
+    """Return the relative widths of the levels of a U-Net: at least one, all positive."""
+    if len(checked := check_integers(name, multipliers, 1)) == 0:
+        raise ValueError(f"{name}: expected at least one level, got none; try {name}=(1, 2)")
+    return checked
+
+
+def check_levels(name: str, levels: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return indices of the ``count`` levels of a U-Net; negative ones count from the lowest."""
+    checked = check_integers(name, levels)
+    for level in checked:
+        if not -count <= level < count:
+            raise ValueError(
+                f"{name}: expected levels in {-count} … {count - 1}, got {level}; "
+                "level 0 has the full resolution, level -1 the lowest"
+            )
+    return checked
+
+
+def check_input(
+    x: Tensor, label: Tensor, event_shape: Sequence[int | None], dtype: torch.dtype
+) -> None:
+    """Raise unless ``x`` is ``(batch, *event_shape)`` in ``dtype`` and ``label`` is ``(batch,)``.
+
+    Args:
+        x: what the user passed as states.
+        label: what the user passed as labels.
+        event_shape: shape of one sample; None stands for any size of at least 1.
+        dtype: dtype of the network's parameters (any floating dtype is fine under autocast).
+
+    Raises:
+        TypeError: if ``x`` is no floating-point tensor of the network's dtype, or ``label`` no
+            tensor.
+        ValueError: if a shape is wrong.
+    """
+    check_floating("x", x)
+    check_tensor("label", label)
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"x: expected {dtype} as the network's parameters, got {x.dtype}; "
+            f"cast one of them: x.to({dtype}) or network.to({x.dtype})"
+        )
+    if not _fits(x.shape, event_shape):
+        expected = ", ".join(["batch", *("any" if n is None else str(n) for n in event_shape)])
+        raise ValueError(
+            f"x: expected shape ({expected}), got {tuple(x.shape)}; "
+            "the first dimension counts samples (x.unsqueeze(0) makes a batch of one)"
+        )
+    if label.shape != x.shape[:1]:
+        raise ValueError(
+            f"label: expected shape ({x.shape[0]},) to go with x of shape {tuple(x.shape)}, "
+            f"got {tuple(label.shape)}; give one label per sample, label.expand({x.shape[0]}) "
+            "repeats a single one"
+        )
+
+
+def _fits(shape: Sequence[int], event_shape: Sequence[int | None]) -> bool:
+    if len(shape) != 1 + len(event_shape):
+        return False
+    return all(
+        got == want if want is not None else got > 0
+        for got, want in zip(shape[1:], event_shape, strict=True)
+    )
+
+
+def check_classes(classes: Tensor, count: int, batch: int) -> None:
+    """Raise unless ``classes`` holds ``batch`` integers in 0 … ``count``, the null class.
+
+    Values are looked at where that is free: on the CPU, outside compiled and vectorised code.
+    """
+    check_tensor("classes", classes)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(
+            f"classes: expected integers, got {describe(classes)}; convert them with classes.long()"
+        )
+    if classes.shape != (batch,):
+        raise ValueError(
+            f"classes: expected shape ({batch},), got {tuple(classes.shape)}; give one class per "
+            f"sample, classes.expand({batch}) repeats a single one"
+        )
+    if not _values_are_free(classes) or batch == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(classes))
+    if low < 0 or high > count:
+        raise ValueError(
+            f"classes: expected integers in 0 … {count - 1} ({count} stands for no class), got "
+            f"{low} … {high}; build the network with classes={high + 1} or renumber them from 0"
+        )
+
+
+def _values_are_free(tensor: Tensor) -> bool:
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -1,0 +1,212 @@
+"""Pieces that the networks share: conditioning, residual blocks, attention, padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from scoresde.networks._inputs import check_classes
+from scoresde.networks.embeddings import PositionalEmbedding
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Resample = Callable[[Tensor], Tensor]
+
+
+def zero_(layer: Layer) -> Layer:
+    """Set the weight and the bias of a layer to zero, and return it."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Conditioning(nn.Module):
+    """The features that a network gets beside ``x``: the label, and the class if there are classes.
+
+    Args:
+        width: number of features.
+        classes: number of classes or None; one more row of the table stands for no class.
+        label_scale: factor on the label before its positional embedding.
+    """
+
+    def __init__(self, width: int, classes: int | None, label_scale: float) -> None:
+        super().__init__()
+        self.embedding = PositionalEmbedding(max(width // 2, 2), label_scale)
+        self.hidden = nn.Linear(self.embedding.dim, width)
+        self.output = nn.Linear(width, width)
+        self.table = None if classes is None else nn.Parameter(torch.randn(classes + 1, width))
+
+    def forward(self, label: Tensor, classes: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return ``(batch, width)`` features in ``dtype`` from ``(batch,)`` labels and classes."""
+        features = self.output(F.silu(self.hidden(self.embedding(label).to(dtype))))
+        if self.table is not None:
+            features = features + _class_rows(self.table, classes, len(label))
+        elif classes is not None:
+            raise ValueError(
+                "classes: expected None, for this network knows no classes, got a value; build it "
+                "with classes=<number of classes>"
+            )
+        return F.silu(features)
+
+
+def _class_rows(table: Tensor, classes: Tensor | None, batch: int) -> Tensor:
+    null = len(table) - 1
+    if classes is None:
+        return table[null:].expand(batch, -1)
+    check_classes(classes, null, batch)
+    known = (classes >= 0) & (classes <= null)
+    rows = F.embedding(classes.clamp(0, null), table)
+    return torch.where(known[:, None], rows, torch.nan)  # where values could not be checked
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation over groups of at least four channels, 32 groups at most."""
+    groups = math.gcd(channels, min(max(channels // 4, 1), 32))
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    r"""The convolutional residual block of BigGAN and NCSN++.
+
+    $$h = \mathrm{Conv}_0(R\, \mathrm{act}(\mathrm{GN}_0(x))) + \mathrm{Dense}_0(e), \qquad
+      \mathrm{out} = (\mathrm{Conv}_2(R x)
+      + \mathrm{Conv}_1(\mathrm{act}(\mathrm{GN}_1(h)))) / \sqrt 2$$
+
+    with features ``e``, an optional change ``R`` of the resolution, and the convolution of the
+    shortcut present only where the shape changes.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        features: number of conditioning features.
+        dropout: probability with which a hidden feature is dropped in training.
+        resample: a change ``R`` of the resolution, or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int,
+        dropout: float = 0.0,
+        resample: Resample | None = None,
+    ) -> None:
+        super().__init__()
+        self.GroupNorm_0 = group_norm(in_channels)
+        self.Conv_0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.Dense_0 = nn.Linear(features, out_channels)
+        self.GroupNorm_1 = group_norm(out_channels)
+        self.Conv_1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.Conv_2 = None
+        if resample is not None or in_channels != out_channels:
+            self.Conv_2 = nn.Conv2d(in_channels, out_channels, 1)
+        self.dropout = dropout
+        self.resample = resample
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map ``(batch, in_channels, height, width)`` and ``(batch, features)`` to the output."""
+        h = F.silu(self.GroupNorm_0(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.Conv_0(h) + self.Dense_0(features)[:, :, None, None]
+        h = F.dropout(F.silu(self.GroupNorm_1(h)), self.dropout, self.training)
+        h = self.Conv_1(h)
+        if self.Conv_2 is not None:
+            x = self.Conv_2(x)
+        return (x + h) * math.sqrt(0.5)
+
+
+class NIN(nn.Module):
+    """A 1x1 convolution with a weight of shape ``(in, out)``: a "network in network" layer."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.empty(in_channels, out_channels))
+        self.b = nn.Parameter(torch.zeros(out_channels))
+        nn.init.xavier_uniform_(self.W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in, height, width)`` to ``(batch, out, height, width)``."""
+        return F.conv2d(x, self.W.t()[:, :, None, None], self.b)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention between the pixels of an image, with one head, inside a residual connection.
+
+    Args:
+        channels: channels of the input and the output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.GroupNorm_0 = group_norm(channels)
+        self.NIN_0 = NIN(channels, channels)
+        self.NIN_1 = NIN(channels, channels)
+        self.NIN_2 = NIN(channels, channels)
+        self.NIN_3 = NIN(channels, channels)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map ``(batch, channels, height, width)`` to the same shape; ``features`` are not used."""
+        h = self.GroupNorm_0(x)
+        q, k, v = (nin(h).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
+        h = attention(q, k, v).mT.reshape(x.shape)
+        return (x + self.NIN_3(h)) * math.sqrt(0.5)
+
+
+class Chain(nn.ModuleList):
+    """Blocks ``(h, features) -> h`` one after the other."""
+
+    def forward(self, h: Tensor, features: Tensor) -> Tensor:
+        """Apply all blocks."""
+        for block in self:
+            h = block(h, features)
+        return h
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    r"""Scaled dot-product attention $\mathrm{softmax}(q k^T / \sqrt d)\, v$, differentiable.
+
+    The fused kernels of PyTorch have neither a forward-mode derivative nor a second derivative.
+    They are used where no derivative can be asked for; everywhere else the formula is written out,
+    which compiled code fuses again by itself.
+
+    Args:
+        q: queries ``(..., tokens, d)``.
+        k: keys, of the same shape.
+        v: values, of the same shape.
+
+    Returns:
+        ``(..., tokens, d)``.
+    """
+    if _derivatives_possible():
+        weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
+        return weights @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _derivatives_possible() -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return forward_ad._current_level >= 0
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Append zeros below and to the right until height and width are multiples of ``multiple``."""
+    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average over blocks of 2x2 pixels."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Repeat every pixel 2x2 times."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
