@@ -1,0 +1,118 @@
+"""The one place where a time coefficient meets a state.
+
+A state ``x`` is ``(batch, *event)`` with any event shape, ``()`` included. A time ``t`` is a float,
+a tensor of shape ``()`` (shared by the batch) or of shape ``(batch,)`` (one per sample).
+Schedules are evaluated in float64, whatever the dtype of ``t`` or ``x``; the result is cast last.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Time = float | Tensor
+
+_SLACK = 1e-6
+"""Relative overshoot of ``[0, T]`` that is read as rounding (``float32(0.995) > 0.995``)."""
+
+
+def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
+    """Return ``t`` as a float64 tensor of shape ``()`` or ``(batch,)``, clamped to ``[0, T]``.
+
+    Values are checked where that is free: on the CPU and outside compiled or transformed code. On an
+    accelerator a check would stall the device.
+
+    Args:
+        t: time, a float, ``()`` or ``(batch,)``.
+        T: end of the diffusion, in the same unit.
+        name: how the argument is called in error messages.
+
+    Returns:
+        Float64 tensor with the shape of ``t``.
+
+    Raises:
+        TypeError: if ``t`` is neither a float nor a floating-point tensor.
+        ValueError: if ``t`` has more than one dimension, is not finite or lies outside ``[0, T]``.
+    """
+    if not isinstance(t, Tensor):
+        try:
+            t = torch.as_tensor(float(t), dtype=torch.float64)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name}: expected a float or a floating-point tensor of shape () or (batch,), "
+                f"got {type(t).__name__}; convert it with torch.as_tensor"
+            ) from None
+    elif not t.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating-point time in [0, {T:g}], got {t.dtype}; "
+            "a table's index becomes a time through its `times`"
+        )
+    if t.ndim > 1:
+        raise ValueError(
+            f"{name}: expected shape () or (batch,), got {tuple(t.shape)}; "
+            "give one time per sample (for shape (batch, 1) use t.squeeze(-1))"
+        )
+    t = t.to(torch.float64)
+    if _can_look(t):
+        _check_range(t, T, name)
+    return t.clamp(0.0, T) if math.isfinite(T) else t
+
+
+def _can_look(t: Tensor) -> bool:
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+def _check_range(t: Tensor, T: float, name: str) -> None:
+    low, high = torch.aminmax(t.detach()) if t.numel() else (t.new_zeros(()), t.new_zeros(()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name}: expected finite times, got {float(low):g} … {float(high):g}")
+    if low < -_SLACK * min(T, 1.0) or high > T * (1 + _SLACK):
+        raise ValueError(
+            f"{name}: expected times in [0, {T:g}], got {float(low):g} … {float(high):g}; "
+            "0 is the data end and T the noise end of the diffusion"
+        )
+
+
+def check_batch(t: Tensor, x: Tensor, name: str = "t") -> None:
+    """Raise a ``ValueError`` unless ``t`` is ``()`` or has one entry per row of ``x``."""
+    if t.ndim == 1 and (x.ndim == 0 or t.shape[0] != x.shape[0]):
+        raise ValueError(
+            f"{name}: expected shape () or ({x.shape[0] if x.ndim else 'batch'},) to go with x of "
+            f"shape {tuple(x.shape)}, got {tuple(t.shape)}; one time per sample or one for all"
+        )
+
+
+def like_time(value: Tensor, t: Time) -> Tensor:
+    """Cast a float64 coefficient to the dtype of ``t`` if that is a tensor, else leave it."""
+    return value.to(t.dtype) if isinstance(t, Tensor) else value
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shape and cast a coefficient ``()`` or ``(batch,)`` so that it multiplies ``x`` ``(batch, *event)``.
+
+    A scalar that lives on the CPU stays there: PyTorch takes it as a number, without a copy.
+
+    Example:
+        >>> x = torch.zeros(2, 3, 4)
+        >>> expand(torch.ones(2, dtype=torch.float64), x).shape
+        torch.Size([2, 1, 1])
+    """
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype)
+    check_batch(coefficient, x)
+    return coefficient.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def per_sample(t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` ``()`` or ``(batch,)`` as ``(batch,)``, on the device of ``x``."""
+    check_batch(t, x)
+    return t.to(x.device).expand(x.shape[0])
+
+
+def flatten(x: Tensor) -> Tensor:
+    """Return ``x`` ``(batch, *event)`` as ``(batch, d)``, with d = 1 for scalar events."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))

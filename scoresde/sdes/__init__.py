@@ -1,0 +1,24 @@
+"""What noise does to data: diffusions given by their two curves, log α(t) and log σ(t)."""
+
+from scoresde.sdes.base import SDE, Reverse
+from scoresde.sdes.cosine import CosineSDE
+from scoresde.sdes.gaussian import GaussianSDE
+from scoresde.sdes.rectified import RectifiedFlow
+from scoresde.sdes.variance_exploding import EDMSDE, VESDE
+from scoresde.sdes.variance_preserving import VPSDE, SubVPSDE
+
+FAMILY = (VPSDE, SubVPSDE, VESDE, CosineSDE, EDMSDE, RectifiedFlow)
+"""The members, each ready to use as ``member()``; a line here enrols one in the contract tests."""
+
+__all__ = [
+    "FAMILY",
+    "SDE",
+    "CosineSDE",
+    "EDMSDE",
+    "GaussianSDE",
+    "RectifiedFlow",
+    "Reverse",
+    "SubVPSDE",
+    "VESDE",
+    "VPSDE",
+]

@@ -1,0 +1,241 @@
+r"""Diffusions with a Gaussian kernel: two curves, log α(t) and log σ(t), and what follows from them.
+
+    x_t = α(t) x_0 + σ(t) ε,        λ = log α − log σ,        ρ = σ/α = e^{−λ}.
+
+The linear SDE dx = f x dt + g dw with this kernel has
+
+    f = (log α)′,        g² = (σ²)′ − 2 f σ² = −2 σ² λ′,
+
+so that λ must fall strictly. For s < t the kernel between two times is x_t = (α_t/α_s) x_s + …
+with variance σ_t² − (α_t/α_s)² σ_s² = −σ_t² expm1(2(λ_t − λ_s)): a difference that never cancels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from scoresde._shapes import Time, as_time, check_batch, expand, like_time
+from scoresde.sdes.base import SDE
+
+_CLOSED_END = 1e-12
+"""What is singular at t = 0, where log σ may be −∞, is read at this fraction of T."""
+
+_BISECTIONS = 64
+
+
+class GaussianSDE(SDE):
+    r"""A diffusion with x_t = α(t) x_0 + σ(t) ε, given by ``log_alpha`` and ``log_sigma`` alone.
+
+    A subclass writes the two curves as differentiable PyTorch functions of a float64 time; drift,
+    diffusion, kernels, prior and inverse are derived here, once, and are final. Write the curves so
+    that they keep their digits near t = 0 (``expm1``, ``log1p``).
+
+    Example:
+        >>> class Linear(GaussianSDE):                  # σ² = t, the Brownian bridge to nowhere
+        ...     def log_alpha(self, t):
+        ...         return torch.zeros_like(t)
+        ...     def log_sigma(self, t):
+        ...         return 0.5 * torch.log(t)
+        >>> Linear().diffusion(torch.tensor([0.25, 1.0]))
+        tensor([1., 1.])
+
+    References:
+        Song et al. 2021, arXiv:2011.13456, section 3.4 and appendix B; Kingma et al., *Variational
+        diffusion models*, 2021, arXiv:2107.00630, section 3 (λ, and the kernel between two times).
+    """
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Return log α(t) for a float64 time, elementwise and differentiable."""
+
+    @abstractmethod
+    def log_sigma(self, t: Tensor) -> Tensor:
+        """Return log σ(t) for a float64 time, elementwise and differentiable."""
+
+    @final
+    def alpha(self, t: Time) -> Tensor:
+        """Return the signal scale α(t), shaped like ``t``."""
+        return like_time(self.log_alpha(as_time(t, self.T)).exp(), t)
+
+    @final
+    def sigma(self, t: Time) -> Tensor:
+        """Return the noise scale σ(t), shaped like ``t``."""
+        return like_time(self.log_sigma(as_time(t, self.T)).exp(), t)
+
+    @final
+    def half_logsnr(self, t: Time) -> Tensor:
+        """Return λ(t) = log α − log σ, half the log signal-to-noise ratio, shaped like ``t``."""
+        return like_time(self._half_logsnr(as_time(t, self.T)), t)
+
+    @final
+    def time_at(self, half_logsnr: Time) -> Tensor:
+        """Return the time t in [0, T] at which λ(t) has the given value: the inverse of λ.
+
+        Found by bisection in float64, so that any member of the family has it; values beyond the
+        ends of the diffusion give the ends.
+
+        Args:
+            half_logsnr: λ, a float or a tensor of any shape.
+
+        Returns:
+            t, shaped like ``half_logsnr``.
+        """
+        target = torch.as_tensor(half_logsnr).detach().to(torch.float64)
+        if torch.isnan(target).any():
+            raise ValueError("half_logsnr: expected numbers, got NaN")
+        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
+        with torch.no_grad():
+            for _ in range(_BISECTIONS):
+                middle = 0.5 * (low + high)
+                early = self._half_logsnr(middle) > target
+                low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return like_time(0.5 * (low + high), half_logsnr)
+
+    @final
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """Return f(t) x with f = (log α)′, shaped like ``x``."""
+        time = as_time(t, self.T)
+        check_batch(time, x)
+        return expand(self.rates(time)[0], x) * x
+
+    @final
+    def diffusion(self, t: Time) -> Tensor:
+        """Return g(t) with g² = −2 σ² λ′, shaped like ``t``."""
+        return like_time(self.rates(as_time(t, self.T))[1].sqrt(), t)
+
+    @final
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (f, g²), the coefficients of dx = f x dt + g dw, shaped like ``t``.
+
+        Both come from automatic differentiation of the two curves; at t = 0 they are the limits.
+        """
+        time = self.interior(t)
+        f, slope = _derivatives(lambda u: (self.log_alpha(u), self._half_logsnr(u)), time)
+        variance = torch.exp(2 * self.log_sigma(time))
+        return like_time(f, t), like_time(-2 * variance * slope, t)
+
+    @final
+    def interior(self, t: Time) -> Tensor:
+        """Return ``t`` as a float64 time, moved off the closed end t = 0 by 10⁻¹² T if it lies there.
+
+        Slopes of log σ, and scores written through ε/σ, are infinite at t = 0 itself.
+        """
+        return as_time(t, self.T).clamp(min=_CLOSED_END * self.T)
+
+    @final
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of p(x_t | x_0) = N(α x_0, σ² I).
+
+        Args:
+            x0: clean data ``(batch, *event)``.
+            t: float, ``()`` or ``(batch,)``.
+
+        Returns:
+            The mean, shaped like ``x0``, and the standard deviation, shaped like ``t``.
+        """
+        time = as_time(t, self.T)
+        check_batch(time, x0)
+        mean = expand(self.log_alpha(time).exp(), x0) * x0
+        return mean, self.log_sigma(time).exp().to(x0.dtype)
+
+    @final
+    def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Return scale and standard deviation of p(x_t | x_s) = N(scale · x_s, std² I), s <= t.
+
+        Args:
+            s: the earlier time, a float, ``()`` or ``(batch,)``.
+            t: the later time, likewise.
+
+        Returns:
+            α_t/α_s and √(σ_t² − (α_t/α_s)² σ_s²), shaped like ``s`` and ``t`` together.
+
+        Raises:
+            ValueError: if some s > t; the kernel runs from data to noise.
+
+        References:
+            Kingma et al. 2021, arXiv:2107.00630, eq. 23.
+        """
+        early, late = as_time(s, self.T, "s"), as_time(t, self.T)
+        if early.device.type == late.device.type == "cpu" and bool((early > late).any()):
+            raise ValueError(
+                f"s, t: expected s <= t, got s={s}, t={t}; the kernel runs from the earlier time s to "
+                "the later t, swap them"
+            )
+        scale = torch.exp(self.log_alpha(late) - self.log_alpha(early))
+        lost = -torch.expm1(2 * (self._half_logsnr(late) - self._half_logsnr(early)))
+        std = torch.exp(self.log_sigma(late)) * lost.clamp(min=0.0).sqrt()
+        std = torch.where(early == late, torch.zeros_like(std), std)
+        template = t if isinstance(t, Tensor) else s
+        return like_time(scale, template), like_time(std, template)
+
+    @final
+    def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """Return x_t = α(t) x_0 + σ(t) ε.
+
+        Args:
+            x0: clean data ``(batch, *event)``.
+            t: float, ``()`` or ``(batch,)``.
+            noise: ε, a standard normal draw shaped like ``x0``.
+
+        Returns:
+            The noised data, shaped like ``x0``.
+        """
+        if noise.shape != x0.shape:
+            raise ValueError(
+                f"noise: expected the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}"
+            )
+        mean, std = self.marginal(x0, t)
+        return mean + expand(std, x0) * noise
+
+    def index_at(self, t: Time) -> Tensor:
+        """Return the index at ``t`` in the table of a discretised diffusion, shaped like ``t``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no table to index: use a discretised SDE, or label the network "
+            "by time, σ or log-SNR"
+        )
+
+    def prior_scale(self) -> float:
+        """Return the standard deviation of the prior, σ(T) unless the family has a stationary law."""
+        return float(self.sigma(self.T))
+
+    def prior(
+        self,
+        event_shape: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Distribution:
+        """Return N(0, prior_scale² I), the data-independent stand-in for the law at T."""
+        zeros = torch.zeros(tuple(event_shape), dtype=dtype, device=device)
+        normal = Normal(zeros, torch.full_like(zeros, self.prior_scale()), validate_args=False)
+        return Independent(normal, zeros.ndim, validate_args=False)
+
+    def _half_logsnr(self, time: Tensor) -> Tensor:
+        return self.log_alpha(time) - self.log_sigma(time)
+
+
+def _derivatives(
+    curves: Callable[[Tensor], Sequence[Tensor]], t: Tensor
+) -> tuple[Tensor, ...]:
+    """Differentiate elementwise curves at ``t``, in any grad mode; keeps the graph if ``t`` has one."""
+    keep = t.requires_grad and torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        time = t if keep else t.detach().clone().requires_grad_()
+        return tuple(
+            _derivative(curve, time, keep) for curve in curves(time)
+        )
+
+
+def _derivative(curve: Tensor, time: Tensor, keep: bool) -> Tensor:
+    if not curve.requires_grad:
+        return torch.zeros_like(time)
+    (slope,) = torch.autograd.grad(curve.sum(), time, create_graph=keep, retain_graph=True,
+                                   allow_unused=True)
+    slope = torch.zeros_like(time) if slope is None else slope
+    return slope if keep else slope.detach()
