@@ -1,0 +1,52 @@
+"""Objects as records: what a saved model says of the objects to rebuild, in plain JSON.
+
+A class can be recorded if every constructor argument is kept as an attribute of the same name. Only
+classes of a given catalogue are ever rebuilt; nothing is imported or run by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Catalogue = Mapping[str, type]
+
+
+def describe(value: Any, catalogue: Catalogue) -> Any:
+    """Return ``value`` as JSON-ready data, or raise ``TypeError`` if it can't be rebuilt from them."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, list | tuple):
+        return [describe(item, catalogue) for item in value]
+    name = type(value).__name__
+    if catalogue.get(name) is not type(value):
+        raise TypeError(f"{name}: expected a class of scoresde, which can be rebuilt by name")
+    arguments = inspect.signature(type(value)).parameters
+    return {
+        "class": name,
+        "arguments": {key: describe(getattr(value, key), catalogue) for key in arguments},
+    }
+
+
+def rebuild(record: Any, catalogue: Catalogue) -> Any:
+    """Return the object that :func:`describe` told of; unknown names and arguments raise ``ValueError``."""
+    if isinstance(record, list):
+        return tuple(rebuild(item, catalogue) for item in record)
+    if not isinstance(record, dict):
+        return record
+    if "tensor" in record:
+        return torch.tensor(record["tensor"], dtype=getattr(torch, record["dtype"]))
+    name = record.get("class")
+    if name not in catalogue:
+        raise ValueError(f"class: expected one of {sorted(catalogue)}, got {name!r}")
+    arguments = {key: rebuild(item, catalogue) for key, item in record["arguments"].items()}
+    try:
+        return catalogue[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"arguments of {name}: {error}") from None

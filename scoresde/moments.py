@@ -1,0 +1,144 @@
+r"""What is known of the data's first two moments, and the Gaussian they define.
+
+If the data have mean m and covariance C = E diag(c) Eᵀ, the best Gaussian stand-in for
+p(x_t) is N(α m, α² C + σ² I). Three places use it: coordinates in which the flow of Gaussian data is
+a straight standing line, the terminal law of a likelihood, and control variates of traces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_state
+from scoresde._modules import ExactModule
+from scoresde._shapes import flatten
+
+_LARGEST_BASIS = 1024
+
+
+class Moments(ExactModule):
+    r"""Mean and covariance of the data, as a Gaussian N(m, E diag(c) Eᵀ).
+
+    Args:
+        mean: m, a number for all coordinates or a tensor of the event's shape.
+        variance: c >= 0, a number or a tensor ``(d,)``: per coordinate, or per column of ``basis``.
+        basis: E, orthonormal columns ``(d, d)``; None for the coordinate axes.
+        known: whether the numbers come from data; ``Moments()`` is the guess (0, 1), not known.
+
+    Raises:
+        ValueError: if a variance is negative, or the shapes do not fit each other.
+
+    Example:
+        >>> moments = Moments.of(torch.randn(1000, 1, 8, 8) * 0.5 + 2.0)
+        >>> moments.mean.shape, moments.variance.shape, moments.basis.shape
+        (torch.Size([1, 8, 8]), torch.Size([64]), torch.Size([64, 64]))
+    """
+
+    mean: Tensor
+    variance: Tensor
+    basis: Tensor | None
+
+    def __init__(
+        self,
+        mean: float | Tensor = 0.0,
+        variance: float | Tensor = 1.0,
+        basis: Tensor | None = None,
+        known: bool = False,
+    ) -> None:
+        super().__init__()
+        mean = torch.as_tensor(mean, dtype=torch.float64).clone()
+        variance = torch.as_tensor(variance, dtype=torch.float64).clone()
+        if variance.ndim > 1 or not bool((variance >= 0).all()):
+            raise ValueError(
+                f"variance: expected a number or a tensor (d,), all >= 0, got {variance}; "
+                "a full covariance is given by its eigenvalues and `basis`"
+            )
+        self.register_buffer("mean", mean)
+        self.register_buffer("variance", variance)
+        if basis is not None:
+            basis = basis.to(torch.float64).clone()
+            if variance.ndim != 1 or basis.shape != 2 * variance.shape:
+                raise ValueError(
+                    f"basis: expected shape (d, d) for variance of shape (d,), got {tuple(basis.shape)} "
+                    f"and {tuple(variance.shape)}; its columns are the covariance's eigenvectors"
+                )
+        self.register_buffer("basis", basis)
+        self.known = bool(known)
+
+    @classmethod
+    def of(cls, data: Tensor) -> Moments:
+        """Estimate the moments of ``data`` ``(n, *event)``.
+
+        The whole covariance where d <= 1024 (eigenvectors included), the variance of each coordinate
+        above.
+
+        Args:
+            data: samples ``(n, *event)``, floating point, n >= 2.
+
+        Returns:
+            The sample moments, marked as known.
+        """
+        check_state("data", data)
+        if data.shape[0] < 2:
+            raise ValueError(f"data: expected at least 2 samples, got {data.shape[0]}")
+        mean = data.double().mean(0)
+        centred = flatten(data.double() - mean)
+        if centred.shape[1] > _LARGEST_BASIS:
+            return cls(mean, centred.square().sum(0) / (len(centred) - 1), known=True)
+        return cls.from_covariance(mean, centred.T @ centred / (len(centred) - 1))
+
+    @classmethod
+    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> Moments:
+        """Make moments from a mean of the event's shape and a covariance ``(d, d)``."""
+        variance, basis = torch.linalg.eigh(covariance.to(torch.float64))
+        return cls(mean, variance.clamp(min=0.0), basis, known=True)
+
+    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return S = √(α² c + σ²) for α, σ of shape ``(…)``: shape ``(…, 1)`` or ``(…, d)``."""
+        alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
+        return torch.sqrt(alpha**2 * self.variance + sigma**2)
+
+    def rotate(self, v: Tensor) -> Tensor:
+        """Return Eᵀ v for ``v`` ``(batch, d)``."""
+        return v if self.basis is None else v @ self.basis.to(v.dtype)
+
+    def rotate_back(self, v: Tensor) -> Tensor:
+        """Return E v for ``v`` ``(batch, d)``."""
+        return v if self.basis is None else v @ self.basis.T.to(v.dtype)
+
+    def whiten(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return z = Eᵀ(x − α m)/S ``(batch, d)`` for ``x`` ``(batch, *event)``; α, σ ``()`` or ``(batch,)``."""
+        centred = flatten(x) - alpha.unsqueeze(-1) * self._flat_mean(x)
+        return self.rotate(centred) / self.scale(alpha, sigma)
+
+    def colour(
+        self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]
+    ) -> Tensor:
+        """Return x = α m + E S z ``(batch, *event)`` for ``z`` ``(batch, d)``: the inverse of whiten."""
+        flat = self.rotate_back(z * self.scale(alpha, sigma))
+        x = flat + alpha.unsqueeze(-1) * self._flat_mean(z)
+        return x.reshape(z.shape[0], *event_shape)
+
+    def log_det(self, alpha: Tensor, sigma: Tensor, dimension: int) -> Tensor:
+        """Return Σ log S over the ``dimension`` coordinates, shaped like α."""
+        logs = torch.log(self.scale(alpha, sigma))
+        return logs.sum(-1) * (dimension / logs.shape[-1])
+
+    def log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return log N(x; α m, α² C + σ² I) in nats ``(batch,)`` for ``x`` ``(batch, *event)``."""
+        z = self.whiten(x.double(), alpha, sigma)
+        dimension = z.shape[1]
+        normaliser = 0.5 * dimension * math.log(2 * math.pi) + self.log_det(alpha, sigma, dimension)
+        return -0.5 * z.square().sum(1) - normaliser
+
+    def _flat_mean(self, like: Tensor) -> Tensor:
+        return self.mean.reshape(-1).to(like.dtype)
+
+    def extra_repr(self) -> str:
+        """Show what is known."""
+        kind = "diagonal" if self.basis is None else "full"
+        return f"known={self.known}, {kind} covariance of shape {tuple(self.variance.shape)}"

@@ -1,0 +1,232 @@
+r"""What a network predicts, and the label it is told the time by.
+
+Every parametrisation in use is linear in the state, the network's output y and the denoised
+x̂ = E[x_0 | x_t]. Written around the hub x̂ it is three coefficients,
+
+    x̂ = x/α + k x + c y,        y = network(c_in x, label),
+
+and converting between any two is one composition. The skip is told as its difference k from 1/α,
+so that no conversion cancels near the data end, where x̂ ≈ x/α.
+
+| prediction | y | k | c | c_in |
+|---|---|---|---|---|
+| NOISE | ε̂ = (x − αx̂)/σ | 0 | −σ/α | 1 |
+| SCORE | s = −ε̂/σ | 0 | σ²/α | 1 |
+| DATA | x̂ | −1/α | 1 | 1 |
+| VELOCITY | v = αε̂ − σx̂ | −σ²/(α(α²+σ²)) | −σ/(α²+σ²) | 1 |
+| FLOW | u = dx/dt of the probability flow | 2fσ²/(αg²) | −2σ²/(αg²) | 1 |
+| edm(σ_d) | F of EDM, ρ = σ/α, S² = σ_d²+ρ² | −ρ²/(αS²) | σ_d ρ/S | 1/(αS) |
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_positive
+from scoresde.sdes.gaussian import GaussianSDE
+
+
+class Coefficients(NamedTuple):
+    """x̂ = x/α + residual·x + output·y with y = network(input·x); float64, shaped like t."""
+
+    input: Tensor
+    residual: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction(ABC):
+    """A parametrisation of the denoiser, as three coefficients of time (see the module's table)."""
+
+    @abstractmethod
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return the three coefficients at float64 times in (0, T], shaped like ``t``."""
+
+
+@dataclass(frozen=True)
+class NoisePrediction(Prediction):
+    """The network predicts the noise, ε̂ = E[ε | x_t].
+
+    References:
+        Ho et al., *Denoising diffusion probabilistic models*, 2020, arXiv:2006.11239, eq. 11.
+    """
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1, 0, −σ/α)."""
+        ratio = torch.exp(-sde.half_logsnr(t))
+        return Coefficients(torch.ones_like(t), torch.zeros_like(t), -ratio)
+
+
+@dataclass(frozen=True)
+class ScorePrediction(Prediction):
+    """The network predicts the score, s = ∇ log p_t(x).
+
+    References:
+        Song et al. 2021, arXiv:2011.13456, eq. 7; Efron, *Tweedie's formula*, 2011.
+    """
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1, 0, σ²/α)."""
+        gain = torch.exp(2 * sde.log_sigma(t) - sde.log_alpha(t))
+        return Coefficients(torch.ones_like(t), torch.zeros_like(t), gain)
+
+
+@dataclass(frozen=True)
+class DataPrediction(Prediction):
+    """The network predicts the clean data, x̂ = E[x_0 | x_t]."""
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1, −1/α, 1)."""
+        one = torch.ones_like(t)
+        return Coefficients(one, -torch.exp(-sde.log_alpha(t)), one)
+
+
+@dataclass(frozen=True)
+class VelocityPrediction(Prediction):
+    """The network predicts v = α ε̂ − σ x̂.
+
+    References:
+        Salimans & Ho, *Progressive distillation*, 2022, arXiv:2202.00512, appendix D.
+    """
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1, −σ²/(α(α²+σ²)), −σ/(α²+σ²))."""
+        alpha, sigma = torch.exp(sde.log_alpha(t)), torch.exp(sde.log_sigma(t))
+        total = alpha**2 + sigma**2
+        return Coefficients(torch.ones_like(t), -(sigma**2) / (alpha * total), -sigma / total)
+
+
+@dataclass(frozen=True)
+class FlowPrediction(Prediction):
+    """The network predicts the probability flow's own velocity u = dx/dt = f x − ½ g² s.
+
+    For :class:`~scoresde.sdes.RectifiedFlow` that is E[ε − x_0 | x_t], what flow matching learns
+    (its sign is turned where time runs from noise to data).
+
+    References:
+        Lipman et al. 2022, arXiv:2210.02747, eq. 10.
+    """
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1, 2fσ²/(αg²), −2σ²/(αg²))."""
+        f, g2 = sde.rates(t)
+        gain = 2 * torch.exp(2 * sde.log_sigma(t) - sde.log_alpha(t)) / g2
+        return Coefficients(torch.ones_like(t), f * gain, -gain)
+
+
+@dataclass(frozen=True)
+class EDMPrediction(Prediction):
+    """The preconditioning of EDM: inputs, targets and outputs of unit variance at every time.
+
+    Args:
+        sigma_data: standard deviation of the data, in their own unit.
+
+    References:
+        Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive("sigma_data", self.sigma_data)
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1/(αS), −ρ²/(αS²), σ_d ρ/S) with ρ = σ/α, S² = σ_d² + ρ²."""
+        alpha, ratio = torch.exp(sde.log_alpha(t)), torch.exp(-sde.half_logsnr(t))
+        total = torch.sqrt(self.sigma_data**2 + ratio**2)
+        residual = -(ratio**2) / (alpha * total**2)
+        return Coefficients(1 / (alpha * total), residual, self.sigma_data * ratio / total)
+
+
+NOISE = NoisePrediction()
+SCORE = ScorePrediction()
+DATA = DataPrediction()
+VELOCITY = VelocityPrediction()
+FLOW = FlowPrediction()
+edm = EDMPrediction
+
+
+@dataclass(frozen=True)
+class Label(ABC):
+    """How a network is told the time: a function (sde, t) -> label, shaped like ``t``."""
+
+    @abstractmethod
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return the label for float64 times, shaped like ``t``."""
+
+
+@dataclass(frozen=True)
+class TimeLabel(Label):
+    """The label is scale · t (999 t for the published continuous VP networks)."""
+
+    scale: float = 1.0
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return scale · t."""
+        return self.scale * t
+
+
+@dataclass(frozen=True)
+class SigmaLabel(Label):
+    """The label is σ(t), as in the published continuous VE networks."""
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return σ(t)."""
+        return torch.exp(sde.log_sigma(t))
+
+
+@dataclass(frozen=True)
+class LogSNRLabel(Label):
+    """The label is scale · λ(t), λ = log α − log σ; EDM's c_noise = ¼ ln ρ is scale = −¼."""
+
+    scale: float = 1.0
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return scale · λ(t)."""
+        return self.scale * sde.half_logsnr(t)
+
+
+@dataclass(frozen=True)
+class IndexLabel(Label):
+    """The label is the index 0 … N−1 of the SDE's table, linear and unrounded between its knots."""
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return the table's index at ``t``."""
+        return sde.index_at(t)
+
+
+by_time = TimeLabel()
+by_sigma = SigmaLabel()
+by_half_logsnr = LogSNRLabel()
+by_index = IndexLabel()
+
+__all__ = [
+    "DATA",
+    "FLOW",
+    "NOISE",
+    "SCORE",
+    "VELOCITY",
+    "Coefficients",
+    "DataPrediction",
+    "EDMPrediction",
+    "FlowPrediction",
+    "IndexLabel",
+    "Label",
+    "LogSNRLabel",
+    "NoisePrediction",
+    "Prediction",
+    "ScorePrediction",
+    "SigmaLabel",
+    "TimeLabel",
+    "VelocityPrediction",
+    "by_half_logsnr",
+    "by_index",
+    "by_sigma",
+    "by_time",
+    "edm",
+]
