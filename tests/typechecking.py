@@ -1,8 +1,8 @@
 """The type checker that the test suite applies to every function of scoresde.
 
-jaxtyping checks each call twice: before it, the parameters alone, and after it, the parameters and the
-result. We keep the second check only. So a bad argument meets the library's own error message first,
-and whatever a function accepts and returns must still fit its annotations, shapes included.
+jaxtyping checks each call twice: the parameters before it, parameters and result after it. We keep
+the second check only. So a bad argument meets the library's own error message first, and whatever a
+function accepts and returns must still fit its annotations, shapes included.
 """
 
 from __future__ import annotations
