@@ -1,0 +1,271 @@
+r"""The probability flow in variables where its Gaussian part is exact.
+
+With y = x/α, ρ = σ/α and D(y; ρ) = E[x_0 | y], every Gaussian diffusion has the same flow,
+dy/d ln ρ = y − D. If the data have mean m and covariance E diag(c) Eᵀ, write
+
+    w = Eᵀ(y − m),     S = √(c + ρ²),     z = w/S,     A = c/(c + ρ²),     R = Eᵀ(D − m) − A w.
+
+Then dz/d ln ρ = −R/S: Gaussian data stand still, and what is left for the solver is what the data
+have beyond a Gaussian. In the angle θ = atan(ρ/b), with b the scale of the data, the whole way from
+ρ = 0 to ρ = ∞ is an interval of length π/2, and d ln ρ/dθ = (ρ² + b²)/(bρ).
+
+Along the flow d log p_z/dθ = −∇_z · (dz/dθ), and p_x(x) = p_z(z)/∏ S_x with S_x = αS. The divergence
+is invariant under the scaling by S, ∇_z·(dz/dθ) = ∇_w·h with h = S dz/dθ = −R d ln ρ/dθ, and is taken
+of h, whose Jacobian is symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde._shapes import expand, flatten
+from scoresde._streams import Streams
+from scoresde.score import Score
+from scoresde.sdes import GaussianSDE
+from scoresde.traces import Trace
+
+
+class Slope(NamedTuple):
+    """The flow at a point of the path, for ``m`` samples; float64.
+
+    Attributes:
+        velocity: dz/dτ ``(m, d)``.
+        divergence: independent estimates of ∇·(dz/dτ), ``(m, k)``; k = 0 where none was asked for.
+        gradient: ∇_z log p_z ``(m, d)`` as the score tells it.
+    """
+
+    velocity: Tensor
+    divergence: Tensor
+    gradient: Tensor
+
+
+class Flow(ABC):
+    """The probability flow of a score as an initial-value problem dz/dτ, z of shape ``(batch, d)``.
+
+    Attributes:
+        start: τ at the data end of the interval.
+        end: τ at its noise end.
+        event_shape: shape of one sample.
+    """
+
+    start: float
+    end: float
+    event_shape: tuple[int, ...]
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates of one sample."""
+        return math.prod(self.event_shape)
+
+    @abstractmethod
+    def enter(self, x: Tensor, tau: float) -> Tensor:
+        """Return z ``(batch, d)`` in float64 for the state ``x`` ``(batch, *event)`` at τ."""
+
+    @abstractmethod
+    def leave(self, z: Tensor, tau: float) -> Tensor:
+        """Return the state x ``(batch, *event)`` in float64 for ``z`` ``(batch, d)`` at τ."""
+
+    @abstractmethod
+    def log_volume(self, tau: float) -> float:
+        """Return log |det ∂x/∂z| at τ, so that log p_x = log p_z − log_volume."""
+
+    @abstractmethod
+    def slope(
+        self,
+        tau: Tensor,
+        z: Tensor,
+        rows: Tensor | slice,
+        trace: Trace | None = None,
+        streams: Streams | None = None,
+        differentiable: bool = False,
+    ) -> Slope:
+        """Evaluate the flow for some rows of the batch, at a time of their own each.
+
+        Args:
+            tau: ``(m,)``, float64.
+            z: ``(m, d)``, float64.
+            rows: which rows of the batch they are, for conditions held per sample.
+            trace: the estimator of the divergence; None for none.
+            streams: the rows' random streams, at the position to draw from.
+            differentiable: keep the graph.
+        """
+
+
+class GaussianFlow(Flow):
+    """The flow of a Gaussian diffusion in the standardised variable z and the angle θ.
+
+    Args:
+        score: the score, whose moments fix m, c and E.
+        event_shape: shape of one sample.
+        t_min: data end of the path, the SDE's own by default.
+        t_max: noise end of the path, the SDE's T by default.
+        pivot: b, the scale of the angle; the data's root mean variance by default.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        event_shape: Sequence[int],
+        t_min: float | None = None,
+        t_max: float | None = None,
+        pivot: float | None = None,
+    ) -> None:
+        self.score = score
+        self.sde: GaussianSDE = score.sde
+        self.moments = score.moments
+        self.event_shape = tuple(event_shape)
+        spread = float(self.moments.variance.mean().sqrt())
+        self.pivot = (spread if spread > 0 else 1.0) if pivot is None else pivot
+        self.t_min = self.sde.t_min if t_min is None else t_min
+        self.t_max = self.sde.T if t_max is None else t_max
+        self.start, self.end = self.angle(self.t_min), self.angle(self.t_max)
+
+    def angle(self, t: float) -> float:
+        """Return θ = atan(ρ(t)/b)."""
+        return math.atan2(math.exp(-float(self.sde.half_logsnr(t))), self.pivot)
+
+    def time(self, tau: Tensor) -> Tensor:
+        """Return the diffusion time t at the angle θ, in [t_min, t_max]."""
+        half_logsnr = -torch.log(self.pivot * torch.tan(tau))
+        return self.sde.time_at(half_logsnr).clamp(self.t_min, self.t_max)
+
+    def enter(self, x: Tensor, tau: float) -> Tensor:
+        """Return z = Eᵀ(x − αm)/√(α²c + σ²)."""
+        alpha, sigma = self._scales(self._at(tau, x.device))
+        return self.moments.whiten(x.double(), alpha, sigma)
+
+    def leave(self, z: Tensor, tau: float) -> Tensor:
+        """Return x = αm + E z √(α²c + σ²)."""
+        alpha, sigma = self._scales(self._at(tau, z.device))
+        return self.moments.colour(z, alpha, sigma, self.event_shape)
+
+    def log_volume(self, tau: float) -> float:
+        """Return Σ log √(α²c + σ²)."""
+        alpha, sigma = self._scales(self._at(tau, self.moments.variance.device))
+        return float(self.moments.log_det(alpha, sigma, self.dimension))
+
+    def slope(
+        self,
+        tau: Tensor,
+        z: Tensor,
+        rows: Tensor | slice,
+        trace: Trace | None = None,
+        streams: Streams | None = None,
+        differentiable: bool = False,
+    ) -> Slope:
+        """Evaluate dz/dθ = −(R/S) d ln ρ/dθ, its divergence and ∇_z log p_z."""
+        time = self.time(tau)
+        alpha, sigma = self._scales(time)
+        ratio = (sigma / alpha).unsqueeze(1)
+        variance = self.moments.variance
+        total = variance + ratio**2
+        shrink = variance / total
+        rate = (ratio**2 + self.pivot**2) / (self.pivot * ratio)
+        score = self.score.rows(rows)
+
+        def residual(w: Tensor) -> Tensor:
+            y = self.moments.rotate_back(w) + self.moments.mean.reshape(-1)
+            x = expand(alpha, y) * y
+            denoised = flatten(score.denoised(x.reshape(-1, *self.event_shape), time))
+            return self.moments.rotate(denoised - self.moments.mean.reshape(-1)) - shrink * w
+
+        def field(w: Tensor) -> Tensor:
+            return -rate * residual(w)
+
+        scale = torch.sqrt(total)
+        w = scale * z
+        if trace is None or streams is None:
+            value, divergence = field(w), w.new_zeros(len(w), 0)
+        else:
+            value, divergence = trace(field, w, streams, differentiable=differentiable)
+        # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)
+        gradient = -scale * value / (rate * ratio**2) - z
+        return Slope(value / scale, divergence, gradient)
+
+    def _at(self, tau: float, device: torch.device) -> Tensor:
+        ends = {self.start: self.t_min, self.end: self.t_max}
+        if tau in ends:
+            return torch.tensor(ends[tau], dtype=torch.float64, device=device)
+        return self.time(torch.tensor(tau, dtype=torch.float64, device=device))
+
+    def _scales(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sde.log_alpha(time).exp(), self.sde.log_sigma(time).exp()
+
+
+class PlainFlow(Flow):
+    """The flow of a general diffusion, dx/dt = f − ½ g² s, as it stands: z = x, τ = t.
+
+    Args:
+        score: the score.
+        event_shape: shape of one sample.
+        t_min: data end of the path, the SDE's own by default.
+        t_max: noise end of the path, the SDE's T by default.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        event_shape: Sequence[int],
+        t_min: float | None = None,
+        t_max: float | None = None,
+    ) -> None:
+        self.score = score
+        self.event_shape = tuple(event_shape)
+        self.start = score.sde.t_min if t_min is None else t_min
+        self.end = score.sde.T if t_max is None else t_max
+
+    def enter(self, x: Tensor, tau: float) -> Tensor:
+        """Return x, flattened."""
+        return flatten(x.double())
+
+    def leave(self, z: Tensor, tau: float) -> Tensor:
+        """Return z in the event's shape."""
+        return z.reshape(z.shape[0], *self.event_shape)
+
+    def log_volume(self, tau: float) -> float:
+        """Return 0."""
+        return 0.0
+
+    def slope(
+        self,
+        tau: Tensor,
+        z: Tensor,
+        rows: Tensor | slice,
+        trace: Trace | None = None,
+        streams: Streams | None = None,
+        differentiable: bool = False,
+    ) -> Slope:
+        """Evaluate dx/dt = f − ½ g² s, its divergence and the score."""
+        score = self.score.rows(rows)
+        half = 0.5 * score.sde.diffusion(tau).square()
+
+        def field(w: Tensor) -> Tensor:
+            x = w.reshape(-1, *self.event_shape)
+            pull = expand(half, x) * score(x, tau)
+            return flatten(score.sde.drift(x, tau) - pull)
+
+        if trace is None or streams is None:
+            value, divergence = field(z), z.new_zeros(len(z), 0)
+        else:
+            value, divergence = trace(field, z, streams, differentiable=differentiable)
+        with torch.no_grad():
+            drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
+        return Slope(value, divergence, (drift - value) / half.unsqueeze(1))
+
+
+def flow_of(
+    score: Score,
+    event_shape: Sequence[int],
+    t_min: float | None = None,
+    t_max: float | None = None,
+) -> Flow:
+    """Return the flow of a score in the best variables its diffusion allows."""
+    if isinstance(score.sde, GaussianSDE):
+        return GaussianFlow(score, event_shape, t_min, t_max)
+    return PlainFlow(score, event_shape, t_min, t_max)

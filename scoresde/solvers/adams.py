@@ -1,0 +1,248 @@
+r"""A per-sample adaptive Adams method: one evaluation a step, path and integral together.
+
+Every sample has its own time, step, order and history of k slopes. A step of size h from τ
+
+    predicts   p = z + ∫ P_k,           P_k through the last k slopes (Adams–Bashforth),
+    evaluates  v, q at (τ + h, p),
+    corrects   z⁺ = z + ∫ P⁺_{k+1},     P⁺ through these and the new slope (Adams–Moulton),
+
+and integrates q with the same weights. The defect e = z⁺ − p controls the step; if the integrand is
+exact, so does the difference between two orders of its integral.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_integer
+from scoresde.solvers.base import Field, Solution, Solver, Status
+
+_SAFETY = 0.9
+_SHRINK, _GROW = 0.3, 2.0
+
+
+@dataclass
+class _Walk:
+    """The samples still under way, one row each."""
+
+    rows: Tensor  # (m,) index in the batch
+    tau: Tensor
+    step: Tensor
+    z: Tensor  # (m, d)
+    integral: Tensor
+    variance: Tensor  # of the integral, from nodes that left the history
+    defect: Tensor  # (m, d) e of the last step
+    gradient: Tensor  # (m, d) ∇ log p at the last node
+    correction: Tensor  # C
+    drift: Tensor  # accumulated differences between two orders of the integral
+    order: Tensor  # (m,) slopes in the history
+    evaluations: Tensor
+    nodes: Tensor  # (m, K) τ of the history, latest first
+    slopes: Tensor  # (m, K, d)
+    rates: Tensor  # (m, K) mean estimate of q
+    spreads: Tensor  # (m, K) variance of that mean
+    weights: Tensor  # (m, K) weight each node has in the integral so far
+
+    def take(self, index: Tensor) -> _Walk:
+        return _Walk(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Adams(Solver):
+    r"""The adaptive Adams predictor–corrector (PEC), one evaluation a step.
+
+    Args:
+        order: most slopes in the history, 1 to 8.
+        max_evaluations: where a sample gives up, with the best it has.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    References:
+        Hairer, Nørsett & Wanner, *Solving ordinary differential equations I*, 1993, sections III.1
+        and III.5 (variable steps).
+    """
+
+    order: int = 5
+    max_evaluations: int = 2000
+    fresh = True
+
+    def __post_init__(self) -> None:
+        check_integer("order", self.order, minimum=1)
+        check_integer("max_evaluations", self.max_evaluations, minimum=2)
+        if self.order > 8:
+            raise ValueError(f"order: expected at most 8, got {self.order}")
+
+    def solve(
+        self,
+        field: Field,
+        z: Tensor,
+        start: float,
+        end: float,
+        *,
+        tolerance: float,
+        noisy: bool = False,
+    ) -> Solution:
+        """Integrate every sample with its own steps (see :meth:`Solver.solve`)."""
+        walk = self._begin(field, z, start, end, tolerance)
+        out = _Arrivals(z, walk)
+        smallest = 1e-12 * abs(end - start)
+        while len(walk.rows):
+            left = end - walk.tau
+            step = torch.where(walk.step.abs() < left.abs(), walk.step, left)
+            trial, accepted, factor = self._step(field, walk, step, tolerance, noisy)
+            walk = _merge(accepted, trial, replace(walk, evaluations=trial.evaluations))
+            arrived = accepted & (step == left)
+            walk.tau = torch.where(arrived, end, walk.tau)
+            walk.step = step * factor
+            stuck = ~arrived & (walk.step.abs() < smallest)
+            spent = ~arrived & ~stuck & (walk.evaluations >= self.max_evaluations)
+            status = torch.full_like(walk.rows, int(Status.CONVERGED))
+            status = torch.where(spent, int(Status.MAX_EVALUATIONS), status)
+            status = torch.where(stuck, int(Status.STEP_TOO_SMALL), status)
+            done = arrived | stuck | spent
+            index = done.nonzero().squeeze(1)
+            if len(index):
+                out.record(walk.take(index), status[index])
+                walk = walk.take((~done).nonzero().squeeze(1))
+        return out.solution()
+
+    def _begin(
+        self, field: Field, z: Tensor, start: float, end: float, tolerance: float
+    ) -> _Walk:
+        """Evaluate twice, at the start and an Euler step away, and choose a first step from both."""
+        n, d = z.shape
+        K = self.order
+        rows = torch.arange(n, device=z.device)
+        zero = z.new_zeros(n)
+        tau = torch.full_like(zero, start)
+        counts = torch.zeros_like(rows)
+        v, q, a = field(tau, z, rows, counts)
+        probe = 1e-4 * (end - start)
+        v1, _, _ = field(tau + probe, z + probe * v, rows, counts + 1)
+        scale = 1 + z.abs()
+        bend = _rms((v1 - v) / (probe * scale))
+        slope = _rms(v / scale)
+        step = torch.sqrt(tolerance / bend.clamp(min=1e-300)).clamp(max=0.1 * abs(end - start))
+        step = torch.minimum(step, 0.5 * tolerance**0.5 / slope.clamp(min=1e-300))
+        step = torch.where(step.isfinite() & (step > 0), step, torch.full_like(step, abs(probe)))
+        history = z.new_zeros(n, K)
+        mean, spread = _average(q)
+        return _Walk(
+            rows=rows, tau=tau, step=math.copysign(1.0, end - start) * step, z=z,
+            integral=zero, variance=zero, defect=torch.zeros_like(z),
+            gradient=torch.zeros_like(z) if a is None else a,
+            correction=zero, drift=zero, order=torch.ones_like(rows), evaluations=counts + 2,
+            nodes=_push(history, tau), slopes=_push(z.new_zeros(n, K, d), v),
+            rates=_push(history, mean), spreads=_push(history, spread), weights=history,
+        )
+
+    def _step(
+        self, field: Field, w: _Walk, step: Tensor, tolerance: float, noisy: bool
+    ) -> tuple[_Walk, Tensor, Tensor]:
+        """Try one step; return the state after it, whether to accept it, and the factor of the next."""
+        k, h = w.order, step.unsqueeze(1)
+        past = (w.nodes - w.tau.unsqueeze(1)) / h
+        present = torch.cat([torch.ones_like(past[:, :1]), past], dim=1)
+        bashforth = _interpolatory(past, k)
+        moulton = _interpolatory(present, k + 1)
+        lower = _interpolatory(present, k)
+        p = w.z + h * torch.einsum("mk,mkd->md", bashforth, w.slopes)
+        tau = w.tau + step
+        v, q, a = field(tau, p, w.rows, w.evaluations)
+        mean, spread = _average(q)
+        slopes = torch.cat([v.unsqueeze(1), w.slopes], dim=1)
+        rates = torch.cat([mean.unsqueeze(1), w.rates], dim=1)
+        spreads = torch.cat([spread.unsqueeze(1), w.spreads], dim=1)
+        z = w.z + h * torch.einsum("mk,mkd->md", moulton, slopes)
+        defect = z - p
+        change = step * (moulton * rates).sum(1)
+        doubt = step * ((moulton - lower) * rates).sum(1)
+        d = w.z.shape[1]
+        error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()))) / tolerance
+        if not noisy:
+            error = torch.maximum(error, doubt.abs() / (d * tolerance))
+        finite = error.isfinite() & z.isfinite().all(1)
+        error = torch.where(finite, error, torch.inf)
+        accepted = error <= 1
+        factor = _SAFETY * error.clamp(min=1e-10) ** (-1 / (k + 1).to(error.dtype))
+        factor = factor.clamp(_SHRINK, _GROW)
+        weights = h * moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
+        gradient = torch.zeros_like(z) if a is None else a
+        correction = 0.5 * ((gradient + w.gradient) * (defect - w.defect)).sum(1)
+        after = _Walk(
+            rows=w.rows, tau=tau, step=step, z=z, integral=w.integral + change,
+            variance=w.variance + weights[:, -1] ** 2 * spreads[:, -1],
+            defect=defect, gradient=gradient, correction=w.correction + correction,
+            drift=w.drift + doubt.abs(), order=(k + 1).clamp(max=self.order),
+            evaluations=w.evaluations + 1,
+            nodes=torch.cat([tau.unsqueeze(1), w.nodes[:, :-1]], dim=1),
+            slopes=slopes[:, :-1], rates=rates[:, :-1], spreads=spreads[:, :-1],
+            weights=weights[:, :-1],
+        )
+        return after, accepted, factor
+
+
+class _Arrivals:
+    """Where finished samples are written, in the order of the batch."""
+
+    def __init__(self, z: Tensor, walk: _Walk) -> None:
+        n = len(z)
+        self._state = z
+        self._columns = z.new_zeros(n, 4)
+        self._counts = torch.zeros(n, 2, dtype=torch.int64, device=z.device)
+
+    def record(self, walk: _Walk, status: Tensor) -> None:
+        variance = walk.variance + (walk.weights**2 * walk.spreads).sum(1)
+        columns = torch.stack(
+            [walk.integral, variance.sqrt(), walk.drift + walk.correction.abs(), walk.tau], dim=1
+        )
+        self._state = self._state.index_copy(0, walk.rows, walk.z)
+        self._columns = self._columns.index_copy(0, walk.rows, columns)
+        counts = torch.stack([walk.evaluations, status], dim=1)
+        self._counts = self._counts.index_copy(0, walk.rows, counts)
+
+    def solution(self) -> Solution:
+        integral, noise, error, reached = self._columns.unbind(1)
+        evaluations, status = self._counts.unbind(1)
+        return Solution(self._state, integral, noise, error, reached, evaluations, status)
+
+
+def _interpolatory(nodes: Tensor, count: Tensor) -> Tensor:
+    """Weights of ∫₀¹ through the first ``count`` of ``nodes`` ``(m, n)``; zero for the others."""
+    n = nodes.shape[1]
+    power = torch.arange(n, device=nodes.device)
+    used = power < count.unsqueeze(1)
+    square = used.unsqueeze(2) & used.unsqueeze(1)
+    vandermonde = nodes.unsqueeze(1) ** power.unsqueeze(1).to(nodes.dtype)
+    identity = torch.eye(n, dtype=nodes.dtype, device=nodes.device)
+    moments = torch.where(used, 1.0 / (power + 1.0), torch.zeros_like(nodes))
+    return torch.linalg.solve(torch.where(square, vandermonde, identity), moments)
+
+
+def _average(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the estimates ``(m, k)`` and the variance of that mean (0 for a single one)."""
+    k = q.shape[1]
+    if k == 0:
+        return q.new_zeros(len(q)), q.new_zeros(len(q))
+    mean = q.mean(1)
+    return mean, q.var(1) / k if k > 1 else torch.zeros_like(mean)
+
+
+def _push(history: Tensor, value: Tensor) -> Tensor:
+    return torch.cat([value.unsqueeze(1), history[:, :-1]], dim=1)
+
+
+def _rms(e: Tensor) -> Tensor:
+    return e.square().mean(1).sqrt()
+
+
+def _merge(mask: Tensor, new: _Walk, old: _Walk) -> _Walk:
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return _Walk(*(choose(getattr(new, f.name), getattr(old, f.name)) for f in fields(new)))
