@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class ExactModule(nn.Module):
     """A module whose buffers move between devices but keep their dtype.
 
-    A schedule or a data covariance in half precision would be another one: ``module.half()`` is meant
-    for the weights of a network, not for these.
+    A schedule or a data covariance in half precision would be another one: ``module.half()`` is
+    meant for the weights of a network, not for these.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactModule:

@@ -17,7 +17,7 @@ Catalogue = Mapping[str, type]
 
 
 def describe(value: Any, catalogue: Catalogue) -> Any:
-    """Return ``value`` as JSON-ready data, or raise ``TypeError`` if it can't be rebuilt from them."""
+    """Return ``value`` as JSON-ready data, or raise ``TypeError`` if it can't be rebuilt."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -35,7 +35,7 @@ def describe(value: Any, catalogue: Catalogue) -> Any:
 
 
 def rebuild(record: Any, catalogue: Catalogue) -> Any:
-    """Return the object that :func:`describe` told of; unknown names and arguments raise ``ValueError``."""
+    """Return the object that :func:`describe` told of, or raise ``ValueError`` if it is unknown."""
     if isinstance(record, list):
         return tuple(rebuild(item, catalogue) for item in record)
     if not isinstance(record, dict):

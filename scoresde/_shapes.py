@@ -21,8 +21,8 @@ _SLACK = 1e-6
 def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
     """Return ``t`` as a float64 tensor of shape ``()`` or ``(batch,)``, clamped to ``[0, T]``.
 
-    Values are checked where that is free: on the CPU and outside compiled or transformed code. On an
-    accelerator a check would stall the device.
+    Values are checked where that is free: on the CPU and outside compiled or transformed code. On
+    an accelerator a check would stall the device.
 
     Args:
         t: time, a float, ``()`` or ``(batch,)``.
@@ -92,7 +92,7 @@ def like_time(value: Tensor, t: Time) -> Tensor:
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shape and cast a coefficient ``()`` or ``(batch,)`` so that it multiplies ``x`` ``(batch, *event)``.
+    """Shape and cast a coefficient ``()`` or ``(batch,)`` to multiply ``x`` ``(batch, *event)``.
 
     A scalar that lives on the CPU stays there: PyTorch takes it as a number, without a copy.
 

@@ -54,7 +54,9 @@ class GaussianMixture(ExactModule, PredictionScore):
     Example:
         >>> from scoresde import VPSDE
         >>> means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
-        >>> mixture = GaussianMixture(torch.ones(2), means, 0.1 * torch.eye(2).expand(2, 2, 2), VPSDE())
+        >>> mixture = GaussianMixture(
+        ...     torch.ones(2), means, 0.1 * torch.eye(2).expand(2, 2, 2), VPSDE()
+        ... )
         >>> x = mixture.sample(4, generator=torch.Generator().manual_seed(0))
         >>> x.shape, mixture.log_prob(x).shape, mixture.divergence(x, 0.5).shape
         (torch.Size([4, 2]), torch.Size([4]), torch.Size([4]))
@@ -174,8 +176,8 @@ class GaussianMixture(ExactModule, PredictionScore):
 def _check_mixture(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
     if weights.ndim != 1 or not bool((weights > 0).all()) or not bool(weights.isfinite().all()):
         raise ValueError(
-            f"weights: expected a tensor (K,) of positive numbers, got {weights}; leave out a component "
-            "of weight zero"
+            f"weights: expected a tensor (K,) of positive numbers, got {weights}; leave out a "
+            "component of weight zero"
         )
     if means.ndim < 1 or means.shape[0] != len(weights) or not bool(means.isfinite().all()):
         raise ValueError(
@@ -185,7 +187,8 @@ def _check_mixture(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
     if covariances.shape != (len(weights), d, d):
         raise ValueError(
             f"covariances: expected shape {(len(weights), d, d)} to go with means of shape "
-            f"{tuple(means.shape)}, got {tuple(covariances.shape)}; for a diagonal use torch.diag_embed"
+            f"{tuple(means.shape)}, got {tuple(covariances.shape)}; for a diagonal use "
+            "torch.diag_embed"
         )
     if not torch.allclose(covariances, covariances.mT, rtol=1e-6, atol=1e-12):
         raise ValueError("covariances: expected symmetric matrices; use (C + C.mT) / 2")

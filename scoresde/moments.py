@@ -1,8 +1,8 @@
 r"""What is known of the data's first two moments, and the Gaussian they define.
 
 If the data have mean m and covariance C = E diag(c) Eᵀ, the best Gaussian stand-in for
-p(x_t) is N(α m, α² C + σ² I). Three places use it: coordinates in which the flow of Gaussian data is
-a straight standing line, the terminal law of a likelihood, and control variates of traces.
+p(x_t) is N(α m, α² C + σ² I). Three places use it: coordinates in which the flow of Gaussian data
+stands still, the terminal law of a likelihood, and control variates of traces.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class Moments(ExactModule):
             basis = basis.to(torch.float64).clone()
             if variance.ndim != 1 or basis.shape != 2 * variance.shape:
                 raise ValueError(
-                    f"basis: expected shape (d, d) for variance of shape (d,), got {tuple(basis.shape)} "
-                    f"and {tuple(variance.shape)}; its columns are the covariance's eigenvectors"
+                    "basis: expected shape (d, d) for variance of shape (d,), got "
+                    f"{tuple(basis.shape)} and {tuple(variance.shape)}; its columns are the "
+                    "covariance's eigenvectors"
                 )
         self.register_buffer("basis", basis)
         self.known = bool(known)
@@ -73,8 +74,8 @@ class Moments(ExactModule):
     def of(cls, data: Tensor) -> Moments:
         """Estimate the moments of ``data`` ``(n, *event)``.
 
-        The whole covariance where d <= 1024 (eigenvectors included), the variance of each coordinate
-        above.
+        The whole covariance where d <= 1024 (eigenvectors included), the variance of each
+        coordinate above.
 
         Args:
             data: samples ``(n, *event)``, floating point, n >= 2.
@@ -111,14 +112,15 @@ class Moments(ExactModule):
         return v if self.basis is None else v @ self.basis.T.to(v.dtype)
 
     def whiten(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return z = Eᵀ(x − α m)/S ``(batch, d)`` for ``x`` ``(batch, *event)``; α, σ ``()`` or ``(batch,)``."""
+        """Return z = Eᵀ(x − α m)/S ``(batch, d)`` for ``x`` ``(batch, *event)``.
+
+        α and σ are float64, ``()`` or ``(batch,)``.
+        """
         centred = flatten(x) - alpha.unsqueeze(-1) * self._flat_mean(x)
         return self.rotate(centred) / self.scale(alpha, sigma)
 
-    def colour(
-        self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]
-    ) -> Tensor:
-        """Return x = α m + E S z ``(batch, *event)`` for ``z`` ``(batch, d)``: the inverse of whiten."""
+    def colour(self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]) -> Tensor:
+        """Return x = α m + E S z ``(batch, *event)`` for ``z`` ``(batch, d)``: undo ``whiten``."""
         flat = self.rotate_back(z * self.scale(alpha, sigma))
         x = flat + alpha.unsqueeze(-1) * self._flat_mean(z)
         return x.reshape(z.shape[0], *event_shape)

@@ -1,6 +1,6 @@
 r"""A network that knows its SDE.
 
-The hub is the denoiser x̂(x, t) = E[x_0 | x_t = x]; for x_t = α x_0 + σ ε everything else is linear in it,
+The hub is the denoiser x̂(x, t) = E[x_0 | x_t = x]; for x_t = α x_0 + σ ε all else is linear in it,
 
     noise ε̂ = (x − α x̂)/σ,      score s = ∇ log p_t = −ε̂/σ,      velocity v = α ε̂ − σ x̂,
 
@@ -46,7 +46,7 @@ class Score(nn.Module, ABC):
 
     Example:
         >>> from scoresde import VPSDE
-        >>> class Origin(Score):                          # all data at 0
+        >>> class Origin(Score):  # all data at 0
         ...     def denoised(self, x, t):
         ...         return torch.zeros_like(x)
         >>> score = Origin(VPSDE())
@@ -64,7 +64,7 @@ class Score(nn.Module, ABC):
 
     @abstractmethod
     def denoised(self, x: Tensor, t: Time) -> Tensor:
-        """Return x̂ = E[x_0 | x_t = x], shaped like ``x`` ``(batch, *event)``; t float, () or (batch,)."""
+        """Return x̂ = E[x_0 | x_t = x], shaped like ``x`` ``(batch, *event)``."""
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
         """Return the score s = ∇ log p_t(x), shaped like ``x`` ``(batch, *event)``."""
@@ -81,7 +81,7 @@ class Score(nn.Module, ABC):
         return self._read(VELOCITY, x, t)
 
     def rows(self, index: Tensor | slice) -> Score:
-        """Return the score of a part of the batch: whatever it holds per sample is indexed alike."""
+        """Return the score of a part of the batch: what it holds per sample is indexed alike."""
         return self
 
     def _read(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
@@ -136,7 +136,7 @@ class FunctionScore(PredictionScore):
 
     Example:
         >>> from scoresde import VPSDE
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())     # data N(0, I) stay N(0, I)
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay N(0, I)
         >>> score.denoised(torch.ones(1, 2), 1e-3)
         tensor([[0.9999, 0.9999]])
     """
@@ -328,8 +328,8 @@ def _convert(
         return output
     if not isinstance(sde, GaussianSDE):
         raise TypeError(
-            f"sde: expected a GaussianSDE to turn {source} into {target}, got {type(sde).__name__}; "
-            "a general SDE has only a score, no denoiser"
+            f"sde: expected a GaussianSDE to turn {source} into {target}, got "
+            f"{type(sde).__name__}; a general SDE has only a score, no denoiser"
         )
     time = sde.interior(t)
     check_batch(time, x)
@@ -342,7 +342,8 @@ def _convert(
 def _same_shape(out: Tensor, x: Tensor, name: str) -> Tensor:
     if out.shape != x.shape:
         raise ValueError(
-            f"{name}: expected an output of the shape of x, {tuple(x.shape)}, got {tuple(out.shape)}"
+            f"{name}: expected an output of the shape of x, {tuple(x.shape)}, got "
+            f"{tuple(out.shape)}"
         )
     return out
 
@@ -406,8 +407,8 @@ def _rebuild_or_take(
         return given
     if "foreign" in record[name]:
         raise ValueError(
-            f"{name}: expected the {record[name]['foreign']} that the file was written with, got None; "
-            f"it is not part of scoresde, so build it and pass {name}="
+            f"{name}: expected the {record[name]['foreign']} that the file was written with, got "
+            f"None; it is not part of scoresde, so build it and pass {name}="
         )
     return rebuild(record[name], catalogue)
 
@@ -439,7 +440,9 @@ def _read_moments(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> M
     )
 
 
-def _load_part(module: nn.Module, part: str, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def _load_part(
+    module: nn.Module, part: str, tensors: Mapping[str, Tensor], path: str | Path
+) -> None:
     state = {
         key.removeprefix(f"{part}."): value
         for key, value in tensors.items()

@@ -11,14 +11,14 @@ FAMILY = (VPSDE, SubVPSDE, VESDE, CosineSDE, EDMSDE, RectifiedFlow)
 """The members, each ready to use as ``member()``; a line here enrols one in the contract tests."""
 
 __all__ = [
+    "EDMSDE",
     "FAMILY",
     "SDE",
+    "VESDE",
+    "VPSDE",
     "CosineSDE",
-    "EDMSDE",
     "GaussianSDE",
     "RectifiedFlow",
     "Reverse",
     "SubVPSDE",
-    "VESDE",
-    "VPSDE",
 ]

@@ -32,12 +32,12 @@ class SDE(ExactModule, ABC):
     r"""A diffusion dx = f(x, t) dt + g(t) dw on [0, T], given by its drift and its diffusion.
 
     A subclass defines :meth:`drift` and :meth:`diffusion`; if it is to be sampled or to give
-    likelihoods, also :meth:`prior`. Everything else follows. Every constructor argument is kept as an
-    attribute of the same name, so that a model can be saved and rebuilt.
+    likelihoods, also :meth:`prior`. Everything else follows. Every constructor argument is kept as
+    an attribute of the same name, so that a model can be saved and rebuilt.
 
     The object is itself what two solver libraries expect: ``sde(t, x)`` is the drift as
-    ``torchdiffeq.odeint`` calls it, and ``f``, ``g``, ``noise_type``, ``sde_type`` make it an SDE of
-    ``torchsde.sdeint`` on states ``(batch, d)``.
+    ``torchdiffeq.odeint`` calls it, and ``f``, ``g``, ``noise_type``, ``sde_type`` make it an SDE
+    of ``torchsde.sdeint`` on states ``(batch, d)``.
 
     Attributes:
         T: the noise end of time.
@@ -48,9 +48,10 @@ class SDE(ExactModule, ABC):
         >>> class OrnsteinUhlenbeck(SDE):
         ...     def drift(self, x, t):
         ...         return -x
+        ...
         ...     def diffusion(self, t):
         ...         return torch.full_like(torch.as_tensor(t, dtype=torch.float64), 2.0).sqrt()
-        >>> reverse = OrnsteinUhlenbeck().reverse(lambda x, t: -x)   # its stationary score
+        >>> reverse = OrnsteinUhlenbeck().reverse(lambda x, t: -x)  # its stationary score
         >>> reverse.drift(torch.ones(2, 3), 0.5)[0]
         tensor([1., 1., 1.])
 
@@ -100,8 +101,8 @@ class SDE(ExactModule, ABC):
             A distribution with ``event_shape`` as its event shape and no batch shape.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has no prior: define `prior(event_shape, *, dtype, device)` as the "
-            "law of x at T, or pass `start=` to a sampler and `prior=` to a likelihood"
+            f"{type(self).__name__} has no prior: define `prior(event_shape, *, dtype, device)` as "
+            "the law of x at T, or pass `start=` to a sampler and `prior=` to a likelihood"
         )
 
     def reverse(

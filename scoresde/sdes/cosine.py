@@ -29,7 +29,9 @@ class CosineSDE(GaussianSDE):
 
     Example:
         >>> sde = CosineSDE()
-        >>> bool(torch.isclose(sde.alpha(0.5)**2 + sde.sigma(0.5)**2, torch.tensor(1.0).double()))
+        >>> bool(
+        ...     torch.isclose(sde.alpha(0.5) ** 2 + sde.sigma(0.5) ** 2, torch.tensor(1.0).double())
+        ... )
         True
 
     References:
@@ -47,7 +49,7 @@ class CosineSDE(GaussianSDE):
         """Return log α(t), in float64, shaped like ``t``."""
         time = as_time(t, self.T)
         rate = 0.5 * math.pi / (1 + self.s)
-        # cos a / cos b = 1 − 2 sin((a+b)/2) sin((a−b)/2) / cos b, which keeps its digits near t = 0.
+        # cos a / cos b = 1 − 2 sin((a+b)/2) sin((a−b)/2) / cos b keeps its digits near t = 0.
         loss = torch.sin(rate * (0.5 * time + self.s)) * torch.sin(0.5 * rate * time)
         return torch.log1p(-2 * loss / math.cos(rate * self.s))
 

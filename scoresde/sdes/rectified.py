@@ -12,8 +12,8 @@ from scoresde.sdes.gaussian import GaussianSDE
 class RectifiedFlow(GaussianSDE):
     r"""The diffusion whose probability flow is the rectified flow: x_t = (1 − t) x_0 + t ε.
 
-    Time runs as everywhere here, data at 0 and noise at T; at t = 1 the drift x/(t − 1) is infinite,
-    so the diffusion ends a little earlier.
+    Time runs as everywhere here, data at 0 and noise at T; at t = 1 the drift x/(t − 1) is
+    infinite, so the diffusion ends a little earlier.
 
     Args:
         T: noise end of time, below 1; α(T) = 1 − T is what is left of the data.
@@ -35,7 +35,9 @@ class RectifiedFlow(GaussianSDE):
     def __init__(self, T: float = 0.999, t_min: float = 1e-5) -> None:
         super().__init__(T, t_min)
         if not T < 1:
-            raise ValueError(f"T: expected T < 1, got {T!r}; α(1) = 0 and the drift is infinite there")
+            raise ValueError(
+                f"T: expected T < 1, got {T!r}; α(1) = 0 and the drift is infinite there"
+            )
 
     def log_alpha(self, t: Time) -> Tensor:
         """Return log(1 − t), in float64, shaped like ``t``."""

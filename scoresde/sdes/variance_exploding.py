@@ -15,8 +15,8 @@ def _check_ladder(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             "sigma_min, sigma_max: expected 0 < sigma_min < sigma_max < inf, got "
-            f"sigma_min={sigma_min!r}, sigma_max={sigma_max!r}; they are the smallest and the largest "
-            "noise level, in units of the data"
+            f"sigma_min={sigma_min!r}, sigma_max={sigma_max!r}; they are the smallest and the "
+            "largest noise level, in units of the data"
         )
 
 
@@ -39,7 +39,7 @@ class VESDE(GaussianSDE):
     Example:
         >>> VESDE().sigma(torch.tensor([0.0, 0.5, 1.0]))
         tensor([1.0000e-02, 7.0711e-01, 5.0000e+01])
-        >>> scale, std = VESDE().transition(0.0, 1.0)      # σ_max² − σ_min²
+        >>> scale, std = VESDE().transition(0.0, 1.0)  # σ_max² − σ_min²
         >>> round(float(scale), 5), round(float(std), 4)
         (1.0, 50.0)
 

@@ -18,9 +18,9 @@ class _LinearRate(GaussianSDE):
         super().__init__(T, t_min)
         if not 0 <= beta_min <= beta_max or not 0 < beta_max < float("inf"):
             raise ValueError(
-                "beta_min, beta_max: expected 0 <= beta_min <= beta_max, beta_max > 0 and finite, got "
-                f"beta_min={beta_min!r}, beta_max={beta_max!r}; they are rates per unit of time "
-                "(N times the first and last beta of a table with N steps)"
+                "beta_min, beta_max: expected 0 <= beta_min <= beta_max, beta_max > 0 and finite, "
+                f"got beta_min={beta_min!r}, beta_max={beta_max!r}; they are rates per unit of "
+                "time (N times the first and last beta of a table with N steps)"
             )
         self.beta_min = float(beta_min)
         self.beta_max = float(beta_max)
@@ -60,7 +60,7 @@ class VPSDE(_LinearRate):
 
     Example:
         >>> sde = VPSDE()
-        >>> sde.diffusion(0.0)**2, sde.diffusion(1.0)**2
+        >>> sde.diffusion(0.0) ** 2, sde.diffusion(1.0) ** 2
         (tensor(0.1000, dtype=torch.float64), tensor(20., dtype=torch.float64))
         >>> mean, std = sde.marginal(torch.ones(3, 2), 1.0)
         >>> round(float(mean[0, 0]), 5), round(float(std), 5)
