@@ -1,4 +1,4 @@
-r"""Diffusions with a Gaussian kernel: two curves, log α(t) and log σ(t), and what follows from them.
+r"""Diffusions with a Gaussian kernel: two curves, log α(t) and log σ(t), and what follows.
 
     x_t = α(t) x_0 + σ(t) ε,        λ = log α − log σ,        ρ = σ/α = e^{−λ}.
 
@@ -13,7 +13,7 @@ with variance σ_t² − (α_t/α_s)² σ_s² = −σ_t² expm1(2(λ_t − λ_s)
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -37,9 +37,10 @@ class GaussianSDE(SDE):
     that they keep their digits near t = 0 (``expm1``, ``log1p``).
 
     Example:
-        >>> class Linear(GaussianSDE):                  # σ² = t, the Brownian bridge to nowhere
+        >>> class Linear(GaussianSDE):  # σ² = t, the Brownian bridge to nowhere
         ...     def log_alpha(self, t):
         ...         return torch.zeros_like(t)
+        ...
         ...     def log_sigma(self, t):
         ...         return 0.5 * torch.log(t)
         >>> Linear().diffusion(torch.tensor([0.25, 1.0]))
@@ -116,13 +117,15 @@ class GaussianSDE(SDE):
         Both come from automatic differentiation of the two curves; at t = 0 they are the limits.
         """
         time = self.interior(t)
-        f, slope = _derivatives(lambda u: (self.log_alpha(u), self._half_logsnr(u)), time)
-        variance = torch.exp(2 * self.log_sigma(time))
-        return like_time(f, t), like_time(-2 * variance * slope, t)
+        curves, pull = torch.func.vjp(lambda u: (self.log_alpha(u), self.log_sigma(u)), time)
+        one, zero = torch.ones_like(time), torch.zeros_like(time)
+        (f,), (growth,) = pull((one, zero)), pull((zero, one))
+        g2 = 2 * torch.exp(2 * curves[1]) * (growth - f)
+        return like_time(f, t), like_time(g2, t)
 
     @final
     def interior(self, t: Time) -> Tensor:
-        """Return ``t`` as a float64 time, moved off the closed end t = 0 by 10⁻¹² T if it lies there.
+        """Return ``t`` as a float64 time, at least 10⁻¹² T.
 
         Slopes of log σ, and scores written through ε/σ, are infinite at t = 0 itself.
         """
@@ -164,8 +167,8 @@ class GaussianSDE(SDE):
         early, late = as_time(s, self.T, "s"), as_time(t, self.T)
         if early.device.type == late.device.type == "cpu" and bool((early > late).any()):
             raise ValueError(
-                f"s, t: expected s <= t, got s={s}, t={t}; the kernel runs from the earlier time s to "
-                "the later t, swap them"
+                f"s, t: expected s <= t, got s={s}, t={t}; the kernel runs from the earlier time s "
+                "to the later t, swap them"
             )
         scale = torch.exp(self.log_alpha(late) - self.log_alpha(early))
         lost = -torch.expm1(2 * (self._half_logsnr(late) - self._half_logsnr(early)))
@@ -196,12 +199,12 @@ class GaussianSDE(SDE):
     def index_at(self, t: Time) -> Tensor:
         """Return the index at ``t`` in the table of a discretised diffusion, shaped like ``t``."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no table to index: use a discretised SDE, or label the network "
-            "by time, σ or log-SNR"
+            f"{type(self).__name__} has no table to index: use a discretised SDE, or label the "
+            "network by time, σ or log-SNR"
         )
 
     def prior_scale(self) -> float:
-        """Return the standard deviation of the prior, σ(T) unless the family has a stationary law."""
+        """Return the standard deviation of the prior, σ(T) unless x_t tends to a fixed law."""
         return float(self.sigma(self.T))
 
     def prior(
@@ -218,24 +221,3 @@ class GaussianSDE(SDE):
 
     def _half_logsnr(self, time: Tensor) -> Tensor:
         return self.log_alpha(time) - self.log_sigma(time)
-
-
-def _derivatives(
-    curves: Callable[[Tensor], Sequence[Tensor]], t: Tensor
-) -> tuple[Tensor, ...]:
-    """Differentiate elementwise curves at ``t``, in any grad mode; keeps the graph if ``t`` has one."""
-    keep = t.requires_grad and torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
-        time = t if keep else t.detach().clone().requires_grad_()
-        return tuple(
-            _derivative(curve, time, keep) for curve in curves(time)
-        )
-
-
-def _derivative(curve: Tensor, time: Tensor, keep: bool) -> Tensor:
-    if not curve.requires_grad:
-        return torch.zeros_like(time)
-    (slope,) = torch.autograd.grad(curve.sum(), time, create_graph=keep, retain_graph=True,
-                                   allow_unused=True)
-    slope = torch.zeros_like(time) if slope is None else slope
-    return slope if keep else slope.detach()
