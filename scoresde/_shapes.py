@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde._checks import check_finite, check_floating, check_tensor
+
 Time = float | Tensor
 
 _SLACK = 1e-6
@@ -55,15 +57,22 @@ def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
             "give one time per sample (for shape (batch, 1) use t.squeeze(-1))"
         )
     t = t.to(torch.float64)
-    if _can_look(t):
+    if can_look(t):
         _check_range(t, T, name)
     return t.clamp(0.0, T) if math.isfinite(T) else t
 
 
-def _can_look(t: Tensor) -> bool:
-    if t.device.type != "cpu" or torch.compiler.is_compiling():
+def can_look(x: Tensor) -> bool:
+    """Whether values can be read for free: on the CPU, outside compiled or transformed code."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_data(name: str, x: Tensor) -> Tensor:
+    """Return ``x`` if it is a floating-point tensor and, where looking is free, finite."""
+    check_floating(name, x)
+    return check_finite(name, x) if can_look(x) else x
 
 
 def _check_range(t: Tensor, T: float, name: str) -> None:
@@ -78,12 +87,23 @@ def _check_range(t: Tensor, T: float, name: str) -> None:
 
 
 def check_batch(t: Tensor, x: Tensor, name: str = "t") -> None:
-    """Raise a ``ValueError`` unless ``t`` is ``()`` or has one entry per row of ``x``."""
+    """Check that ``x`` is a state, floating, and ``t`` is ``()`` or has one entry per row of it."""
+    check_floating("x", x)
     if t.ndim == 1 and (x.ndim == 0 or t.shape[0] != x.shape[0]):
         raise ValueError(
             f"{name}: expected shape () or ({x.shape[0] if x.ndim else 'batch'},) to go with x of "
             f"shape {tuple(x.shape)}, got {tuple(t.shape)}; one time per sample or one for all"
         )
+
+
+def check_like(name: str, out: Tensor, x: Tensor) -> Tensor:
+    """Return what a user's function gave for ``x``, if it is a tensor of that shape."""
+    if check_tensor(name, out).shape != x.shape:
+        raise ValueError(
+            f"{name}: expected a result of the shape of x, {tuple(x.shape)}, got "
+            f"{tuple(out.shape)}; it is called with x of shape (batch, *event) and returns the same"
+        )
+    return out
 
 
 def like_time(value: Tensor, t: Time) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from scoresde import networks, predictions, sdes
 from scoresde._checks import check_file
 from scoresde._records import describe, rebuild
-from scoresde._shapes import Time, as_time, check_batch, expand, per_sample
+from scoresde._shapes import Time, as_time, check_batch, check_like, expand, per_sample
 from scoresde.moments import Moments
 from scoresde.predictions import DATA, NOISE, SCORE, VELOCITY, Prediction, by_time
 from scoresde.sdes import SDE, GaussianSDE
@@ -157,7 +157,7 @@ class FunctionScore(PredictionScore):
         """Return the function's value, shaped like ``x``."""
         time = as_time(t, self.sde.T)
         check_batch(time, x)
-        return _same_shape(self.function(x, time), x, "function")
+        return check_like("function", self.function(x, time), x)
 
 
 class ScoreModel(PredictionScore):
@@ -224,7 +224,7 @@ class ScoreModel(PredictionScore):
         label = per_sample(self.label(self.sde, time), x).to(parameter.dtype)
         condition = {key: _per_row(value, x) for key, value in self.condition.items()}
         out = self.network(scaled.to(parameter.dtype), label, **condition)
-        return _same_shape(out, x, "network").to(x.dtype)
+        return check_like("network", out, x).to(x.dtype)
 
     def given(self, **condition: Any) -> ScoreModel:
         """Return the conditional score: the same network with ``condition`` bound to every call.
@@ -337,15 +337,6 @@ def _convert(
     _, target_residual, target_gain = target.coefficients(sde, time)
     skip = expand((source_residual - target_residual) / target_gain, x)
     return skip * x + expand(source_gain / target_gain, x) * output
-
-
-def _same_shape(out: Tensor, x: Tensor, name: str) -> Tensor:
-    if out.shape != x.shape:
-        raise ValueError(
-            f"{name}: expected an output of the shape of x, {tuple(x.shape)}, got "
-            f"{tuple(out.shape)}"
-        )
-    return out
 
 
 def _check_condition(network: Callable[..., Tensor], condition: Mapping[str, Any]) -> None:

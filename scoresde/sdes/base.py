@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from scoresde._checks import check_nonnegative, check_ordered
 from scoresde._modules import ExactModule
-from scoresde._shapes import Time, as_time, check_batch, expand, like_time
+from scoresde._shapes import Time, as_time, check_batch, check_like, expand, like_time
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """Anything called as ``score(x, t)`` that returns ∇ log p_t(x), shaped like ``x``."""
@@ -37,7 +38,8 @@ class SDE(ExactModule, ABC):
 
     The object is itself what two solver libraries expect: ``sde(t, x)`` is the drift as
     ``torchdiffeq.odeint`` calls it, and ``f``, ``g``, ``noise_type``, ``sde_type`` make it an SDE
-    of ``torchsde.sdeint`` on states ``(batch, d)``.
+    of ``torchsde.sdeint`` on states ``(batch, d)``. Adaptive solvers step over the end of the
+    interval and interpolate back; beyond it these doors tell the coefficients of the end.
 
     Attributes:
         T: the noise end of time.
@@ -67,13 +69,8 @@ class SDE(ExactModule, ABC):
 
     def __init__(self, T: float = 1.0, t_min: float = 1e-5) -> None:
         super().__init__()
-        if not 0.0 <= t_min < T:
-            raise ValueError(
-                f"t_min, T: expected 0 <= t_min < T, got t_min={t_min!r}, T={T!r}; "
-                "t_min is the data end and T the noise end of the diffusion"
-            )
-        self.T = float(T)
-        self.t_min = float(t_min)
+        check_nonnegative("t_min", t_min)
+        self.t_min, self.T = check_ordered("t_min", t_min, "T", T)
 
     @abstractmethod
     def drift(self, x: Tensor, t: Time) -> Tensor:
@@ -131,7 +128,7 @@ class SDE(ExactModule, ABC):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Drift in the argument order of ``torchdiffeq.odeint``: ``(t, x)``."""
-        return self.drift(x, t)
+        return self.drift(x, t.clamp(0.0, self.T))
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """Drift in torchsde's increasing time (s = t, or T − t for a reversed SDE)."""
@@ -142,7 +139,8 @@ class SDE(ExactModule, ABC):
         return expand(self.diffusion(self._solver_time(s)), y).expand_as(y)
 
     def _solver_time(self, s: Tensor) -> Tensor:
-        return s if self.direction > 0 else self.T - s
+        t = s if self.direction > 0 else self.T - s
+        return t.clamp(0.0, self.T)
 
 
 class Reverse(SDE):
@@ -179,7 +177,7 @@ class Reverse(SDE):
         time = as_time(t, self.T)
         check_batch(time, x)
         weight = 0.5 * (1 + self._eta(time) ** 2) * self.sde.diffusion(time) ** 2
-        pull = expand(weight, x) * self.score(x, time)
+        pull = expand(weight, x) * check_like("score", self.score(x, time), x)
         return self.sde.drift(x, time) - self.sde.direction * pull
 
     def diffusion(self, t: Time) -> Tensor:
@@ -198,10 +196,14 @@ class Reverse(SDE):
         return self.sde.prior(event_shape, dtype=dtype, device=device)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Drift in the argument order of torchdiffeq; flattened states are unflattened inside."""
+        """Drift in the argument order of torchdiffeq, its time held within [t_min, T].
+
+        Flattened states are unflattened inside.
+        """
+        time = t.clamp(self.t_min, self.T)
         if self.event_shape is None:
-            return self.drift(x, t)
-        return self.drift(x.reshape(x.shape[0], *self.event_shape), t).reshape(x.shape)
+            return self.drift(x, time)
+        return self.drift(x.reshape(x.shape[0], *self.event_shape), time).reshape(x.shape)
 
     def _eta(self, time: Tensor) -> Tensor:
         return self.eta(time) if callable(self.eta) else torch.full_like(time, self.eta)
