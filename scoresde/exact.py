@@ -20,7 +20,7 @@ from torch import Tensor
 from scoresde._checks import check_integer
 from scoresde._modules import ExactModule
 from scoresde._random import normal, uniform
-from scoresde._shapes import Time, as_time, check_batch, flatten
+from scoresde._shapes import Time, as_time, check_batch, check_data, flatten
 from scoresde.moments import Moments
 from scoresde.predictions import SCORE
 from scoresde.score import PredictionScore
@@ -103,6 +103,7 @@ class GaussianMixture(ExactModule, PredictionScore):
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """Return log p_t(x) in nats ``(batch,)`` for ``x`` ``(batch, *event)``."""
+        check_data("x", x)
         return torch.logsumexp(self._parts(x, t).log_weighted, dim=1).to(x.dtype)
 
     def output(self, x: Tensor, t: Time) -> Tensor:

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from scoresde._shapes import Time, as_time, check_batch, expand, like_time
+from scoresde._checks import check_floating
+from scoresde._shapes import (
+    Time,
+    as_time,
+    can_look,
+    check_batch,
+    check_data,
+    expand,
+    like_time,
+)
 from scoresde.sdes.base import SDE
 
 _CLOSED_END = 1e-12
@@ -82,14 +91,20 @@ class GaussianSDE(SDE):
         ends of the diffusion give the ends.
 
         Args:
-            half_logsnr: λ, a float or a tensor of any shape.
+            half_logsnr: λ, a float or a floating-point tensor of any shape; ±∞ is welcome.
 
         Returns:
-            t, shaped like ``half_logsnr``.
+            t, shaped like ``half_logsnr``; float64 for a float.
+
+        Raises:
+            TypeError: if ``half_logsnr`` is an integer tensor.
+            ValueError: if it holds NaN.
         """
-        target = torch.as_tensor(half_logsnr).detach().to(torch.float64)
-        if torch.isnan(target).any():
-            raise ValueError("half_logsnr: expected numbers, got NaN")
+        if isinstance(half_logsnr, Tensor):
+            check_floating("half_logsnr", half_logsnr)
+        target = torch.as_tensor(half_logsnr, dtype=torch.float64).detach()
+        if can_look(target) and bool(torch.isnan(target).any()):
+            raise ValueError("half_logsnr: expected numbers, got NaN; λ falls from λ(0) to λ(T)")
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
         with torch.no_grad():
             for _ in range(_BISECTIONS):
@@ -143,6 +158,7 @@ class GaussianSDE(SDE):
             The mean, shaped like ``x0``, and the standard deviation, shaped like ``t``.
         """
         time = as_time(t, self.T)
+        check_data("x0", x0)
         check_batch(time, x0)
         mean = expand(self.log_alpha(time).exp(), x0) * x0
         return mean, self.log_sigma(time).exp().to(x0.dtype)
@@ -165,7 +181,7 @@ class GaussianSDE(SDE):
             Kingma et al. 2021, arXiv:2107.00630, eq. 23.
         """
         early, late = as_time(s, self.T, "s"), as_time(t, self.T)
-        if early.device.type == late.device.type == "cpu" and bool((early > late).any()):
+        if can_look(early) and can_look(late) and bool((early > late).any()):
             raise ValueError(
                 f"s, t: expected s <= t, got s={s}, t={t}; the kernel runs from the earlier time s "
                 "to the later t, swap them"
@@ -189,11 +205,12 @@ class GaussianSDE(SDE):
         Returns:
             The noised data, shaped like ``x0``.
         """
-        if noise.shape != x0.shape:
-            raise ValueError(
-                f"noise: expected the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}"
-            )
         mean, std = self.marginal(x0, t)
+        if check_floating("noise", noise).shape != x0.shape:
+            raise ValueError(
+                f"noise: expected the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}; "
+                "draw it with torch.randn_like(x0)"
+            )
         return mean + expand(std, x0) * noise
 
     def index_at(self, t: Time) -> Tensor:
