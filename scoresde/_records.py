@@ -35,18 +35,28 @@ def describe(value: Any, catalogue: Catalogue) -> Any:
 
 
 def rebuild(record: Any, catalogue: Catalogue) -> Any:
-    """Return the object that :func:`describe` told of, or raise ``ValueError`` if it is unknown."""
+    """Return the object that :func:`describe` told of, or raise ``ValueError`` if that fails."""
     if isinstance(record, list):
         return tuple(rebuild(item, catalogue) for item in record)
     if not isinstance(record, dict):
         return record
     if "tensor" in record:
-        return torch.tensor(record["tensor"], dtype=getattr(torch, record["dtype"]))
-    name = record.get("class")
-    if name not in catalogue:
+        return _rebuild_tensor(record)
+    name, arguments = record.get("class"), record.get("arguments")
+    if not isinstance(name, str) or name not in catalogue:
         raise ValueError(f"class: expected one of {sorted(catalogue)}, got {name!r}")
-    arguments = {key: rebuild(item, catalogue) for key, item in record["arguments"].items()}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"arguments of {name}: expected a record, got {arguments!r}")
+    values = {key: rebuild(item, catalogue) for key, item in arguments.items()}
     try:
-        return catalogue[name](**arguments)
+        return catalogue[name](**values)
     except TypeError as error:
         raise ValueError(f"arguments of {name}: {error}") from None
+
+
+def _rebuild_tensor(record: Mapping[str, Any]) -> Tensor:
+    dtype = vars(torch).get(str(record.get("dtype")))
+    try:
+        return torch.tensor(record["tensor"], dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tensor: {error}") from None

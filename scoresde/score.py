@@ -164,8 +164,9 @@ class ScoreModel(PredictionScore):
     r"""A network with its diffusion, what it predicts, and the label it is told the time by.
 
     The network sees ``network(c_in x, label)`` in its own dtype, with ``label`` of shape
-    ``(batch,)``; the result comes back in the dtype of ``x``. All coefficients are float64 until
-    the last multiplication.
+    ``(batch,)`` and at least in float32, since half precision would merge neighbouring times; the
+    result comes back in the dtype of ``x``. All coefficients are float64 until the last
+    multiplication.
 
     Args:
         network: any module called as ``network(x, label, **condition)`` that returns x-shaped.
@@ -221,7 +222,8 @@ class ScoreModel(PredictionScore):
         check_batch(time, x)
         scaled = expand(self.prediction.coefficients(self.sde, time).input, x) * x
         parameter = next(self.network.parameters(), x) if isinstance(self.network, nn.Module) else x
-        label = per_sample(self.label(self.sde, time), x).to(parameter.dtype)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        label = per_sample(self.label(self.sde, time), x).to(wide)
         condition = {key: _per_row(value, x) for key, value in self.condition.items()}
         out = self.network(scaled.to(parameter.dtype), label, **condition)
         return check_like("network", out, x).to(x.dtype)
@@ -252,7 +254,8 @@ class ScoreModel(PredictionScore):
         model = ScoreModel(
             self.network, self.sde, self.prediction, self.label, condition, self.moments
         )
-        return model.train(self.training)
+        model.training = self.training  # of this wrapper alone: the network's mode is its own
+        return model
 
     def save(self, path: str | Path) -> None:
         """Write the model as one safetensors file whose JSON metadata tell how to rebuild it.
@@ -263,7 +266,15 @@ class ScoreModel(PredictionScore):
 
         Args:
             path: the file to write.
+
+        Raises:
+            TypeError: if the network is a plain function, which has no weights to write.
         """
+        if not isinstance(self.network, nn.Module):
+            raise TypeError(
+                f"network: expected an nn.Module to save, got {type(self.network).__name__}; wrap "
+                "the function in a module"
+            )
         catalogue = _catalogue()
         record = {
             "network": _describe_or_name(self.network, catalogue),
@@ -315,8 +326,8 @@ class ScoreModel(PredictionScore):
             _rebuild_or_take("label", label, record, catalogue),
             moments=_read_moments(tensors, record),
         )
-        _load_part(model.network, "network", tensors, path)
-        _load_part(model.sde, "sde", tensors, path)
+        _load_part(model.network, "network", tensors, path, keep_dtype=network is None)
+        _load_part(model.sde, "sde", tensors, path, keep_dtype=sde is None)
         return model.to(device).eval()
 
 
@@ -396,7 +407,7 @@ def _rebuild_or_take(
 ) -> Any:
     if given is not None:
         return given
-    if "foreign" in record[name]:
+    if isinstance(record[name], dict) and "foreign" in record[name]:
         raise ValueError(
             f"{name}: expected the {record[name]['foreign']} that the file was written with, got "
             f"None; it is not part of scoresde, so build it and pass {name}="
@@ -419,10 +430,27 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"path: expected a file written by ScoreModel.save, got {path}, a safetensors file of "
             f"another program (metadata {sorted(metadata) or 'absent'})"
         )
-    return tensors, json.loads(metadata["model"])
+    return tensors, _read_record(metadata.get("model", ""), path)
+
+
+def _read_record(text: str, path: Path) -> dict[str, Any]:
+    parts = {"network", "sde", "prediction", "label", "moments_known"}
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not parts <= record.keys():
+        raise ValueError(
+            f"path: expected metadata with {sorted(parts)} as ScoreModel.save writes them, got "
+            f"{path}, where they are damaged; take another copy of the file"
+        )
+    return record
 
 
 def _read_moments(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Moments:
+    for name in ("moments.mean", "moments.variance"):
+        if name not in tensors:
+            raise ValueError(f"path: expected a tensor {name!r} in the file, got {sorted(tensors)}")
     return Moments(
         tensors["moments.mean"],
         tensors["moments.variance"],
@@ -432,7 +460,11 @@ def _read_moments(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> M
 
 
 def _load_part(
-    module: nn.Module, part: str, tensors: Mapping[str, Tensor], path: str | Path
+    module: nn.Module,
+    part: str,
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    keep_dtype: bool,
 ) -> None:
     state = {
         key.removeprefix(f"{part}."): value
@@ -440,6 +472,6 @@ def _load_part(
         if key.startswith(f"{part}.")
     }
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=keep_dtype)
     except RuntimeError as error:
         raise ValueError(f"{part}: the weights in {path} do not fit it: {error}") from None
