@@ -132,7 +132,7 @@ class GaussianSDE(SDE):
         Both come from automatic differentiation of the two curves; at t = 0 they are the limits.
         """
         time = self.interior(t)
-        curves, pull = torch.func.vjp(lambda u: (self.log_alpha(u), self.log_sigma(u)), time)
+        curves, pull = torch.func.vjp(lambda u: (self.log_alpha(u), self.log_sigma(u)), time)  # type: ignore[misc]
         one, zero = torch.ones_like(time), torch.zeros_like(time)
         (f,), (growth,) = pull((one, zero)), pull((zero, one))
         g2 = 2 * torch.exp(2 * curves[1]) * (growth - f)
