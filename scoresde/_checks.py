@@ -27,6 +27,7 @@ __all__ = [
     "check_finite",
     "check_floating",
     "check_integer",
+    "check_integers",
     "check_nonnegative",
     "check_number",
     "check_ordered",
@@ -193,6 +194,14 @@ def check_integer(
     if minimum is not None:
         _require(number >= minimum, name, expected, value, cure or f"pass {minimum} or more")
     return number
+
+
+def check_integers(name: str, values: object, minimum: int | None = None) -> tuple[int, ...]:
+    """The sequence as a tuple of ``int``, if all are integers and at least ``minimum``."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        cure = f"for a single one write ({values!r},)"
+        raise TypeError(_message(name, "a sequence of integers", values, cure))
+    return tuple(check_integer(f"{name}[{i}]", value, minimum) for i, value in enumerate(values))
 
 
 # --- files

@@ -89,6 +89,9 @@ BAD = [
         ValueError,
         ["at least 1", "0", "1 or more"],
     ),
+    (lambda: checks.check_integers("shape", 3), TypeError, ["shape", "sequence", "(3,)"]),
+    (lambda: checks.check_integers("shape", (2, 0), 1), ValueError, ["shape[1]", "at least 1"]),
+    (lambda: checks.check_integers("shape", "32"), TypeError, ["sequence"]),
     (lambda: checks.check_file("path", 3), TypeError, ["path", "string or a Path"]),
     (
         lambda: checks.check_file("path", "/no/such/file.pt"),
@@ -137,6 +140,11 @@ def test_numpy_scalars_are_numbers():
     steps = checks.check_integer("steps", np.int32(7), minimum=7)
     assert type(steps) is int
     assert steps == 7
+
+
+def test_sequences_of_integers_become_tuples():
+    assert checks.check_integers("shape", torch.Size([2, 3]), minimum=1) == (2, 3)
+    assert checks.check_integers("shape", []) == ()
 
 
 def test_bounds_belong_to_closed_intervals():
