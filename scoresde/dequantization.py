@@ -10,11 +10,10 @@ of a point at u ∈ [-½, ½] widths from the centre of the bin, Jensen's inequa
 
     log P(k) ≥ E[log (1/K) Σ_i p(x_i) width^d / q(u_i | k)],    x_i = centre(k) + width · u_i.
 
-K = 1 is the variational bound; K > 1, the importance-weighted one, is tighter and tends to
-log P(k) as K grows.
-With uniform noise log q = 0, and in bits per dimension
+K = 1 is the variational bound; K > 1, the importance-weighted one, is tighter and tends to log P(k)
+as K grows.  With uniform noise log q = 0, and at K = 1, in bits per dimension,
 
-    −log₂ P(k) / d ≤ −log p(x) / (d ln 2) − log₂ width :
+    −log₂ P(k) / d ≤ E[−log p(x)] / (d ln 2) − log₂ width :
 
 for 256 levels the offset −log₂ width is 7 in [-1, 1] and 8 in [0, 1].
 
