@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from scoresde._shapes import expand, flatten
 from scoresde._streams import Streams
@@ -54,8 +55,10 @@ class Flow(ABC):
         event_shape: shape of one sample.
     """
 
+    score: Score
     start: float
     end: float
+    t_min: float
     event_shape: tuple[int, ...]
 
     @property
@@ -74,6 +77,25 @@ class Flow(ABC):
     @abstractmethod
     def log_volume(self, tau: float) -> float:
         """Return log |det ∂x/∂z| at τ, so that log p_x = log p_z − log_volume."""
+
+    def terminal(
+        self, z: Tensor, latent: Tensor, prior: Distribution | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return log p_z at the noise end, and what matching its moments is worth there, ``(batch,)``.
+
+        Args:
+            z: where the flow ends, ``(batch, d)``.
+            latent: the same as a state x ``(batch, *event)``.
+            prior: the law at T; None for the moment-matched Gaussian where moments are known, else
+                the SDE's own.
+        """
+        own = self.score.sde.prior(self.event_shape, dtype=latent.dtype, device=latent.device)
+        standard = own.log_prob(latent) + self.log_volume(self.end)
+        matched = standard_normal(z) if self.score.moments.known else None
+        mismatch = torch.full_like(standard, torch.nan) if matched is None else matched - standard
+        if prior is not None:
+            return prior.log_prob(latent) + self.log_volume(self.end), mismatch
+        return (standard if matched is None else matched), mismatch
 
     @abstractmethod
     def slope(
@@ -217,7 +239,8 @@ class PlainFlow(Flow):
     ) -> None:
         self.score = score
         self.event_shape = tuple(event_shape)
-        self.start = score.sde.t_min if t_min is None else t_min
+        self.t_min = score.sde.t_min if t_min is None else t_min
+        self.start = self.t_min
         self.end = score.sde.T if t_max is None else t_max
 
     def enter(self, x: Tensor, tau: float) -> Tensor:
@@ -257,6 +280,11 @@ class PlainFlow(Flow):
         with torch.no_grad():
             drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
         return Slope(value, divergence, (drift - value) / half.unsqueeze(1))
+
+
+def standard_normal(z: Tensor) -> Tensor:
+    """Return log N(z; 0, I) ``(batch,)``."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
 
 
 def flow_of(
