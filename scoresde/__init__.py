@@ -21,11 +21,13 @@ from scoresde.predictions import (
 )
 from scoresde.score import FunctionScore, Score, ScoreModel
 from scoresde.sdes import (
+    DDPM,
+    EDMSDE,
+    NCSN,
     SDE,
     VESDE,
     VPSDE,
     CosineSDE,
-    EDMSDE,
     GaussianSDE,
     RectifiedFlow,
     SubVPSDE,

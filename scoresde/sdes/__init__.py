@@ -2,17 +2,29 @@
 
 from scoresde.sdes.base import SDE, Reverse
 from scoresde.sdes.cosine import CosineSDE
+from scoresde.sdes.discrete import DDPM, NCSN
 from scoresde.sdes.gaussian import GaussianSDE
 from scoresde.sdes.rectified import RectifiedFlow
 from scoresde.sdes.variance_exploding import EDMSDE, VESDE
 from scoresde.sdes.variance_preserving import VPSDE, SubVPSDE
 
-FAMILY = (VPSDE, SubVPSDE, VESDE, CosineSDE, EDMSDE, RectifiedFlow)
+FAMILY = (
+    VPSDE,
+    SubVPSDE,
+    VESDE,
+    CosineSDE,
+    EDMSDE,
+    RectifiedFlow,
+    DDPM.linear,
+    NCSN.geometric,
+)
 """The members, each ready to use as ``member()``; a line here enrols one in the contract tests."""
 
 __all__ = [
+    "DDPM",
     "EDMSDE",
     "FAMILY",
+    "NCSN",
     "SDE",
     "VESDE",
     "VPSDE",

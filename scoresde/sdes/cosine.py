@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde._shapes import Time, as_time
-from scoresde.sdes.gaussian import GaussianSDE
+from scoresde.sdes.gaussian import GaussianSDE, log_complement
 
 
 class CosineSDE(GaussianSDE):
@@ -55,7 +55,7 @@ class CosineSDE(GaussianSDE):
 
     def log_sigma(self, t: Time) -> Tensor:
         """Return log σ(t) = ½ log(1 − α²), in float64, shaped like ``t``."""
-        return 0.5 * torch.log(-torch.expm1(2 * self.log_alpha(t)))
+        return log_complement(self.log_alpha(t))
 
     def prior_scale(self) -> float:
         """Return 1, the standard deviation of the law that x_t tends to."""

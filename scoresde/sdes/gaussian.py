@@ -238,3 +238,8 @@ class GaussianSDE(SDE):
 
     def _half_logsnr(self, time: Tensor) -> Tensor:
         return self.log_alpha(time) - self.log_sigma(time)
+
+
+def log_complement(log_alpha: Tensor) -> Tensor:
+    """Return log √(1 − α²), the log σ of a variance-preserving diffusion, with all its digits."""
+    return 0.5 * torch.log(-torch.expm1(2 * log_alpha))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde._shapes import Time, as_time
+from scoresde.sdes.discrete import NCSN
 from scoresde.sdes.gaussian import GaussianSDE
 
 
@@ -64,6 +65,16 @@ class VESDE(GaussianSDE):
         """Return log σ(t) = log σ_min + t log(σ_max/σ_min), in float64, shaped like ``t``."""
         growth = math.log(self.sigma_max / self.sigma_min)
         return math.log(self.sigma_min) + growth * as_time(t, self.T)
+
+    def discretize(self, N: int) -> NCSN:
+        """Return the NCSN with N levels, geometric from σ(0) to σ(T).
+
+        The ladder has this diffusion's noise levels, at times that differ by O(1/N).
+
+        References:
+            Song et al. 2021, arXiv:2011.13456, appendix B.
+        """
+        return NCSN.geometric(float(self.sigma(0.0)), float(self.sigma(self.T)), N, self.T)
 
     def extra_repr(self) -> str:
         """Show the two noise levels."""

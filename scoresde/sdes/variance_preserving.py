@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from scoresde._shapes import Time, as_time
-from scoresde.sdes.gaussian import GaussianSDE
+from scoresde.sdes.discrete import DDPM
+from scoresde.sdes.gaussian import GaussianSDE, log_complement
 
 
 class _LinearRate(GaussianSDE):
@@ -59,6 +59,7 @@ class VPSDE(_LinearRate):
         ValueError: unless 0 <= beta_min <= beta_max < ∞, beta_max > 0 and 0 <= t_min < T.
 
     Example:
+        >>> import torch
         >>> sde = VPSDE()
         >>> sde.diffusion(0.0) ** 2, sde.diffusion(1.0) ** 2
         (tensor(0.1000, dtype=torch.float64), tensor(20., dtype=torch.float64))
@@ -72,7 +73,21 @@ class VPSDE(_LinearRate):
 
     def log_sigma(self, t: Time) -> Tensor:
         """Return log σ(t) = ½ log(1 − e^{−B(t)}), in float64, shaped like ``t``."""
-        return 0.5 * torch.log(-torch.expm1(2 * self.log_alpha(t)))
+        return log_complement(self.log_alpha(t))
+
+    def discretize(self, N: int) -> DDPM:
+        """Return the DDPM with N steps whose β_i rise linearly from β(0) T/N to β(T) T/N.
+
+        Its α and σ at the knots differ from this diffusion's by O(1/N).
+
+        Raises:
+            ValueError: if N is so small that some β_i would exceed 1, or β(0) = 0.
+
+        References:
+            Song et al. 2021, arXiv:2011.13456, appendix B and E.
+        """
+        first, last = (float(self.beta(t)) / N for t in (0.0, self.T))
+        return DDPM.linear(first * self.T, last * self.T, N, self.T)
 
 
 class SubVPSDE(_LinearRate):
@@ -90,6 +105,7 @@ class SubVPSDE(_LinearRate):
         ValueError: unless 0 <= beta_min <= beta_max < ∞, beta_max > 0 and 0 <= t_min < T.
 
     Example:
+        >>> import torch
         >>> t = torch.tensor([0.1, 0.5, 1.0])
         >>> bool((SubVPSDE().sigma(t) < VPSDE().sigma(t)).all())
         True
@@ -100,4 +116,4 @@ class SubVPSDE(_LinearRate):
 
     def log_sigma(self, t: Time) -> Tensor:
         """Return log σ(t) = log(1 − e^{−B(t)}), in float64, shaped like ``t``."""
-        return torch.log(-torch.expm1(2 * self.log_alpha(t)))
+        return 2 * log_complement(self.log_alpha(t))

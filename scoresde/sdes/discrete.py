@@ -1,0 +1,291 @@
+r"""DDPM and NCSN: Gaussian diffusions told by a table.
+
+A chain x_0 → x_1 → … → x_N of Gaussian steps is a diffusion seen at its knots t_i = i T/N, if its
+coefficients are held constant within every step:
+
+    DDPM   x_i = √(1−β_i) x_{i−1} + √β_i ε              log α is piecewise linear, σ² = 1 − α²
+    NCSN   x_i = x_{i−1} + √(σ_i² − σ_{i−1}²) ε         α = 1, σ² is piecewise linear, σ_0 = 0
+
+The chain's kernel is then ``transition`` between neighbouring knots, the first one from clean data
+at t = 0, and nothing else is special: the loss of DDPM or NCSN is denoising score matching at the
+knots, Ho's sampler is the ancestral one with the knots as its grid, a network's label the index of
+the table. In between, and so for any other grid or solver, both are diffusions like all others.
+
+A table's entries are numbered 0 … N−1 in the order of time, smallest noise first; entry i belongs
+to ``times[i]`` = (i + 1) T/N.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_between, check_integer, check_ordered, check_positive
+from scoresde._shapes import Time, as_time, like_time
+from scoresde.sdes.gaussian import GaussianSDE, log_complement
+
+_FADED = -24 * math.log(2)
+"""log α, at most, of data that a last step with β = 1 has put out: float32's rounding."""
+
+
+class _Table(GaussianSDE):
+    """A diffusion given at N knots, from clean data at t = 0.
+
+    Attributes:
+        times: the knots (i + 1) T/N, ``(N,)``, float64.
+    """
+
+    times: Tensor
+    _grid: Tensor
+    _index: Tensor
+
+    def __init__(self, N: int, T: float, t_min: float | None) -> None:
+        grid = torch.linspace(0.0, check_positive("T", T), N + 1, dtype=torch.float64)
+        super().__init__(T, float(grid[1]) if t_min is None else t_min)
+        self._keep("times", grid[1:])
+        self._keep("_grid", grid)
+        self._keep("_index", torch.arange(-1, N, dtype=torch.float64).clamp(min=0.0))
+
+    def index_at(self, t: Time) -> Tensor:
+        """Return the index of ``t`` in the table, 0 … N−1, shaped like ``t``.
+
+        Whole at the knots, linear between them, 0 up to the first.
+        """
+        return like_time(self._interpolate(self._index, as_time(t, self.T)), t)
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        """Register numbers that follow from the constructor's arguments: they move, unsaved."""
+        self.register_buffer(name, values, persistent=False)
+
+    def _interpolate(self, values: Tensor, t: Tensor) -> Tensor:
+        """Return ``values`` ``(N + 1,)``, given at 0 and the knots, linearly between them.
+
+        They are exact at the knots, where the slope is that of the step that ends there.
+        """
+        grid, values = self._grid.to(t.device), values.to(t.device)
+        times = t.reshape(-1).contiguous()
+        end = torch.searchsorted(grid, times.detach()).clamp(1, len(grid) - 1)
+        part = (times - grid[end - 1]) / (grid[end] - grid[end - 1])
+        return torch.lerp(values[end - 1], values[end], part).reshape(t.shape)
+
+
+class DDPM(_Table):
+    r"""The diffusion of DDPM: variance preserving, with the rate β_i in step i.
+
+        log α(t_i) = ½ Σ_{j<=i} log(1 − β_j),     σ² = 1 − α²,     β(t) = −(N/T) log(1 − β_i).
+
+    Args:
+        betas: β_i ``(N,)``, N >= 2, in the order of time, in (0, 1). The last may be 1 (zero
+            terminal signal-to-noise ratio): α(T) is then 2⁻²⁴, too little for float32 to see, or
+            α(t_{N−2})/2 if that is less, so that log α stays finite and falls.
+        T: noise end of time.
+        t_min: data end of numerical work; the first knot if None, where a network's table begins.
+
+    Attributes:
+        betas: the table, ``(N,)``, float64.
+        times: the knots (i + 1) T/N, ``(N,)``, float64.
+
+    Raises:
+        TypeError: if ``betas`` is no sequence of real numbers.
+        ValueError: if it is not one-dimensional with at least two entries in (0, 1).
+
+    Example:
+        >>> sde = DDPM.linear()
+        >>> sde.alphas_cumprod[[0, -1]]
+        tensor([9.9990e-01, 4.0358e-05], dtype=torch.float64)
+        >>> scale, std = sde.transition(sde.times[499], sde.times[500])
+        >>> bool(torch.isclose(std**2, sde.betas[500]))
+        True
+
+    References:
+        Ho et al., *Denoising diffusion probabilistic models*, 2020, arXiv:2006.11239, eqs. 2 and 4;
+        Song et al. 2021, arXiv:2011.13456, eq. 10 and appendix E.
+    """
+
+    betas: Tensor
+    _log_alpha: Tensor
+
+    def __init__(self, betas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
+        betas = _check_table("betas", betas)
+        inside = (betas > 0) & (betas < 1)
+        if not bool(inside[:-1].all()) or not 0 < float(betas[-1]) <= 1:
+            raise ValueError(
+                "betas: expected numbers in (0, 1), the last up to 1, got "
+                f"{float(betas.min()):g} … {float(betas.max()):g}; each is the variance that its "
+                "step adds: take more steps if they are too large"
+            )
+        super().__init__(len(betas), T, t_min)
+        log_alpha = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
+        faded = min(_FADED, float(log_alpha[-2]) - math.log(2))
+        self._keep("betas", betas)
+        self._keep("_log_alpha", log_alpha.nan_to_num(neginf=faded))
+
+    @classmethod
+    def linear(
+        cls, beta_start: float = 1e-4, beta_end: float = 0.02, N: int = 1000, T: float = 1.0
+    ) -> Self:
+        """Return β_i rising linearly (Ho et al. 2020, section 4)."""
+        return cls(_ramp(beta_start, beta_end, N), T)
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, N: int = 1000, T: float = 1.0
+    ) -> Self:
+        """Return √β_i rising linearly (Rombach et al. 2022, arXiv:2112.10752)."""
+        check_positive("beta_start", beta_start)
+        return cls(_ramp(math.sqrt(beta_start), math.sqrt(beta_end), N).square(), T)
+
+    @classmethod
+    def sigmoid(
+        cls, beta_start: float = 1e-4, beta_end: float = 0.02, N: int = 1000, T: float = 1.0
+    ) -> Self:
+        """Return β_i rising along a sigmoid from −6 to 6 (Xu et al. 2022, arXiv:2203.02923)."""
+        check_ordered("beta_start", beta_start, "beta_end", beta_end)
+        rise = torch.sigmoid(_ramp(-6.0, 6.0, N))
+        return cls(beta_start + (beta_end - beta_start) * rise, T)
+
+    @classmethod
+    def cosine(
+        cls, N: int = 1000, s: float = 0.008, beta_max: float = 0.999, T: float = 1.0
+    ) -> Self:
+        """Return the table with ᾱ_i ∝ cos²((π/2)(i/N + s)/(1 + s)) and β clipped at ``beta_max``.
+
+        References:
+            Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17.
+        """
+        check_between("beta_max", beta_max, 0.0, 1.0)
+        angle = 0.5 * math.pi * (_ramp(0.0, 1.0, check_integer("N", N, 2) + 1) + s) / (1 + s)
+        late, early = angle[1:], angle[:-1]
+        # cos² a − cos² b = sin(a + b) sin(b − a)
+        betas = torch.sin(early + late) * torch.sin(late - early) / torch.cos(early).square()
+        return cls(betas.clamp(max=beta_max), T)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ_i = Π_{j<=i} (1 − β_j) = α(t_i)², ``(N,)``, float64."""
+        return torch.exp(2 * self._log_alpha[1:])
+
+    def zero_terminal_snr(self) -> Self:
+        """Return the table shifted and scaled in √ᾱ so that its last step leaves no signal.
+
+        References:
+            Lin et al., *Common diffusion noise schedules and sample steps are flawed*, 2024,
+            arXiv:2305.08891, algorithm 1.
+        """
+        root = self.alphas_cumprod.sqrt()
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        kept = torch.cat([root[:1], root[1:] / root[:-1]]).square()
+        return type(self)(1 - kept, self.T, self.t_min)
+
+    def log_alpha(self, t: Time) -> Tensor:
+        """Return log α(t), in float64, shaped like ``t``."""
+        return self._interpolate(self._log_alpha, as_time(t, self.T))
+
+    def log_sigma(self, t: Time) -> Tensor:
+        """Return log σ(t) = ½ log(1 − α²), in float64, shaped like ``t``."""
+        return log_complement(self.log_alpha(t))
+
+    def prior_scale(self) -> float:
+        """Return 1, the standard deviation of the law that x_t tends to."""
+        return 1.0
+
+    def extra_repr(self) -> str:
+        """Show the table's length and ends."""
+        return f"N={len(self.betas)}, betas={float(self.betas[0]):g} … {float(self.betas[-1]):g}"
+
+
+class NCSN(_Table):
+    r"""The diffusion of NCSN (SMLD): a ladder of noise levels on clean data.
+
+        α = 1,      σ(t_i) = σ_i,      σ² linear within each step, from 0 at t = 0.
+
+    Args:
+        sigmas: N >= 2 different noise levels, in units of the data; kept in the order of time,
+            smallest first, however they come (NCSN's papers list the largest first).
+        T: noise end of time.
+        t_min: data end of numerical work; the first knot if None, where a network's table begins.
+
+    Attributes:
+        sigmas: the ladder, ``(N,)``, ascending, float64.
+        times: the knots (i + 1) T/N, ``(N,)``, float64.
+
+    Raises:
+        TypeError: if ``sigmas`` is no sequence of real numbers.
+        ValueError: if it is not one-dimensional with at least two different positive entries.
+
+    Example:
+        >>> sde = NCSN.geometric(0.01, 1.0, 10)  # the ladder of the first NCSN
+        >>> sde.sigma(sde.times[[0, 4, 9]])
+        tensor([0.0100, 0.0774, 1.0000], dtype=torch.float64)
+
+    References:
+        Song & Ermon, *Generative modeling by estimating gradients of the data distribution*, 2019,
+        arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456, eq. 8 and appendix B (σ_0 = 0).
+    """
+
+    sigmas: Tensor
+    _variance: Tensor
+
+    def __init__(self, sigmas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
+        sigmas = _check_table("sigmas", sigmas).sort().values
+        if not float(sigmas[0]) > 0 or not bool((sigmas.diff() > 0).all()):
+            raise ValueError(
+                f"sigmas: expected positive numbers that all differ, got {sigmas.tolist()}; each "
+                "is a noise level of the ladder, told once"
+            )
+        super().__init__(len(sigmas), T, t_min)
+        self._keep("sigmas", sigmas)
+        self._keep("_variance", torch.cat([sigmas.new_zeros(1), sigmas.square()]))
+
+    @classmethod
+    def geometric(
+        cls, sigma_min: float = 0.01, sigma_max: float = 50.0, N: int = 1000, T: float = 1.0
+    ) -> Self:
+        """Return the geometric ladder of N levels from ``sigma_min`` to ``sigma_max``.
+
+        References:
+            Song & Ermon, *Improved techniques for training score-based generative models*, 2020,
+            arXiv:2006.09011, section 3.1.
+        """
+        check_positive("sigma_min", sigma_min)
+        check_ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
+        return cls(_ramp(math.log(sigma_min), math.log(sigma_max), N).exp(), T)
+
+    def log_alpha(self, t: Time) -> Tensor:
+        """Return 0, shaped like ``t``."""
+        return torch.zeros_like(as_time(t, self.T))
+
+    def log_sigma(self, t: Time) -> Tensor:
+        """Return log σ(t), in float64, shaped like ``t``."""
+        return 0.5 * torch.log(self._interpolate(self._variance, as_time(t, self.T)))
+
+    def extra_repr(self) -> str:
+        """Show the ladder's length and ends."""
+        return (
+            f"N={len(self.sigmas)}, sigmas={float(self.sigmas[0]):g} … {float(self.sigmas[-1]):g}"
+        )
+
+
+def _ramp(first: float, last: float, N: int) -> Tensor:
+    """N numbers from ``first`` to ``last``, equally spaced, float64."""
+    return torch.linspace(first, last, check_integer("N", N, 2), dtype=torch.float64)
+
+
+def _check_table(name: str, values: object) -> Tensor:
+    """Return a table as a float64 tensor of its own, or raise."""
+    try:
+        table = torch.as_tensor(values).detach().to(torch.float64, copy=True)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name}: expected a tensor (N,) of numbers, got {type(values).__name__}; convert it "
+            "with torch.as_tensor"
+        ) from None
+    if table.ndim != 1 or len(table) < 2 or not bool(table.isfinite().all()):
+        raise ValueError(
+            f"{name}: expected a finite tensor (N,) with N >= 2, got shape {tuple(table.shape)}; "
+            "one entry per step, in one dimension"
+        )
+    return table
