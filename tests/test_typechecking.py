@@ -18,6 +18,7 @@ SAMPLE = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,9 @@ def careless(x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
 @dataclass(frozen=True)
 class Recipe:
     snr: float = 0.1
+
+    def copy(self) -> Self:
+        return self
 
 
 class Net(nn.Module):
@@ -90,6 +94,10 @@ def test_own_errors_come_first(sample: ModuleType) -> None:
 
 def test_an_int_is_a_float(sample: ModuleType) -> None:
     assert sample.Recipe(snr=1).snr == 1
+
+
+def test_an_unreadable_hint_is_not_checked(sample: ModuleType) -> None:
+    assert sample.Recipe().copy() == sample.Recipe()
 
 
 def test_doctests_are_found(sample: ModuleType) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintException
 
 # an int is a float, as it is to mypy
 _check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -21,7 +22,10 @@ def check_after_call(function: Callable) -> Callable:
     """Type-check ``function``, if it stands for a call that has returned."""
     if function.__annotations__.get("return") is Any:  # how jaxtyping marks "parameters alone"
         return function
-    checked = _check_types(function)
+    try:
+        checked = _check_types(function)
+    except BeartypeDecorHintException:  # a hint it cannot read, such as Self
+        return function
 
     def check(*args: Any, **kwargs: Any) -> Any:
         tracing = torch.compiler.is_compiling()  # the compiler cannot see through a type checker
