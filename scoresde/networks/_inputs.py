@@ -7,17 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_floating, check_integer, check_tensor, describe
-
-
-def check_integers(name: str, values: Sequence[int], minimum: int | None = None) -> tuple[int, ...]:
-    """Return a sequence of integers as a tuple of ``int``, each at least ``minimum``."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(
-            f"{name}: expected a sequence of integers, got {describe(values)}; "
-            f"for a single one write ({values!r},)"
-        )
-    return tuple(check_integer(f"{name}[{i}]", value, minimum) for i, value in enumerate(values))
+from scoresde._checks import check_floating, check_integers, check_tensor, describe
+from scoresde._shapes import can_look
 
 
 def check_widths(name: str, multipliers: Sequence[int]) -> tuple[int, ...]:
@@ -100,7 +91,7 @@ def check_classes(classes: Tensor, count: int, batch: int) -> None:
             f"classes: expected shape ({batch},), got {tuple(classes.shape)}; give one class per "
             f"sample, classes.expand({batch}) repeats a single one"
         )
-    if not _values_are_free(classes) or batch == 0:
+    if not can_look(classes) or batch == 0:
         return
     low, high = (int(value) for value in torch.aminmax(classes))
     if low < 0 or high > count:
@@ -108,9 +99,3 @@ def check_classes(classes: Tensor, count: int, batch: int) -> None:
             f"classes: expected integers in 0 … {count - 1} ({count} stands for no class), got "
             f"{low} … {high}; build the network with classes={high + 1} or renumber them from 0"
         )
-
-
-def _values_are_free(tensor: Tensor) -> bool:
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

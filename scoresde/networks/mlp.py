@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde._checks import check_between, check_integer, check_positive
+from scoresde._checks import check_between, check_integer, check_integers, check_positive
 from scoresde._shapes import flatten
-from scoresde.networks._inputs import check_input, check_integers
+from scoresde.networks._inputs import check_input
 from scoresde.networks.blocks import Conditioning, zero_
 
 __all__ = ["MLP"]
@@ -40,7 +40,7 @@ class MLP(nn.Module):
         depth: number of residual blocks.
         classes: number of classes, for a network conditioned on one; None for no conditioning.
         dropout: probability with which a hidden feature is dropped in training.
-        label_scale: factor on the label before its embedding; 1000 suits a time in [0, 1], 1 an
+        label_scale: factor on the label before its embedding; 100 suits a time in [0, 1], 0.1 an
             index of a table with 1000 entries.
 
     Raises:
@@ -69,7 +69,7 @@ class MLP(nn.Module):
         depth: int = 4,
         classes: int | None = None,
         dropout: float = 0.0,
-        label_scale: float = 1000.0,
+        label_scale: float = 100.0,
     ) -> None:
         super().__init__()
         self.event_shape = check_integers("event_shape", event_shape, 1)
@@ -79,8 +79,9 @@ class MLP(nn.Module):
         self.dropout = check_between("dropout", dropout, 0.0, 1.0)
         self.label_scale = check_positive("label_scale", label_scale)
         size = math.prod(self.event_shape)
-        self.conditioning = Conditioning(self.width, self.classes, self.label_scale)
-        self.modulation = zero_(nn.Linear(self.width, 2 * self.width * (self.depth + 1)))
+        features = max(self.width // 4, 8)
+        self.conditioning = Conditioning(features, self.classes, self.label_scale)
+        self.modulation = zero_(nn.Linear(features, 2 * self.width * (self.depth + 1)))
         nn.init.ones_(self.modulation.bias[: self.width * (self.depth + 1)])
         self.input = nn.Linear(size, self.width)
         self.blocks = nn.ModuleList(_Block(self.width, self.dropout) for _ in range(self.depth))

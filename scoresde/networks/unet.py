@@ -48,7 +48,7 @@ class UNet(nn.Module):
             from the lowest level.
         classes: number of classes, for a network conditioned on one; None for no conditioning.
         dropout: probability with which a hidden feature is dropped in training.
-        label_scale: factor on the label before its embedding; 1000 suits a time in [0, 1], 1 an
+        label_scale: factor on the label before its embedding; 100 suits a time in [0, 1], 0.1 an
             index of a table with 1000 entries.
 
     Raises:
@@ -77,7 +77,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (-1,),
         classes: int | None = None,
         dropout: float = 0.0,
-        label_scale: float = 1000.0,
+        label_scale: float = 100.0,
     ) -> None:
         super().__init__()
         self.channels = check_integer("channels", channels, 1)
