@@ -10,12 +10,17 @@ from scoresde.traces.hutchinson import (
     Rademacher,
     Sphere,
 )
+from scoresde.traces.hutchpp import HutchPlusPlus
+from scoresde.traces.xtrace import XTrace
 
 FAMILY = (
     ExactTrace(),
     Hutchinson(),
     Hutchinson(probes=2, law=Gaussian()),
     Hutchinson(probes=2, law=Sphere()),
+    Hutchinson(probes=2, law=Orthogonal()),
+    HutchPlusPlus(),
+    XTrace(),
 )
 """Ready members; a line here enrols one in the contract tests."""
 
@@ -23,10 +28,12 @@ __all__ = [
     "FAMILY",
     "ExactTrace",
     "Gaussian",
+    "HutchPlusPlus",
     "Hutchinson",
     "Orthogonal",
     "ProbeLaw",
     "Rademacher",
     "Sphere",
     "Trace",
+    "XTrace",
 ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde._streams import Streams
 
@@ -39,7 +41,8 @@ class Trace(ABC):
             differentiable: keep the graph, so that results can be differentiated again.
 
         Returns:
-            The value h(x) ``(m, d)``, and independent unbiased estimates of the divergence ``(m, k)``.
+            The value h(x) ``(m, d)``, and independent unbiased estimates of the divergence
+            ``(m, k)``.
         """
 
     @abstractmethod
@@ -48,17 +51,30 @@ class Trace(ABC):
 
 
 class Tape:
-    """One evaluation of a field, ready to give products vᵀJ."""
+    """One evaluation of a field, ready to give products vᵀJ.
 
-    def __init__(self, field: VectorField, x: Tensor, differentiable: bool) -> None:
+    The fused kernels of ``scaled_dot_product_attention`` have neither a second derivative nor a
+    batched first one; where one of them is asked for, the field is evaluated with the plain kernel.
+
+    Args:
+        field: h, from ``(m, d)`` to ``(m, d)``, row by row.
+        x: where, ``(m, d)``.
+        differentiable: keep the graph of value and products.
+        batched: whether several products will be made in one backward pass.
+    """
+
+    def __init__(
+        self, field: VectorField, x: Tensor, differentiable: bool, *, batched: bool
+    ) -> None:
         self._differentiable = differentiable
-        with torch.enable_grad():
+        plain = sdpa_kernel(SDPBackend.MATH) if differentiable or batched else nullcontext()
+        with torch.enable_grad(), plain:
             self._x = x if differentiable and x.requires_grad else x.detach().requires_grad_()
             self._value = field(self._x)
         self.value = self._value if differentiable else self._value.detach()
 
     def product(self, v: Tensor) -> Tensor:
-        """Return vᵀJ ``(k, m, d)`` for probes ``v`` ``(k, m, d)``, all in one batched backward pass."""
+        """Return vᵀJ ``(k, m, d)`` for ``v`` ``(k, m, d)``, in one batched backward pass."""
         if not self._value.requires_grad:
             return torch.zeros_like(v)
         options = {
@@ -69,7 +85,9 @@ class Tape:
         if v.shape[0] == 1:
             (rows,) = torch.autograd.grad(self._value, self._x, v[0], **options)
             return torch.zeros_like(v) if rows is None else rows.unsqueeze(0)
-        (rows,) = torch.autograd.grad(
-            self._value, self._x, v, is_grads_batched=True, **options
-        )
+        (rows,) = torch.autograd.grad(self._value, self._x, v, is_grads_batched=True, **options)
         return torch.zeros_like(v) if rows is None else rows
+
+    def images(self, v: Tensor) -> Tensor:
+        """Return Jᵀv ``(m, d, k)`` for the columns of ``v`` ``(m, d, k)``."""
+        return self.product(v.permute(2, 0, 1)).permute(1, 2, 0)

@@ -17,7 +17,7 @@ class ExactTrace(Trace):
     r"""tr J = Σ_i e_iᵀ J e_i, with no noise, at the cost of d products.
 
     Args:
-        chunk: how many of the d products are made in one batched backward pass; memory grows with it.
+        chunk: how many of the d products one batched backward pass makes; memory grows with it.
 
     Raises:
         ValueError: if ``chunk`` is below 1.
@@ -44,8 +44,8 @@ class ExactTrace(Trace):
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and the divergence ``(m, 1)``."""
-        tape = Tape(field, x, differentiable)
         m, d = x.shape
+        tape = Tape(field, x, differentiable, batched=min(self.chunk, d) > 1)
         trace = x.new_zeros(m)
         for start in range(0, d, self.chunk):
             index = torch.arange(start, min(start + self.chunk, d), device=x.device)

@@ -94,12 +94,12 @@ class Hutchinson(Trace):
         >>> from scoresde._streams import Streams
         >>> streams = Streams.draw(1, torch.Generator().manual_seed(0))
         >>> x = torch.tensor([[1.0, 2.0, 3.0]])
-        >>> Hutchinson(probes=2)(lambda x: x**2, x, streams)[1]      # exact: the Jacobian is diagonal
+        >>> Hutchinson(probes=2)(lambda x: x**2, x, streams)[1]  # exact: the Jacobian is diagonal
         tensor([[12., 12.]])
 
     References:
-        Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989; Grathwohl et
-        al., *FFJORD*, 2019, arXiv:1810.01367, eq. 7.
+        Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989; Grathwohl
+        et al., *FFJORD*, 2019, arXiv:1810.01367, eq. 7.
     """
 
     probes: int = 1
@@ -117,8 +117,8 @@ class Hutchinson(Trace):
     def __call__(
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return h(x) ``(m, d)`` and one estimate per independent probe, ``(m, k)`` or ``(m, 1)``."""
-        tape = Tape(field, x, differentiable)
+        """Return h(x) ``(m, d)`` and an estimate per independent probe, ``(m, k)`` or ``(m, 1)``."""
+        tape = Tape(field, x, differentiable, batched=self.probes > 1)
         probes = self.law.draw(streams, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
         estimates = (tape.product(probes) * probes).sum(2).T
         return tape.value, estimates if self.law.independent else estimates.mean(1, keepdim=True)
