@@ -2,5 +2,10 @@
 
 from scoresde.solvers.adams import Adams
 from scoresde.solvers.base import Solution, Solver, Status
+from scoresde.solvers.scipy import SciPy
+from scoresde.solvers.torchdiffeq import TorchDiffEq
 
-__all__ = ["Adams", "Solution", "Solver", "Status"]
+FAMILY = (Adams(), TorchDiffEq(), SciPy(), SciPy(coupled=True))
+"""Ready members; a line here enrols one in the contract tests."""
+
+__all__ = ["FAMILY", "Adams", "SciPy", "Solution", "Solver", "Status", "TorchDiffEq"]

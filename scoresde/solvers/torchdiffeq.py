@@ -1,0 +1,131 @@
+r"""The adaptive Runge–Kutta methods of torchdiffeq."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from scoresde._checks import check_integer
+from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
+from scoresde.solvers.base import Field, Solution, Solver, Status
+
+_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+_HUGE = 1e10
+
+
+class _March(Augmented):
+    """An augmented system that follows torchdiffeq from step to step."""
+
+    def norm(self, ratio: Tensor, allowance: float) -> Tensor:
+        """The worst sample's error: of its state (RMS) or of an integral."""
+        state, integrals = ratio[:, : self.d], ratio[:, self.d :]
+        rms = state.square().mean(1, keepdim=True).sqrt()
+        worst = torch.cat([rms, integrals.abs()], dim=1).amax(1)
+        # the library reads NaN as a step of 0; a large number makes it retry with a smaller one
+        self._worst = worst.nan_to_num(_HUGE, _HUGE).clamp(max=_HUGE)
+        self._doubt = allowance * (integrals.sum(1) / max(integrals.shape[1], 1)).abs()
+        return self._worst.max()
+
+    def callback_step(self, tau: Tensor, y: Tensor, step: Tensor) -> None:
+        self.tau, self.y = float(tau), y
+
+    def callback_accept_step(self, tau: Tensor, y: Tensor, step: Tensor) -> None:
+        self.error = self.error + self._doubt
+
+    @property
+    def stuck(self) -> Tensor:
+        """The rows on whose account the latest step was refused ``(m,)``."""
+        return self._worst >= self._worst.max().clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(Solver):
+    r"""A method of torchdiffeq, with step control by the worst sample.
+
+    The batch shares its steps, and each is accepted if max_i e_i ≤ 1, where e_i is the larger of
+    the RMS error of sample i's state, over ``atol + rtol |z|``, and the error of its integral, over
+    ``atol`` per dimension. So batch-mates cannot hide a sample's error, though they can make its
+    steps smaller. A sample that fails leaves the batch with its status; the others go on from the
+    last accepted step. Probes are fixed along the path.
+
+    The solution's ``error`` is the sum of the local error estimates of the integral.
+
+    Args:
+        method: one of torchdiffeq's adaptive methods: ``"dopri5"``, ``"dopri8"``, ``"bosh3"``,
+            ``"fehlberg2"``, ``"adaptive_heun"``.
+        rtol: relative tolerance of the state; the ``tolerance`` of :meth:`solve` when None.
+        atol: absolute tolerance, likewise.
+        max_evaluations: where the samples give up, with the best they have.
+
+    Raises:
+        ValueError: if the method is none of these, or a number is out of range.
+
+    Example:
+        >>> def decay(tau, z, rows, node):
+        ...     return -z, z.sum(1, keepdim=True), None
+        >>> z = torch.ones(1, 2, dtype=torch.float64)
+        >>> solution = TorchDiffEq().solve(decay, z, 0.0, 1.0, tolerance=1e-6)
+        >>> solution.state, solution.integral  # 1/e, 2 − 2/e
+        (tensor([[0.3679, 0.3679]], dtype=torch.float64), tensor([1.2642], dtype=torch.float64))
+
+    References:
+        Chen, *torchdiffeq*, 2018, https://github.com/rtqichen/torchdiffeq.
+    """
+
+    method: str = "dopri5"
+    rtol: float | None = None
+    atol: float | None = None
+    max_evaluations: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.method not in _METHODS:
+            raise ValueError(
+                f"method: expected an adaptive method of torchdiffeq, {', '.join(_METHODS)}, got "
+                f"{self.method!r}; methods with fixed steps have no error control"
+            )
+        check_tolerances(self.rtol, self.atol)
+        check_integer("max_evaluations", self.max_evaluations, minimum=2)
+
+    def solve(
+        self,
+        field: Field,
+        z: Tensor,
+        start: float,
+        end: float,
+        *,
+        tolerance: float,
+        noisy: bool = False,
+    ) -> Solution:
+        """Integrate the batch with common steps (see :meth:`Solver.solve`)."""
+        rtol = tolerance if self.rtol is None else self.rtol
+        atol = tolerance if self.atol is None else self.atol
+        rows = torch.arange(len(z), device=z.device)
+        march = _March(field, z, rows, start, end, self.max_evaluations)
+        march.error = torch.zeros_like(march.error)
+        of_state = torch.ones_like(march.y[0, : march.d])
+        of_integrals = torch.ones_like(march.y[0, march.d :])
+        arguments = {
+            "rtol": torch.cat([rtol * of_state, 0 * of_integrals]),
+            "atol": torch.cat([atol * of_state, atol * march.d * of_integrals]),
+            "method": self.method,
+            "options": {
+                "norm": partial(march.norm, allowance=atol * march.d),
+                "step_t": z.new_tensor([end]),
+            },
+        }
+        parts = [march.leave(~march.finite, Status.NOT_FINITE, noisy)]
+        while len(march.rows) and march.tau != end:
+            try:
+                march.y = odeint(march, march.y, z.new_tensor([march.tau, end]), **arguments)[-1]
+                march.tau = end
+            except Exhausted:
+                parts.append(march.leave(march.everyone, Status.MAX_EVALUATIONS, noisy))
+            except AssertionError:
+                if march.busy:
+                    raise
+                parts.append(march.leave(march.stuck, march.failure, noisy))
+        return join([*parts, march.leave(march.everyone, Status.CONVERGED, noisy)])
