@@ -117,7 +117,7 @@ class Hutchinson(Trace):
     def __call__(
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return h(x) ``(m, d)`` and one estimate per probe, ``(m, k)``, or their mean, ``(m, 1)``."""
+        """Return h(x) ``(m, d)`` and an estimate per probe ``(m, k)``, or their mean ``(m, 1)``."""
         tape = Tape(field, x, differentiable, batched=self.probes > 1)
         probes = self.law.draw(streams, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
         estimates = (tape.product(probes) * probes).sum(2).T
