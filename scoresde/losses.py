@@ -54,6 +54,9 @@ WeightFunction = Callable[[GaussianSDE, Tensor], Tensor]
 
 Reduction = Literal["mean", "sum", "none"]
 
+_LEAST_MASS = 1e-6
+"""A law of noise levels that leaves less than this to a diffusion is taken for a mistake."""
+
 
 # --- weightings
 
@@ -312,6 +315,10 @@ class LogNormal(TimeLaw):
         mean: mean of ln ρ.
         std: standard deviation of ln ρ.
 
+    Raises:
+        ValueError: if ``std`` is not positive, or, when drawn, if the diffusion has none of these
+            noise levels.
+
     Example:
         >>> from scoresde import EDMSDE
         >>> t, weight = LogNormal().draw(EDMSDE(), 10_000, torch.Generator().manual_seed(0))
@@ -333,6 +340,11 @@ class LogNormal(TimeLaw):
     def at(self, sde: GaussianSDE, level: Tensor) -> tuple[Tensor, Tensor]:
         high, low = _ends(sde)
         first, last = (self._cdf(-end) for end in (high, low))
+        if last - first < _LEAST_MASS:
+            raise ValueError(
+                f"mean, std: expected a law of ln(sigma/alpha) that meets its range {-high:.3g} … "
+                f"{-low:.3g} on this SDE, got {self}; its mean is in natural logarithms"
+            )
         normal = torch.special.ndtri(first + (last - first) * level)
         log_ratio = (self.mean + self.std * normal).clamp(-high, -low)
         return sde.time_at(-log_ratio), torch.ones_like(level)
@@ -483,7 +495,7 @@ def sample_losses(
     t, weight = time_law.draw(score.sde, x0.shape[0], generator, x0.device)
     noise = normal_like(x0, generator)
     errors = noise_errors(score, x0, t, noise)
-    return expand(weight * weighting(score.sde, t), errors) * errors
+    return expand(weight, errors) * expand(weighting(score.sde, t), errors) * errors
 
 
 def noise_errors(score: Score, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
