@@ -64,7 +64,7 @@ def seeded(seed=0, device="cpu"):
     return torch.Generator(device).manual_seed(seed)
 
 
-def times(sde, n=7):
+def times(sde, n=8):
     """Times from one end to the other, evenly spaced in log t."""
     ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64).log()
     return torch.linspace(ends[0], ends[1], n, dtype=torch.float64).exp()
