@@ -36,7 +36,9 @@ SEAMS = {  # what users bring: a public door may refuse what is not one, but nev
     "SDE",
     "Sampler",
     "Score",
+    "Solver",
     "TimeLaw",
+    "Trace",
 }
 
 
