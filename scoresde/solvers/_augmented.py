@@ -37,7 +37,6 @@ class Augmented:
         tau: how far they got.
         y: their state there, ``(m, d + k)``.
         d: number of coordinates of z.
-        error: estimated error of the mean integral ``(m,)``; NaN unless someone estimates it.
         finite: whether the latest slope was finite, ``(m,)``.
         busy: whether the field is being evaluated, so that an exception is its own.
     """
@@ -53,7 +52,6 @@ class Augmented:
         self._latest = torch.nan, z, z
         slope = self(start, z)
         self.y = torch.cat([z, torch.zeros_like(slope[:, self.d :])], dim=1)
-        self.error = torch.full_like(z[:, 0], torch.nan)
 
     def __call__(self, tau: float | Tensor, y: Tensor) -> Tensor:
         """Return dy/dτ ``(m, d + k)`` at a τ within the interval; repeating a call is free."""
@@ -92,12 +90,12 @@ class Augmented:
             state=self.y[gone, : self.d],
             integral=integral,
             standard_error=standard_error,
-            error=self.error[gone],
+            error=torch.full_like(integral, torch.nan),
             reached=torch.full_like(integral, self.tau),
             evaluations=torch.full_like(rows, self._max_evaluations - self._left),
             status=(zero + status)[gone],
         )
-        for name in ("rows", "y", "error", "finite"):
+        for name in ("rows", "y", "finite"):
             setattr(self, name, getattr(self, name)[~gone])
         tau, z, slope = self._latest
         self._latest = tau, z[~gone], slope[~gone]
@@ -127,4 +125,5 @@ def _mean(integrals: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
         return mean, torch.zeros_like(mean)
     if k == 1:
         return mean, torch.full_like(mean, torch.nan)
-    return mean, integrals.std(1) / k**0.5
+    spread = (integrals - mean.unsqueeze(1)).square().sum(1) / (k - 1)
+    return mean, torch.sqrt(spread / k)

@@ -23,7 +23,8 @@ class SciPy(Solver):
     A step is accepted if the RMS over a sample's entries of error/(``atol`` + ``rtol`` |y|) is at
     most 1. The absolute tolerance of an integral is d ``atol``/√n where it is one of n entries: its
     error weighs as much as that of all coordinates of the state together. Probes are fixed along
-    the path. Scipy keeps no error estimate, so that the solution's ``error`` is NaN.
+    the path. Scipy controls the error of a step, from which that of the result does not follow; the
+    solution's ``error`` is NaN.
 
     With ``coupled=True`` the whole batch is one vector with one RMS and one ``atol``, which is how
     the likelihoods of Song et al. are computed: to reproduce those numbers, use
@@ -113,7 +114,7 @@ class SciPy(Solver):
                     rtol=rtol,
                     atol=atol.reshape(-1),
                 )
-                while walk.tau != end:
+                while solver.status == "running":
                     solver.step()
                     if solver.status == "failed" or not np.isfinite(solver.y).all():
                         return walk.failure
@@ -121,7 +122,7 @@ class SciPy(Solver):
         except Exhausted:
             return Status.MAX_EVALUATIONS
         except ValueError:  # scipy's linear algebra refuses a Jacobian that is not finite
-            if walk.busy or walk.finite.all():
+            if walk.busy:
                 raise
             return walk.failure
         return Status.CONVERGED

@@ -3,7 +3,6 @@ r"""The adaptive Runge–Kutta methods of torchdiffeq."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,21 +19,18 @@ _HUGE = 1e10
 class _March(Augmented):
     """An augmented system that follows torchdiffeq from step to step."""
 
-    def norm(self, ratio: Tensor, allowance: float) -> Tensor:
-        """The worst sample's error: of its state (RMS) or of an integral."""
+    def norm(self, ratio: Tensor) -> Tensor:
+        """The worst sample's error over its tolerance: of its state (RMS) or of an integral."""
         state, integrals = ratio[:, : self.d], ratio[:, self.d :]
         rms = state.square().mean(1, keepdim=True).sqrt()
         worst = torch.cat([rms, integrals.abs()], dim=1).amax(1)
         # the library reads NaN as a step of 0; a large number makes it retry with a smaller one
         self._worst = worst.nan_to_num(_HUGE, _HUGE).clamp(max=_HUGE)
-        self._doubt = allowance * (integrals.sum(1) / max(integrals.shape[1], 1)).abs()
         return self._worst.max()
 
     def callback_step(self, tau: Tensor, y: Tensor, step: Tensor) -> None:
+        """Note the last accepted state, which every step starts from."""
         self.tau, self.y = float(tau), y
-
-    def callback_accept_step(self, tau: Tensor, y: Tensor, step: Tensor) -> None:
-        self.error = self.error + self._doubt
 
     @property
     def stuck(self) -> Tensor:
@@ -52,7 +48,8 @@ class TorchDiffEq(Solver):
     steps smaller. A sample that fails leaves the batch with its status; the others go on from the
     last accepted step. Probes are fixed along the path.
 
-    The solution's ``error`` is the sum of the local error estimates of the integral.
+    The library controls the error of a step, from which that of the result does not follow; the
+    solution's ``error`` is NaN.
 
     Args:
         method: one of torchdiffeq's adaptive methods: ``"dopri5"``, ``"dopri8"``, ``"bosh3"``,
@@ -105,17 +102,13 @@ class TorchDiffEq(Solver):
         atol = tolerance if self.atol is None else self.atol
         rows = torch.arange(len(z), device=z.device)
         march = _March(field, z, rows, start, end, self.max_evaluations)
-        march.error = torch.zeros_like(march.error)
-        of_state = torch.ones_like(march.y[0, : march.d])
-        of_integrals = torch.ones_like(march.y[0, march.d :])
+        of_state = z.new_ones(march.d)
+        of_integrals = z.new_ones(march.y.shape[1] - march.d)
         arguments = {
             "rtol": torch.cat([rtol * of_state, 0 * of_integrals]),
             "atol": torch.cat([atol * of_state, atol * march.d * of_integrals]),
             "method": self.method,
-            "options": {
-                "norm": partial(march.norm, allowance=atol * march.d),
-                "step_t": z.new_tensor([end]),
-            },
+            "options": {"norm": march.norm, "step_t": z.new_tensor([end])},
         }
         parts = [march.leave(~march.finite, Status.NOT_FINITE, noisy)]
         while len(march.rows) and march.tau != end:
