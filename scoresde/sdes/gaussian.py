@@ -102,7 +102,8 @@ class GaussianSDE(SDE):
         """
         if isinstance(half_logsnr, Tensor):
             check_floating("half_logsnr", half_logsnr)
-        target = torch.as_tensor(half_logsnr, dtype=torch.float64).detach()
+        value = torch.as_tensor(half_logsnr, dtype=torch.float64).detach()
+        target = value.reshape(-1)
         if can_look(target) and bool(torch.isnan(target).any()):
             raise ValueError("half_logsnr: expected numbers, got NaN; λ falls from λ(0) to λ(T)")
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
@@ -111,7 +112,7 @@ class GaussianSDE(SDE):
                 middle = 0.5 * (low + high)
                 early = self._half_logsnr(middle) > target
                 low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return like_time(0.5 * (low + high), half_logsnr)
+        return like_time((0.5 * (low + high)).reshape(value.shape), half_logsnr)
 
     @final
     def drift(self, x: Tensor, t: Time) -> Tensor:
