@@ -1,15 +1,19 @@
 r"""DDPM and NCSN: Gaussian diffusions told by a table.
 
-A chain x_0 → x_1 → … → x_N of Gaussian steps is a diffusion seen at its knots t_i = i T/N, if its
-coefficients are held constant within every step:
+A chain x_0 → x_1 → … → x_N of Gaussian steps is a diffusion seen at the knots t_i = i T/N, if the
+diffusion's curves go through the chain's:
 
-    DDPM   x_i = √(1−β_i) x_{i−1} + √β_i ε              log α is piecewise linear, σ² = 1 − α²
-    NCSN   x_i = x_{i−1} + √(σ_i² − σ_{i−1}²) ε         α = 1, σ² is piecewise linear, σ_0 = 0
+    DDPM   x_i = √(1−β_i) x_{i−1} + √β_i ε          log α(t_i) = ½ Σ log(1−β_j), σ² = 1 − α²
+    NCSN   x_i = x_{i−1} + √(σ_i² − σ_{i−1}²) ε     α = 1, σ(t_i) = σ_i
 
-The chain's kernel is then ``transition`` between neighbouring knots, the first one from clean data
-at t = 0, and nothing else is special: the loss of DDPM or NCSN is denoising score matching at the
-knots, Ho's sampler is the ancestral one with the knots as its grid, a network's label the index of
-the table. In between, and so for any other grid or solver, both are diffusions like all others.
+The chain's kernel is then ``transition`` between neighbouring knots, and nothing else is special:
+the loss of DDPM or NCSN is denoising score matching at the knots, Ho's sampler is the ancestral one
+with the knots as its grid, a network's label the index of the table.
+
+In between, and so for any other grid or solver, both are diffusions like all others. log α, or
+log σ, is the monotone cubic through the knots: smooth enough (drift and diffusion are continuous)
+for ODE solvers to keep their promise, and within O(1/N²) of piecewise linear. NCSN's geometric
+ladder is the variance-exploding SDE itself, at times that differ by O(1/N).
 
 A table's entries are numbered 0 … N−1 in the order of time, smallest noise first; entry i belongs
 to ``times[i]`` = (i + 1) T/N.
@@ -32,7 +36,7 @@ _FADED = -24 * math.log(2)
 
 
 class _Table(GaussianSDE):
-    """A diffusion given at N knots, from clean data at t = 0.
+    """A diffusion given by one of its curves at 0 and at N equally spaced knots.
 
     Attributes:
         times: the knots (i + 1) T/N, ``(N,)``, float64.
@@ -40,42 +44,58 @@ class _Table(GaussianSDE):
 
     times: Tensor
     _grid: Tensor
-    _index: Tensor
+    _curve: Tensor
+    _slope: Tensor
 
-    def __init__(self, N: int, T: float, t_min: float | None) -> None:
+    def __init__(self, curve: Tensor, T: float, t_min: float | None) -> None:
+        N = len(curve) - 1
         grid = torch.linspace(0.0, check_positive("T", T), N + 1, dtype=torch.float64)
         super().__init__(T, float(grid[1]) if t_min is None else t_min)
+        secant = curve.diff() / grid.diff()
+        inner = 2 * secant[1:] * secant[:-1] / (secant[1:] + secant[:-1])
         self._keep("times", grid[1:])
         self._keep("_grid", grid)
-        self._keep("_index", torch.arange(-1, N, dtype=torch.float64).clamp(min=0.0))
+        self._keep("_curve", curve)
+        self._keep("_slope", torch.cat([secant[:1], inner, secant[-1:]]))
 
     def index_at(self, t: Time) -> Tensor:
         """Return the index of ``t`` in the table, 0 … N−1, shaped like ``t``.
 
         Whole at the knots, linear between them, 0 up to the first.
         """
-        return like_time(self._interpolate(self._index, as_time(t, self.T)), t)
+        time = as_time(t, self.T)
+        end, part = self._place(time.reshape(-1))
+        return like_time((end - 2 + part).clamp(min=0.0).reshape(time.shape), t)
 
     def _keep(self, name: str, values: Tensor) -> None:
         """Register numbers that follow from the constructor's arguments: they move, unsaved."""
         self.register_buffer(name, values, persistent=False)
 
-    def _interpolate(self, values: Tensor, t: Tensor) -> Tensor:
-        """Return ``values`` ``(N + 1,)``, given at 0 and the knots, linearly between them.
+    def _interpolate(self, t: Tensor) -> Tensor:
+        """Return the curve given at 0 and the knots: exact there, a monotone cubic in between.
 
-        They are exact at the knots, where the slope is that of the step that ends there.
+        References:
+            Fritsch & Butland, *A method for constructing local monotone piecewise cubic
+            interpolants*, 1984 (the slopes: harmonic means of the neighbouring secants).
         """
-        grid, values = self._grid.to(t.device), values.to(t.device)
-        times = t.reshape(-1).contiguous()
-        end = torch.searchsorted(grid, times.detach()).clamp(1, len(grid) - 1)
-        part = (times - grid[end - 1]) / (grid[end] - grid[end - 1])
-        return torch.lerp(values[end - 1], values[end], part).reshape(t.shape)
+        end, part = self._place(t.reshape(-1))
+        grid, curve, slope = (v.to(t.device) for v in (self._grid, self._curve, self._slope))
+        low, high, width = curve[end - 1], curve[end], grid[end] - grid[end - 1]
+        bend = (1 - part) * (slope[end - 1] * width - (high - low))
+        bend = bend - part * (slope[end] * width - (high - low))
+        return (torch.lerp(low, high, part) + part * (1 - part) * bend).reshape(t.shape)
+
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where in the grid the step around each t ``(n,)`` ends, and the part gone."""
+        grid = self._grid.to(t.device)
+        end = torch.searchsorted(grid, t.detach().contiguous()).clamp(1, len(grid) - 1)
+        return end, (t - grid[end - 1]) / (grid[end] - grid[end - 1])
 
 
 class DDPM(_Table):
     r"""The diffusion of DDPM: variance preserving, with the rate β_i in step i.
 
-        log α(t_i) = ½ Σ_{j<=i} log(1 − β_j),     σ² = 1 − α²,     β(t) = −(N/T) log(1 − β_i).
+        log α(t_i) = ½ Σ_{j<=i} log(1 − β_j),      σ² = 1 − α².
 
     Args:
         betas: β_i ``(N,)``, N >= 2, in the order of time, in (0, 1). The last may be 1 (zero
@@ -106,7 +126,6 @@ class DDPM(_Table):
     """
 
     betas: Tensor
-    _log_alpha: Tensor
 
     def __init__(self, betas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
         betas = _check_table("betas", betas)
@@ -117,11 +136,10 @@ class DDPM(_Table):
                 f"{float(betas.min()):g} … {float(betas.max()):g}; each is the variance that its "
                 "step adds: take more steps if they are too large"
             )
-        super().__init__(len(betas), T, t_min)
         log_alpha = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
         faded = min(_FADED, float(log_alpha[-2]) - math.log(2))
+        super().__init__(log_alpha.nan_to_num(neginf=faded), T, t_min)
         self._keep("betas", betas)
-        self._keep("_log_alpha", log_alpha.nan_to_num(neginf=faded))
 
     @classmethod
     def linear(
@@ -166,7 +184,7 @@ class DDPM(_Table):
     @property
     def alphas_cumprod(self) -> Tensor:
         """ᾱ_i = Π_{j<=i} (1 − β_j) = α(t_i)², ``(N,)``, float64."""
-        return torch.exp(2 * self._log_alpha[1:])
+        return torch.exp(2 * self._curve[1:])
 
     def zero_terminal_snr(self) -> Self:
         """Return the table shifted and scaled in √ᾱ so that its last step leaves no signal.
@@ -182,7 +200,7 @@ class DDPM(_Table):
 
     def log_alpha(self, t: Time) -> Tensor:
         """Return log α(t), in float64, shaped like ``t``."""
-        return self._interpolate(self._log_alpha, as_time(t, self.T))
+        return self._interpolate(as_time(t, self.T))
 
     def log_sigma(self, t: Time) -> Tensor:
         """Return log σ(t) = ½ log(1 − α²), in float64, shaped like ``t``."""
@@ -200,7 +218,9 @@ class DDPM(_Table):
 class NCSN(_Table):
     r"""The diffusion of NCSN (SMLD): a ladder of noise levels on clean data.
 
-        α = 1,      σ(t_i) = σ_i,      σ² linear within each step, from 0 at t = 0.
+        α = 1,      σ(t_i) = σ_i,      σ(0) = σ_0²/σ_1.
+
+    Time 0 is one step of the ladder below its lowest level, taken as small enough to pass for data.
 
     Args:
         sigmas: N >= 2 different noise levels, in units of the data; kept in the order of time,
@@ -223,11 +243,10 @@ class NCSN(_Table):
 
     References:
         Song & Ermon, *Generative modeling by estimating gradients of the data distribution*, 2019,
-        arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456, eq. 8 and appendix B (σ_0 = 0).
+        arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456, eq. 8 and appendix B.
     """
 
     sigmas: Tensor
-    _variance: Tensor
 
     def __init__(self, sigmas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
         sigmas = _check_table("sigmas", sigmas).sort().values
@@ -236,9 +255,9 @@ class NCSN(_Table):
                 f"sigmas: expected positive numbers that all differ, got {sigmas.tolist()}; each "
                 "is a noise level of the ladder, told once"
             )
-        super().__init__(len(sigmas), T, t_min)
+        log_sigma = sigmas.log()
+        super().__init__(torch.cat([2 * log_sigma[:1] - log_sigma[1:2], log_sigma]), T, t_min)
         self._keep("sigmas", sigmas)
-        self._keep("_variance", torch.cat([sigmas.new_zeros(1), sigmas.square()]))
 
     @classmethod
     def geometric(
@@ -260,7 +279,7 @@ class NCSN(_Table):
 
     def log_sigma(self, t: Time) -> Tensor:
         """Return log σ(t), in float64, shaped like ``t``."""
-        return 0.5 * torch.log(self._interpolate(self._variance, as_time(t, self.T)))
+        return self._interpolate(as_time(t, self.T))
 
     def extra_repr(self) -> str:
         """Show the ladder's length and ends."""
