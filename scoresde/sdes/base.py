@@ -38,8 +38,9 @@ class SDE(ExactModule, ABC):
 
     The object is itself what two solver libraries expect: ``sde(t, x)`` is the drift as
     ``torchdiffeq.odeint`` calls it, and ``f``, ``g``, ``noise_type``, ``sde_type`` make it an SDE
-    of ``torchsde.sdeint`` on states ``(batch, d)``. Adaptive solvers step over the end of the
-    interval and interpolate back; beyond it these doors tell the coefficients of the end.
+    of ``torchsde.sdeint`` on states ``(batch, d)``. Adaptive solvers of torchdiffeq step over the
+    last time asked for and interpolate back: beyond [0, T] these doors tell the coefficients of the
+    ends; ``options={"step_t": times[-1:]}`` makes such a solver stop there, which is more exact.
 
     Attributes:
         T: the noise end of time.
@@ -196,14 +197,10 @@ class Reverse(SDE):
         return self.sde.prior(event_shape, dtype=dtype, device=device)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Drift in the argument order of torchdiffeq, its time held within [t_min, T].
-
-        Flattened states are unflattened inside.
-        """
-        time = t.clamp(self.t_min, self.T)
+        """Drift in the argument order of torchdiffeq; flattened states are unflattened inside."""
         if self.event_shape is None:
-            return self.drift(x, time)
-        return self.drift(x.reshape(x.shape[0], *self.event_shape), time).reshape(x.shape)
+            return super().forward(t, x)
+        return super().forward(t, x.reshape(x.shape[0], *self.event_shape)).reshape(x.shape)
 
     def _eta(self, time: Tensor) -> Tensor:
         return self.eta(time) if callable(self.eta) else torch.full_like(time, self.eta)
