@@ -1,0 +1,625 @@
+"""Gaussian diffusions: closed forms, kernels, moment equations, reversal, solver libraries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+import torchdiffeq
+import torchsde
+from families import STRATEGIES, sde_and_times
+from hypothesis import given
+from hypothesis import strategies as st
+from mpmath import mpf
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from scoresde import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, GaussianSDE, SubVPSDE
+from scoresde.sdes import FAMILY
+
+MEMBERS = pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.__qualname__)
+EVENTS = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
+TIMES = np.geomspace(1e-5, 1.0, 26)
+
+
+# --- closed forms, transcribed from Song et al. 2021 (arXiv:2011.13456) into 40 digits
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One SDE of the paper: drift coefficient, g², mean coefficient, std, kernel variance."""
+
+    f: Callable
+    g2: Callable
+    mean: Callable
+    std: Callable
+    variance: Callable
+
+
+def integral(b0: float, b1: float) -> Callable:
+    return lambda t: mpf(b0) * t + (mpf(b1) - mpf(b0)) * t**2 / 2
+
+
+def vp(b0: float, b1: float) -> Paper:  # eqs. 11, 29, 32
+    B = integral(b0, b1)
+    beta = lambda t: mpf(b0) + t * (mpf(b1) - mpf(b0))  # noqa: E731
+    return Paper(
+        f=lambda t: -beta(t) / 2,
+        g2=beta,
+        mean=lambda t: mpmath.exp(-B(t) / 2),
+        std=lambda t: mpmath.sqrt(1 - mpmath.exp(-B(t))),
+        variance=lambda s, t: 1 - mpmath.exp(B(s) - B(t)),
+    )
+
+
+def subvp(b0: float, b1: float) -> Paper:  # eqs. 12, 29, 33
+    B, parent = integral(b0, b1), vp(b0, b1)
+    std = lambda t: 1 - mpmath.exp(-B(t))  # noqa: E731
+    return Paper(
+        f=parent.f,
+        g2=lambda t: parent.g2(t) * (1 - mpmath.exp(-2 * B(t))),
+        mean=parent.mean,
+        std=std,
+        variance=lambda s, t: std(t) ** 2 - mpmath.exp(B(s) - B(t)) * std(s) ** 2,
+    )
+
+
+def ve(low: float, high: float) -> Paper:  # eqs. 9, 29, 30
+    sigma = lambda t: mpf(low) * (mpf(high) / mpf(low)) ** t  # noqa: E731
+    return Paper(
+        f=lambda t: mpf(0),
+        g2=lambda t: sigma(t) ** 2 * 2 * mpmath.log(mpf(high) / mpf(low)),
+        mean=lambda t: mpf(1),
+        std=sigma,
+        variance=lambda s, t: sigma(t) ** 2 - sigma(s) ** 2,
+    )
+
+
+PAPER = pytest.mark.parametrize(
+    ("sde", "paper"),
+    [
+        (VPSDE(), vp(0.1, 20.0)),
+        (VPSDE(0.0, 5.0), vp(0.0, 5.0)),
+        (VPSDE(3.0, 3.0), vp(3.0, 3.0)),
+        (SubVPSDE(), subvp(0.1, 20.0)),
+        (SubVPSDE(0.5, 10.0), subvp(0.5, 10.0)),
+        (VESDE(), ve(0.01, 50.0)),
+        (VESDE(0.02, 1348.0), ve(0.02, 1348.0)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, GaussianSDE) else "paper",
+)
+PRECISION = pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"]
+)
+
+
+def agree(values: torch.Tensor, exact: list, bound: float) -> bool:
+    return all(
+        abs(mpf(float(value)) - right) <= bound * abs(right)
+        for value, right in zip(values, exact, strict=True)
+    )
+
+
+@PAPER
+@PRECISION
+def test_drift_diffusion_mean_and_std_are_those_of_the_paper(sde, paper, dtype, bound, device):
+    t = torch.tensor(TIMES, dtype=dtype, device=device)
+    x = torch.ones(len(t), 3, dtype=dtype, device=device)
+    mean, std = sde.marginal(x, t)
+    with mpmath.workdps(40):
+        told = [mpf(float(value)) for value in t]
+        exact = {
+            "drift": [paper.f(v) for v in told],
+            "diffusion": [mpmath.sqrt(paper.g2(v)) for v in told],
+            "mean": [paper.mean(v) for v in told],
+            "std": [paper.std(v) for v in told],
+        }
+        assert agree(sde.drift(x, t)[:, 1], exact["drift"], bound)
+        assert agree(sde.diffusion(t), exact["diffusion"], bound)
+        assert agree(mean[:, 2], exact["mean"], bound)
+        assert agree(sde.alpha(t), exact["mean"], bound)
+        assert agree(std, exact["std"], bound)
+        assert agree(sde.sigma(t), exact["std"], bound)
+
+
+@PAPER
+@PRECISION
+def test_kernels_between_two_times_are_those_of_the_paper(sde, paper, dtype, bound):
+    t = torch.tensor(TIMES, dtype=dtype)
+    s = t * torch.linspace(0.0, 0.98, len(t), dtype=dtype)
+    scale, std = sde.transition(s, t)
+    assert scale.dtype == std.dtype == dtype
+    with mpmath.workdps(40):
+        pairs = [(mpf(float(a)), mpf(float(b))) for a, b in zip(s, t, strict=True)]
+        scales = [paper.mean(b) / paper.mean(a) for a, b in pairs]
+        stds = [mpmath.sqrt(paper.variance(a, b)) for a, b in pairs]
+        assert agree(scale, scales, bound)
+        assert agree(std, stds, bound)
+
+
+@PAPER
+def test_naive_float32_formulas_would_fail_these_bounds(sde, paper):
+    """The bounds above can fail: 1 − exp in float32 is off by more than 1e-5 at t = 1e-5."""
+    t = torch.tensor(1e-5, dtype=torch.float32)
+    if sde.log_alpha(t.double()) == 0:
+        pytest.skip("no such difference in this SDE")
+    naive = float(torch.sqrt(1 - torch.exp(2 * sde.log_alpha(t).float())))
+    exact = float(mpmath.sqrt(1 - mpmath.exp(2 * mpf(float(sde.log_alpha(t))))))
+    assert abs(naive / exact - 1) > 1e-5
+
+
+def test_cosine_edm_and_rectified_flow_are_their_definitions():
+    from scoresde import EDMSDE, CosineSDE, RectifiedFlow
+
+    t = np.linspace(0.01, 0.99, 50)
+
+    def close(value, exact):
+        np.testing.assert_allclose(value.numpy(), exact, rtol=1e-11)
+
+    bar = np.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
+    cosine, u = CosineSDE(), torch.tensor(t)
+    close(cosine.alpha(u), bar)
+    close(cosine.sigma(u), np.sqrt(1 - bar**2))
+    flow = RectifiedFlow()
+    close(flow.alpha(u), 1 - t)
+    close(flow.sigma(u), t)
+    close(flow.drift(torch.ones(50, dtype=torch.float64), u), -1 / (1 - t))
+    close(flow.diffusion(u), np.sqrt(2 * t / (1 - t)))
+    edm = EDMSDE()
+    close(edm.alpha(80 * u), np.ones(50))
+    close(edm.sigma(80 * u), 80 * t)
+    close(edm.diffusion(80 * u), np.sqrt(160 * t))
+
+
+# --- laws that hold for every member
+
+
+def each_member(count: int) -> Callable:
+    """Run a test for every class of the family, over parameters and ``count`` ascending times."""
+
+    def decorate(test: Callable) -> Callable:
+        names = pytest.mark.parametrize("name", STRATEGIES)
+
+        @names
+        @given(data=st.data())
+        def run(name: str, data: st.DataObject) -> None:
+            sde, times = data.draw(sde_and_times(STRATEGIES[name], count))
+            test(sde, *times)
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return decorate
+
+
+@each_member(3)
+def test_transitions_compose(s_sde, s, r, t):
+    first, std1 = s_sde.transition(s, r)
+    second, std2 = s_sde.transition(r, t)
+    whole, std = s_sde.transition(s, t)
+    torch.testing.assert_close(whole, first * second, rtol=1e-11, atol=0)
+    torch.testing.assert_close(std**2, second**2 * std1**2 + std2**2, rtol=1e-9, atol=0)
+
+
+@each_member(2)
+def test_transitions_carry_one_marginal_into_the_next(sde, s, t):
+    scale, std = sde.transition(s, t)
+    torch.testing.assert_close(sde.alpha(t), scale * sde.alpha(s), rtol=1e-11, atol=0)
+    variance = scale**2 * sde.sigma(s) ** 2 + std**2
+    torch.testing.assert_close(sde.sigma(t) ** 2, variance, rtol=1e-9, atol=0)
+    same, nothing = sde.transition(t, t)
+    assert same == 1
+    assert nothing == 0
+
+
+def middle(sde: GaussianSDE, t: float) -> float:
+    """A time beside ``t``, between the knots if the diffusion has some: there it is smooth."""
+    if not hasattr(sde, "times"):
+        return min(max(t, 1e-4 * sde.T), sde.T * (1 - 1e-4))
+    width = float(sde.times[0])
+    return (min(math.floor(t / width), len(sde.times) - 1) + 0.5) * width
+
+
+@each_member(1)
+def test_moments_solve_the_moment_equations(sde, t):
+    """m' = f m and (σ²)' = 2 f σ² + g², by central differences."""
+    t = middle(sde, t)
+    step = 1e-4 * t
+
+    def slope(curve):
+        """Richardson's extrapolation: the error is of fourth order in the step."""
+        near = (curve(t + step) - curve(t - step)) / (2 * step)
+        far = (curve(t + 2 * step) - curve(t - 2 * step)) / (4 * step)
+        return (4 * near - far) / 3
+
+    if t + 2 * step > sde.T:
+        return
+    f = sde.drift(torch.ones(1, dtype=torch.float64), t)[0]
+    g2 = sde.diffusion(t) ** 2
+    size = abs(f) * sde.alpha(t) + 1e-16 * sde.alpha(t) / step
+    assert abs(slope(sde.alpha) - f * sde.alpha(t)) <= 1e-7 * size + 1e-4 * 1e-16 / step + 1e-11 / t
+    gain = 2 * f * sde.sigma(t) ** 2 + g2
+    variance = slope(lambda u: sde.sigma(u) ** 2)
+    noise = sde.sigma(t) ** 2 / step * 1e-14
+    assert abs(variance - gain) <= 1e-7 * (abs(gain) + g2) + noise
+
+
+@each_member(3)
+def test_the_log_snr_falls_and_is_inverted(sde, *times):
+    t = torch.tensor(times, dtype=torch.float64)
+    half_logsnr = sde.half_logsnr(t)
+    assert (half_logsnr.diff() < 0).all()
+    torch.testing.assert_close(sde.time_at(half_logsnr), t, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(
+        half_logsnr, torch.log(sde.alpha(t) / sde.sigma(t)), rtol=1e-9, atol=1e-9
+    )
+
+
+@each_member(1)
+def test_all_is_positive_inside_and_finite_at_the_closed_ends(sde, t):
+    assert sde.alpha(t) > 0
+    assert sde.sigma(t) > 0
+    assert sde.diffusion(t) > 0
+    x = torch.ones(2, 3)
+    for end in (0.0, sde.T):
+        scale, std = sde.transition(0.0, end)
+        values = [sde.alpha(end), sde.sigma(end), sde.diffusion(end), scale, std]
+        values += [sde.drift(x, end), sde.perturb(x, end, x), *sde.marginal(x, end)]
+        for value in values:
+            assert torch.isfinite(value).all()
+    assert sde.alpha(0.0) == 1
+    assert sde.sigma(0.0) >= 0
+    assert 0 <= sde.t_min < sde.T
+
+
+@MEMBERS
+def test_times_beyond_the_range_of_the_log_snr_are_the_ends(member):
+    sde = member()
+    far = torch.tensor([math.inf, 1e3, -1e3, -math.inf], dtype=torch.float64)
+    ends = torch.tensor([0, 0, 1, 1], dtype=torch.float64) * sde.T
+    torch.testing.assert_close(sde.time_at(far), ends, rtol=0, atol=1e-15 * sde.T)
+    assert sde.time_at(0.0).shape == ()
+    assert sde.time_at(torch.zeros(2, 3)).shape == (2, 3)
+    assert sde.time_at(torch.zeros(2)).dtype == torch.float32
+
+
+@given(data=st.data())
+def test_the_sub_vp_variance_is_below_the_vp_variance(data):
+    sde, (t,) = data.draw(sde_and_times(STRATEGIES["SubVPSDE"]))
+    parent = VPSDE(sde.beta_min, sde.beta_max, T=sde.T)
+    assert sde.sigma(t) <= parent.sigma(t)
+    assert sde.diffusion(t) <= parent.diffusion(t)
+    assert sde.alpha(t) == parent.alpha(t)
+
+
+@MEMBERS
+def test_perturbed_data_have_the_marginal_law(member):
+    """Mean and variance of 40 000 draws; each of 2 × 8 checks fails by chance once in 10⁶ runs."""
+    sde, n = member(), 40_000
+    t = 0.3 * sde.T
+    x0 = torch.full((n,), 1.5, dtype=torch.float64)
+    x = sde.perturb(x0, t, torch.randn(n, dtype=torch.float64))
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    assert abs(float(x.mean()) - 1.5 * alpha) < 4.9 * sigma / math.sqrt(n)
+    assert abs(float(x.var()) / sigma**2 - 1) < 4.9 * math.sqrt(2 / n)
+
+
+@MEMBERS
+def test_perturbing_is_affine_in_the_noise(member):
+    sde = member()
+    x0, noise = torch.randn(6, 2, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    t = torch.linspace(0.0, sde.T, 6, dtype=torch.float64)
+    mean, std = sde.marginal(x0, t)
+    torch.testing.assert_close(mean, sde.alpha(t)[:, None] * x0)
+    torch.testing.assert_close(std, sde.sigma(t))
+    torch.testing.assert_close(sde.perturb(x0, t, noise), mean + std[:, None] * noise)
+
+
+# --- shapes, dtypes, devices
+
+
+@MEMBERS
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_event_shape_and_every_kind_of_time(member, event, dtype, device):
+    sde = member().to(device)
+    t = 0.4005 * sde.T  # no knot of a table: float32 would fall on its other side
+    x = torch.randn(3, *event, dtype=dtype, device=device)
+    reverse = sde.reverse(lambda y, u: -y)
+    kinds = [t, torch.tensor(t, dtype=dtype), torch.full((3,), t, dtype=dtype, device=device)]
+    results = []
+    for time in kinds:
+        mean, std = sde.marginal(x, time)
+        perturbed = sde.perturb(x, time, x)
+        drifts = [sde.drift(x, time), reverse.drift(x, time)]
+        for value in (mean, perturbed, *drifts):
+            assert value.shape == x.shape
+            assert value.dtype == dtype
+            assert value.device == x.device
+        shape = time.shape if isinstance(time, torch.Tensor) else ()
+        assert std.shape == sde.diffusion(time).shape == sde.transition(0.0, time)[1].shape == shape
+        results.append(torch.stack([mean, perturbed, *drifts]))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
+
+
+@MEMBERS
+def test_rows_are_computed_one_by_one(member):
+    sde = member()
+    t = sde.T * torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    for row in range(4):
+        at = float(t[row])
+        one = x[row : row + 1]
+        torch.testing.assert_close(sde.drift(x, t)[row : row + 1], sde.drift(one, at))
+        torch.testing.assert_close(sde.perturb(x, t, x)[row : row + 1], sde.perturb(one, at, one))
+        torch.testing.assert_close(sde.diffusion(t)[row], sde.diffusion(at))
+
+
+@MEMBERS
+def test_floats_give_float64_coefficients(member):
+    sde = member()
+    assert sde.alpha(0.1).dtype == sde.diffusion(0.1).dtype == torch.float64
+    assert sde.sigma(torch.tensor(0.1, dtype=torch.float32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("sde", [DDPM.linear(N=10), NCSN.geometric(N=10)], ids=str)
+def test_tables_move_but_stay_float64(sde, device):
+    before = {name: buffer.clone() for name, buffer in sde.named_buffers()}
+    assert before
+    for moved in (sde.to(device), sde.half(), sde.to(torch.bfloat16), sde.float()):
+        for name, buffer in moved.named_buffers():
+            assert buffer.dtype == torch.float64
+            assert buffer.device.type == device.type
+            assert torch.equal(buffer.cpu(), before[name])
+    x = torch.ones(2, 3, device=device)
+    times = (0.5, torch.tensor(0.5), torch.full((2,), 0.5, device=device))
+    assert all(sde.drift(x, t).device == x.device for t in times)
+    sde.to("cpu")
+
+
+@MEMBERS
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own jvp
+def test_function_transforms_and_the_compiler_see_through(member):
+    sde = member()
+    reverse = sde.reverse(lambda y, u: -y, eta=0.0)
+    x, t = torch.randn(3, 2, dtype=torch.float64), sde.T * torch.tensor([0.2, 0.5, 0.9])
+    expected = reverse.drift(x, t)
+
+    def one(v: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return reverse.drift(v[None], u)[0]
+
+    torch.testing.assert_close(torch.func.vmap(one)(x, t), expected)
+    jacobian = torch.func.vmap(torch.func.jacrev(one))(x, t)
+    assert jacobian.shape == (3, 2, 2)
+    tangent = torch.func.jvp(lambda v: reverse.drift(v, t), (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(tangent, jacobian.sum(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(reverse.drift(x, t), expected)
+    u = t.double().requires_grad_()
+    (slope,) = torch.autograd.grad(sde.diffusion(u).sum(), u)
+    assert torch.isfinite(slope).all()
+
+
+def test_the_compiler_traces_a_drift_in_one_graph():
+    compiled = torch.compile(VPSDE().drift, backend="eager", fullgraph=True)
+    x, t = torch.randn(3, 2), torch.rand(3)
+    torch.testing.assert_close(compiled(x, t), VPSDE().drift(x, t))
+
+
+# --- priors
+
+
+@MEMBERS
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+def test_the_prior_is_the_law_at_the_noise_end(member, event, device):
+    sde = member()
+    prior = sde.prior(event, dtype=torch.float64, device=device)
+    x = prior.sample((7,))
+    assert x.shape == (7, *event)
+    assert (prior.event_shape, prior.batch_shape) == (torch.Size(event), torch.Size())
+    assert (x.dtype, x.device.type) == (torch.float64, device.type)
+    scale = sde.prior_scale()
+    d = math.prod(event)
+    expected = -0.5 * (x.reshape(7, -1) / scale).square().sum(1)
+    expected = expected - d * math.log(scale * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(prior.log_prob(x), expected)
+    assert scale == pytest.approx(float(sde.sigma(sde.T)), rel=1e-3)
+
+
+# --- the reverse family
+
+
+@MEMBERS
+@pytest.mark.parametrize("eta", [1.0, 0.5, 2.0])
+def test_reversing_twice_gives_the_forward_diffusion(member, eta):
+    """Reversed with η, and again with 1/η: the score cancels, drift and g come back."""
+    sde = member()
+    twice = sde.reverse(_some_score, eta).reverse(_some_score, 1 / eta)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    t = sde.T * torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
+    scale = float((sde.diffusion(t) ** 2).max())
+    torch.testing.assert_close(twice.drift(x, t), sde.drift(x, t), rtol=1e-10, atol=1e-12 * scale)
+    torch.testing.assert_close(twice.diffusion(t), sde.diffusion(t))
+    assert twice.direction == sde.direction
+    torch.testing.assert_close(twice.f(0.3 * t, x), sde.f(0.3 * t, x), rtol=1e-10, atol=1e-10)
+
+
+def _some_score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return torch.sin(x) - x
+
+
+@MEMBERS
+def test_the_reverse_drift_is_andersons(member):
+    sde = member()
+    x, t = torch.randn(4, 3, dtype=torch.float64), 0.6 * sde.T
+    f, g2, s = sde.drift(x, t), sde.diffusion(t) ** 2, _some_score(x, t)
+    torch.testing.assert_close(sde.reverse(_some_score).drift(x, t), f - g2 * s)
+    torch.testing.assert_close(sde.reverse(_some_score, 0.0).drift(x, t), f - 0.5 * g2 * s)
+    half = sde.reverse(_some_score, lambda u: 0.5 * torch.ones_like(u))
+    torch.testing.assert_close(half.drift(x, t), f - 0.625 * g2 * s)
+    torch.testing.assert_close(half.diffusion(t), 0.5 * sde.diffusion(t))
+    assert sde.reverse(_some_score, 0.0).diffusion(t) == 0
+
+
+WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
+MEANS = torch.tensor([[-1.0, 0.5], [1.5, -0.2]], dtype=torch.float64)
+COVARIANCES = torch.tensor(
+    [[[0.5, 0.2], [0.2, 0.3]], [[0.2, -0.1], [-0.1, 0.6]]], dtype=torch.float64
+)
+
+
+def torch_mixture(alpha: torch.Tensor, sigma: torch.Tensor) -> MixtureSameFamily:
+    eye = torch.eye(2, dtype=torch.float64)
+    parts = MultivariateNormal(alpha * MEANS, alpha**2 * COVARIANCES + sigma**2 * eye)
+    return MixtureSameFamily(Categorical(WEIGHTS), parts)
+
+
+@MEMBERS
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("part", [0.08, 0.3, 0.9])
+def test_the_reverse_family_preserves_the_marginals(member, eta, part):
+    """Fokker–Planck, told backward: ∂_t log p + ∇·b + b·s + ½η²g²(∇·s + |s|²) = 0."""
+    sde = member()
+    mixture = GaussianMixture(WEIGHTS, MEANS, COVARIANCES, sde)
+    reverse = sde.reverse(mixture, eta)
+    t = torch.tensor(middle(sde, part * sde.T), dtype=torch.float64, requires_grad=True)
+    density = torch_mixture(sde.alpha(t), sde.sigma(t))
+    g2 = float(sde.diffusion(t.detach()) ** 2)
+    for x in density.sample((5,)):
+        x = x.detach().requires_grad_()
+        log_prob = density.log_prob(x)
+        change, s = torch.autograd.grad(log_prob, [t, x], create_graph=True)
+        laplacian = sum(torch.autograd.grad(s[i], x, retain_graph=True)[0][i] for i in range(2))
+        b = reverse.drift(x[None], t.detach())[0]
+        divergence = sum(torch.autograd.grad(b[i], x, retain_graph=True)[0][i] for i in range(2))
+        diffusion = 0.5 * eta**2 * g2 * (laplacian + s @ s)
+        terms = torch.stack([change, divergence, b @ s, diffusion]).detach()
+        assert abs(float(terms.sum())) <= 1e-9 * float(terms.abs().sum())
+
+
+# --- solver libraries take the objects as they are
+
+
+def gaussian_score(sde: GaussianSDE, variance: float) -> Callable:
+    """The score of data N(0, variance)."""
+    return lambda x, t: -x / (sde.alpha(t) ** 2 * variance + sde.sigma(t) ** 2).to(x.dtype)
+
+
+@MEMBERS
+def test_torchdiffeq_carries_gaussian_data_both_ways(member):
+    """The flow of N(0, c) is x ∝ √(α²c + σ²)."""
+    sde, c = member(), 0.3
+    flow = sde.reverse(gaussian_score(sde, c), eta=0.0)
+
+    def size(t):
+        return torch.sqrt(sde.alpha(t) ** 2 * c + sde.sigma(t) ** 2)
+
+    x = torch.randn(4, 2, dtype=torch.float64)
+    low, high = max(sde.t_min, 1e-3 * sde.T), sde.T
+    for start, end in ((low, high), (high, low)):
+        times = torch.tensor([start, end], dtype=torch.float64)
+        moved = torchdiffeq.odeint(flow, x, times, rtol=1e-7, atol=1e-8)[-1]
+        exact = x * size(end) / size(start)
+        torch.testing.assert_close(moved, exact, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=str)
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_torchsde_samples_gaussian_data(sde, eta):
+    """Variance of 4000 paths against the data's, allowing 5 standard errors and Euler's bias."""
+    c, n, steps = 0.5, 4000, 200
+    reverse = sde.reverse(gaussian_score(sde, c), eta)
+    start = math.sqrt(float(sde.alpha(1.0) ** 2 * c + sde.sigma(1.0) ** 2))
+    x = start * torch.randn(n, 1, dtype=torch.float64)
+    times = torch.tensor([0.0, 1.0 - 1e-3], dtype=torch.float64)
+    motion = torchsde.BrownianInterval(0.0, 1.0, size=x.shape, dtype=x.dtype, entropy=7)
+    with torch.no_grad():
+        y = torchsde.sdeint(reverse, x, times, bm=motion, method="euler", dt=1 / steps)[-1]
+    assert abs(float(y.var()) / c - 1) < 5 * math.sqrt(2 / n) + 0.08
+    assert abs(float(y.mean())) < 5 * math.sqrt(c / n)
+
+
+def test_torchsde_runs_the_forward_diffusion_too():
+    sde, n = VPSDE(), 4000
+    x0 = torch.full((n, 1), 2.0, dtype=torch.float64)
+    motion = torchsde.BrownianInterval(0.0, 1.0, size=x0.shape, dtype=x0.dtype, entropy=3)
+    times = torch.tensor([0.0, 0.4], dtype=torch.float64)
+    y = torchsde.sdeint(sde, x0, times, bm=motion, method="euler", dt=2e-3)[-1]
+    scale, std = sde.transition(0.0, 0.4)
+    assert abs(float(y.mean()) - 2 * float(scale)) < 5 * float(std) / math.sqrt(n) + 0.01
+    assert abs(float(y.var() / std**2) - 1) < 5 * math.sqrt(2 / n) + 0.01
+
+
+def test_event_shapes_are_flattened_for_torchsde():
+    sde, event = VPSDE(), (2, 3)
+    seen = []
+
+    def score(x, t):
+        seen.append(x.shape)
+        return -x
+
+    x = torch.randn(4, 6)
+    flat, whole = sde.reverse(score, event_shape=event), sde.reverse(score)
+    s = torch.tensor(0.25)
+    torch.testing.assert_close(
+        flat.f(s, x).reshape(4, *event), -whole.drift(x.reshape(4, *event), 0.75)
+    )
+    assert flat.g(s, x).shape == x.shape
+    y = torchsde.sdeint(flat, x, torch.tensor([0.0, 0.9]), dt=0.1, method="euler")
+    assert y.shape == (2, 4, 6)
+    assert set(seen) == {(4, *event)}
+
+
+def test_solvers_may_look_past_the_ends():
+    sde = VPSDE()
+    flow = sde.reverse(_some_score, 0.0)
+    x = torch.randn(2, 3)
+    assert torch.equal(flow(torch.tensor(-0.1), x), flow.drift(x, 0.0))
+    assert torch.equal(flow(torch.tensor(1.2), x), flow.drift(x, 1.0))
+    assert torch.equal(sde(torch.tensor(-0.1), x), sde.drift(x, 0.0))
+    assert torch.equal(sde.g(torch.tensor(1.3), x), sde.diffusion(torch.ones(())).expand(2, 3))
+
+
+# --- arrays written by the official code
+
+
+GOLDEN = pytest.mark.parametrize(
+    ("folder", "sde"),
+    [
+        ("vp_cifar10_ddpmpp_continuous", VPSDE()),
+        ("subvp_cifar10_ncsnpp_continuous", SubVPSDE()),
+        ("ve_cifar10_ncsnpp_continuous", VESDE()),
+        ("vp_ddpm_cifar10", VPSDE()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+
+
+@GOLDEN
+@pytest.mark.parametrize(("suffix", "bound"), [("a", 1e-5), ("b", 2e-3), ("c", 6e-2)])
+def test_the_official_arrays(folder, sde, suffix, bound, golden):
+    """Their float32 1 − exp loses up to 4.7 % at t = 1e-5 (set c), 0.13 % at 1e-3 (set b)."""
+    with np.load(golden / folder / "expected.npz") as file:
+        arrays = dict(file)
+    if f"t_{suffix}" not in arrays:
+        pytest.skip("the discrete case has no such set")
+    x0 = torch.tensor(arrays["x_unit" if "ve_" in folder else "x_centered"])
+    t = torch.tensor(arrays[f"t_{suffix}"])
+    noise = torch.tensor(arrays[f"noise_{suffix}"])
+    mean, std = sde.marginal(x0, t)
+    x = torch.tensor(arrays[f"x_{suffix}"])
+
+    def check(value, name, rtol):
+        expected = torch.tensor(arrays[f"{name}_{suffix}"])
+        torch.testing.assert_close(value, expected, rtol=rtol, atol=2e-6)
+
+    check(mean, "mean", 1e-5)
+    check(std, "std", bound)
+    check(sde.drift(x, t), "drift", 1e-5)
+    check(sde.diffusion(t), "diffusion", bound)
+    torch.testing.assert_close(sde.perturb(x0, t, noise), x, rtol=1e-4, atol=bound)
