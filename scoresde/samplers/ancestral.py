@@ -1,0 +1,61 @@
+"""The step of DDPM and SMLD: the posterior between two times, given the denoised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_between
+from scoresde._shapes import expand
+from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.score import Score
+
+
+@dataclass(frozen=True)
+class Ancestral(Sampler):
+    r"""Draw x_s from q(x_s | x_t, x̂), the forward chain's own posterior with x̂ for the data.
+
+    With h = λ_s − λ_t > 0 and the kernel x_t = a x_s + b z between s and t,
+
+        x_s = (σ_s/σ_t) e^{−h} x_t + α_s (1 − e^{−2h}) x̂(x_t, t) + σ̃ z,
+
+        σ̃ = (σ_s √(1 − e^{−2h}))^{1−v} b^v.
+
+    On a DDPM's table this is its reverse chain, on a geometric ladder of noise levels that of SMLD;
+    it is the reverse SDE (η = 1) with x̂ held fixed during the step, solved exactly.
+
+    Args:
+        variance: v in [0, 1]. 0: the posterior's variance, exact if the data are one point ("fixed
+            small"). 1: that of the forward kernel, exact if the data are N(0, I) under VP ("fixed
+            large", and Song et al.'s choice). Between them on the logarithmic scale, as learned
+            variances are.
+
+    Example:
+        >>> Ancestral(variance=1.0)
+        Ancestral(variance=1.0)
+
+    References:
+        Ho et al. 2020, arXiv:2006.11239, eqs. 6, 7 and 11; Song et al. 2021, arXiv:2011.13456,
+        appendix F; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15 (v); Kingma et al. 2021, eq.
+        32.
+    """
+
+    variance: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_between("variance", self.variance, 0.0, 1.0)
+
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        """Go from t to s < t; one evaluation of the score."""
+        sde = gaussian(score)
+        h = sde.half_logsnr(s) - sde.half_logsnr(t)
+        kept = torch.exp(sde.log_sigma(s) - sde.log_sigma(t) - h)
+        gained = -torch.expm1(-2 * h)
+        small, large = sde.sigma(s) * gained.sqrt(), sde.transition(s, t)[1]
+        spread = small ** (1 - self.variance) * large**self.variance
+        mean = expand(kept, x) * x + expand(sde.alpha(s) * gained, x) * score.denoised(x, t)
+        return mean + expand(spread, x) * noise(x), None

@@ -1,0 +1,101 @@
+r"""What a sampler is: a grid of times, and a step from one of them to the next.
+
+Noise becomes data along times T = t_0 > t_1 > … > t_N = t_min. A member of the family knows how to
+go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.loop` does the rest:
+
+    state = sampler.init(score, x, times[0])
+    for t, s in pairwise(times):
+        x, state = sampler.step(score, x, t, s, state, noise)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_integer
+from scoresde.score import Score
+from scoresde.sdes import SDE, GaussianSDE
+
+Noise = Callable[[Tensor], Tensor]
+"""Draws independent N(0, 1) like its argument; a step gets all its randomness from it."""
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A way from noise to data: define :meth:`step`, and :meth:`init` if it has a memory.
+
+    Members are frozen dataclasses: recipes that print themselves and hold no state of a run.
+
+    Example:
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> from scoresde.samplers import sample
+        >>> @dataclass(frozen=True)
+        ... class Jump(Sampler):
+        ...     "Denoise, and noise again: consistency sampling."
+        ...
+        ...     def step(self, score, x, t, s, state, noise):
+        ...         return score.sde.perturb(score.denoised(x, t), s, noise(x)), state
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())
+        >>> sample(score, (3, 2), Jump(), steps=2).shape
+        torch.Size([3, 2])
+    """
+
+    @property
+    def default_steps(self) -> int:
+        """How many steps are made where the user does not say."""
+        return 1000
+
+    def grid(self, sde: SDE, steps: int) -> Tensor:
+        """Return the times of ``steps`` steps, here equidistant in t.
+
+        Args:
+            sde: the diffusion.
+            steps: N >= 1.
+
+        Returns:
+            Float64 times ``(N+1,)`` on the CPU, falling from ``sde.T`` to ``sde.t_min``.
+        """
+        check_integer("steps", steps, minimum=1)
+        return torch.linspace(sde.T, sde.t_min, steps + 1, dtype=torch.float64)
+
+    def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
+        """Return what the first step at ``t`` is to find as its ``state``; None here."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
+    ) -> tuple[Tensor, Any]:
+        """Go from time t to time s < t.
+
+        Args:
+            score: the score, which knows its diffusion.
+            x: the state at t, ``(batch, *event)``.
+            t: where we are, float64, ``()`` on the CPU or ``(batch,)``.
+            s: where we go, shaped like ``t``.
+            state: what :meth:`init` or the step before returned.
+            noise: ``noise(x)`` draws independent N(0, 1) like ``x``.
+
+        Returns:
+            The state at s, shaped like ``x``, and what the next step is to find.
+        """
+
+
+def gaussian(score: Score) -> GaussianSDE:
+    """Return the diffusion of ``score``, for steps that need its α and σ.
+
+    Raises:
+        TypeError: if it is a general SDE, of which only drift and diffusion are known.
+    """
+    if not isinstance(score.sde, GaussianSDE):
+        raise TypeError(
+            "sampler: expected one for a general SDE, since α and σ are not known of "
+            f"{type(score.sde).__name__}; use EulerMaruyama() or TorchSDE()"
+        )
+    return score.sde

@@ -1,0 +1,51 @@
+"""A score evaluated a few rows at a time, so that sampling fits into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde._shapes import Time
+from scoresde.predictions import Prediction
+from scoresde.score import Score
+
+
+class Chunked(Score):
+    """The same score, evaluated on at most ``batch_size`` rows at a time.
+
+    Args:
+        score: the score.
+        batch_size: how many rows a call of the network sees.
+
+    Example:
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> score = Chunked(FunctionScore(lambda x, t: -x, VPSDE()), batch_size=2)
+        >>> score(torch.ones(5, 3), 0.5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, score: Score, batch_size: int) -> None:
+        super().__init__(score.sde, score.moments)
+        self.score = score
+        self.batch_size = batch_size
+
+    def denoised(self, x: Tensor, t: Time) -> Tensor:
+        """Return x̂, shaped like ``x``."""
+        return self._map(lambda part, x, t: part.denoised(x, t), x, t)
+
+    def forward(self, x: Tensor, t: Time) -> Tensor:
+        """Return the score, shaped like ``x``."""
+        return self._map(lambda part, x, t: part(x, t), x, t)
+
+    def _read(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
+        return self._map(lambda part, x, t: part._read(view, x, t), x, t)
+
+    def _map(self, read: Callable[[Score, Tensor, Time], Tensor], x: Tensor, t: Time) -> Tensor:
+        parts = []
+        for first in range(0, x.shape[0], self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            time = t[rows] if isinstance(t, Tensor) and t.ndim else t
+            parts.append(read(self.score.rows(rows), x[rows], time))
+        return torch.cat(parts)

@@ -1,0 +1,289 @@
+"""Noise to data: the one loop that every sampler runs in.
+
+:func:`walk` is the loop itself, an iterator over the states; :func:`sample` is its front door,
+which checks, draws the start, keeps an eye on the numbers and denoises at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from scoresde._checks import check_integer, check_state
+from scoresde._random import normal_like
+from scoresde._shapes import as_time
+from scoresde.samplers.base import Noise, Sampler
+from scoresde.samplers.chunked import Chunked
+from scoresde.score import Score
+from scoresde.sdes import SDE, GaussianSDE
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of a run, as a callback sees it.
+
+    Attributes:
+        step: how many steps have been made, 1 … ``steps``.
+        steps: how many there will be.
+        t: the time reached, ``()``.
+        x: the state there, ``(batch, *event)``.
+        score: the score.
+    """
+
+    step: int
+    steps: int
+    t: Tensor
+    x: Tensor
+    score: Score
+
+    @property
+    def denoised(self) -> Tensor:
+        """The preview x̂(x, t), shaped like ``x``; every look costs one evaluation."""
+        return self.score.denoised(self.x, self.t)
+
+
+class SamplingError(RuntimeError):
+    """Some samples are not finite; what there is comes along.
+
+    Attributes:
+        samples: the result ``(n, *event)`` with all rows, good and bad.
+        finite: which rows are good, bool ``(n,)``.
+    """
+
+    def __init__(self, message: str, samples: Tensor, finite: Tensor) -> None:
+        super().__init__(message)
+        self.samples = samples
+        self.finite = finite
+
+
+def walk(
+    score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise
+) -> Iterator[Tensor]:
+    """Run a sampler from ``times[0]`` to ``times[-1]`` and yield the state after every step.
+
+    This is the loop behind :func:`sample`, without checks; gradients flow through it where they are
+    enabled.
+
+    Args:
+        score: the score.
+        x: the state at ``times[0]``, ``(batch, *event)``.
+        times: falling times ``(N+1,)``, float64 on the CPU.
+        sampler: which steps to make.
+        noise: ``noise(x)`` draws independent N(0, 1) like ``x``; recorded noise can be replayed.
+
+    Yields:
+        N states, shaped like ``x``.
+    """
+    state = sampler.init(score, x, times[0])
+    for t, s in pairwise(times.unbind()):
+        x, state = sampler.step(score, x, t, s, state, noise)
+        yield x
+
+
+@torch.no_grad()
+def sample(
+    score: Score,
+    shape: Sequence[int] | None,
+    sampler: Sampler,
+    *,
+    steps: int | None = None,
+    times: Tensor | Sequence[float] | None = None,
+    start: Tensor | None = None,
+    denoise: bool | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    callback: Callable[[Frame], object] | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    r"""Draw samples: start from the prior at T and follow the sampler down to t_min.
+
+    Runs without gradients and with the network in evaluation mode. The state is kept in the dtype
+    of ``start`` or, without one, of the network's parameters, at least in float32 while it runs.
+
+    Args:
+        score: the score, which knows its diffusion.
+        shape: ``(n, *event)``; None if ``start`` is given.
+        sampler: which steps to make, such as ``Ancestral()``.
+        steps: how many, on the sampler's own grid; the sampler's ``default_steps`` if None.
+        times: a grid of one's own instead, ``(N+1,)``, strictly falling inside [0, T].
+        start: the state at the first time ``(n, *event)``, instead of a draw from the prior.
+        denoise: return x̂(x, t_N), the mean of the data given the last state, or the last state
+            itself; None denoises wherever the diffusion is Gaussian, so that there is an x̂.
+        generator: source of all randomness, of any device; None for PyTorch's global one.
+        progress: show a progress bar.
+        callback: called after every step with a :class:`Frame`.
+        batch_size: how many rows the network sees at once; the samples are those of the whole
+        batch.
+
+    Returns:
+        The samples ``(n, *event)``.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if shapes disagree or times do not fall inside [0, T].
+        SamplingError: if some result is not finite; it names the step and carries the samples.
+
+    Example:
+        >>> from scoresde import GaussianMixture, VPSDE
+        >>> from scoresde.samplers import Ancestral, sample
+        >>> means, covariances = torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.01)
+        >>> mixture = GaussianMixture(torch.ones(2), means, covariances, VPSDE())
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = sample(mixture, (500, 1), Ancestral(), steps=50, generator=generator)
+        >>> x.shape, round(float(x.abs().mean()), 1)
+        (torch.Size([500, 1]), 1.0)
+
+    References:
+        Song et al. 2021, arXiv:2011.13456, sections 4.1 to 4.3.
+    """
+    _check_kinds(score, sampler)
+    knots = _times(sampler, score.sde, steps, times)
+    x = _start(score, shape, start, generator)
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    if batch_size is not None:
+        score = Chunked(score, check_integer("batch_size", batch_size, minimum=1))
+    if denoise is None:
+        denoise = isinstance(score.sde, GaussianSDE)
+    noise = partial(normal_like, generator=generator)
+    sums = []
+    with _evaluating(score):
+        states = walk(score, x, knots, sampler, noise)
+        bar = tqdm(states, total=len(knots) - 1, disable=not progress, unit="step")
+        for step, x in enumerate(bar, start=1):
+            sums.append(x.sum())
+            if callback is not None:
+                callback(Frame(step, len(knots) - 1, knots[step], x, score))
+        if denoise:
+            x = score.denoised(x, knots[-1])
+    return _check_health(x, torch.stack(sums), knots).to(dtype)
+
+
+def _check_kinds(score: object, sampler: object) -> None:
+    if not isinstance(score, Score):
+        raise TypeError(
+            f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}; "
+            "wrap a plain function as FunctionScore(function, sde)"
+        )
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler: expected a Sampler such as Ancestral(), got {sampler!r}")
+
+
+def _times(
+    sampler: Sampler, sde: SDE, steps: int | None, times: Tensor | Sequence[float] | None
+) -> Tensor:
+    if times is None:
+        count = sampler.default_steps if steps is None else steps
+        return sampler.grid(sde, check_integer("steps", count, minimum=1))
+    if steps is not None:
+        raise ValueError(
+            f"steps, times: expected one of them, got steps={steps} and times; a grid of N+1 times "
+            "makes N steps"
+        )
+    knots = torch.as_tensor(times, device="cpu")
+    if knots.ndim != 1 or len(knots) < 2:
+        raise ValueError(
+            f"times: expected shape (N+1,) with N >= 1, got {tuple(knots.shape)}; all samples "
+            "share one grid"
+        )
+    unchecked = [as_time(t, sde.T, "times") for t in knots.unbind()]
+    knots = torch.stack(unchecked)
+    if not bool((knots.diff() < 0).all()):
+        first = int((knots.diff() >= 0).nonzero()[0])
+        raise ValueError(
+            f"times: expected strictly falling times, got {knots[first]:g} before "
+            f"{knots[first + 1]:g}; samplers go from noise at T to data at 0 (times.flip(0)?)"
+        )
+    return knots
+
+
+def _start(
+    score: Score,
+    shape: Sequence[int] | None,
+    start: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if start is not None:
+        x = check_state("start", start)
+        if shape is not None and tuple(shape) != tuple(x.shape):
+            raise ValueError(
+                f"shape, start: expected the same shape, got {tuple(shape)} and {tuple(x.shape)}; "
+                "shape may be None where start is given"
+            )
+        return x
+    n, *event_shape = _check_shape(shape)
+    dtype, device = _home(score)
+    prior = score.sde.prior(tuple(event_shape), dtype=torch.promote_types(dtype, torch.float32))
+    with _global_generator(generator):
+        return prior.sample(torch.Size((n,))).to(dtype=dtype, device=device)
+
+
+def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or len(shape) == 0:
+        raise TypeError(
+            f"shape: expected (n, *event), got {shape!r}; 16 points of the plane are (16, 2), "
+            "16 scalars are (16,); None goes with `start`"
+        )
+    return tuple(check_integer(f"shape[{i}]", size, minimum=1) for i, size in enumerate(shape))
+
+
+def _home(score: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Where the network lives; what has buffers only is exact, and sampled in the default dtype."""
+    for parameter in score.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    buffer = next(score.buffers(), torch.empty(()))
+    return torch.get_default_dtype(), buffer.device
+
+
+@contextmanager
+def _global_generator(generator: torch.Generator | None) -> Iterator[None]:
+    """Let ``generator`` stand in for the CPU's global one, which distributions draw from."""
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield
+
+
+@contextmanager
+def _evaluating(score: nn.Module) -> Iterator[None]:
+    """Put all modules into evaluation mode: dropout blurs samples, batch norms couple them."""
+    training = [module for module in score.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_health(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
+    """Return ``x`` if it and the states on its way, told by their sums, are finite."""
+    finite = x.isfinite().flatten(1).all(1) if x.ndim > 1 else x.isfinite()
+    if bool(finite.all()):
+        return x
+    bad = (~sums.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        place = (
+            f"from step {step + 1} of {len(sums)} on (t = {times[step]:g} to {times[step + 1]:g})"
+        )
+    else:
+        place = f"in the denoised x̂ at t = {times[-1]:g}"
+    raise SamplingError(
+        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {place}; check the score "
+        "there or try more steps; the others are this error's `samples[finite]`",
+        x,
+        finite,
+    )

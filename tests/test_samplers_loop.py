@@ -1,0 +1,272 @@
+"""The loop's front door: what it takes, what it gives back, and what it says about the rest."""
+
+import pytest
+import torch
+from torch.distributions import Independent, Laplace
+
+from scoresde import MLP, SDE, VESDE, VPSDE, FunctionScore, GaussianMixture, ScoreModel
+from scoresde.samplers import (
+    Ancestral,
+    AnnealedLangevin,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    SamplingError,
+    TorchSDE,
+    sample,
+    walk,
+)
+
+
+class OrnsteinUhlenbeck(SDE):
+    """dx = −x dt + √2 dw with a law of its own at the end; data N(0, 1) stay N(0, 1)."""
+
+    def drift(self, x, t):
+        return -x
+
+    def diffusion(self, t):
+        return torch.full_like(torch.as_tensor(t, dtype=torch.float64), 2.0).sqrt()
+
+    def prior(self, event_shape, *, dtype=None, device=None):
+        zeros = torch.zeros(event_shape, dtype=dtype, device=device)
+        return Independent(Laplace(zeros, zeros + 0.5**0.5), len(event_shape))
+
+
+def stationary(sde):
+    return FunctionScore(lambda x, t: -x, sde)
+
+
+def network(classes=None):
+    torch.manual_seed(0)
+    return ScoreModel(MLP((2,), width=16, depth=1, classes=classes), VPSDE())
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+SCORE = stationary(VPSDE())
+
+
+def test_the_state_follows_the_network_or_the_start():
+    model = network()
+    assert sample(model, (3, 2), Ancestral(), steps=2).dtype == torch.float32
+    assert sample(model.double(), (3, 2), Ancestral(), steps=2).dtype == torch.float64
+    start = torch.randn(3, 2)
+    assert sample(model, None, Ancestral(), steps=2, start=start).dtype == torch.float32
+    exact = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2).unsqueeze(0), VPSDE())
+    assert sample(exact, (3, 2), Ancestral(), steps=2).dtype == torch.float32
+
+
+def test_half_precision_states_are_kept_in_single_precision_on_the_way():
+    start = torch.randn(64, 2, generator=generator()).bfloat16()
+    for sampler in (Ancestral(), EulerMaruyama()):
+        short, long = (
+            sample(SCORE, None, sampler, steps=100, start=x, generator=generator(1))
+            for x in (start, start.float())
+        )
+        assert short.dtype == torch.bfloat16
+        assert torch.equal(short, long.bfloat16())
+
+
+def test_where_the_model_is_the_samples_are(device):
+    model = network().to(device)
+    x, y = (sample(model, (3, 2), Ancestral(), steps=2, generator=generator()) for _ in range(2))
+    assert x.device.type == device.type
+    assert torch.equal(x, y)
+
+
+def test_a_model_of_another_mode_is_left_as_it_was():
+    model = network().train()
+    model.network.output.eval()
+    seen = []
+    model.network.register_forward_hook(lambda module, *_: seen.append(module.training))
+    sample(model, (2, 2), Ancestral(), steps=2)
+    assert seen
+    assert not any(seen)
+    assert model.network.training
+    assert not model.network.output.training
+
+
+def test_denoising_is_the_last_step_and_may_be_left_out():
+    last = sample(SCORE, (4, 2), Ancestral(), steps=3, denoise=False, generator=generator())
+    denoised = sample(SCORE, (4, 2), Ancestral(), steps=3, generator=generator())
+    torch.testing.assert_close(SCORE.denoised(last, SCORE.sde.t_min), denoised)
+    assert not torch.equal(last, denoised)
+
+
+def test_the_callback_sees_every_step():
+    frames = []
+    x = sample(
+        SCORE, (2, 3), Ancestral(), steps=4, denoise=False, callback=frames.append,
+        generator=generator(),
+    )  # fmt: skip
+    assert [(frame.step, frame.steps) for frame in frames] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    times = Ancestral().grid(SCORE.sde, 4)
+    assert [float(frame.t) for frame in frames] == times[1:].tolist()
+    assert torch.equal(frames[-1].x, x)
+    assert torch.equal(frames[1].denoised, SCORE.denoised(frames[1].x, times[2]))
+
+
+def test_the_progress_bar_counts_steps(capsys):
+    sample(SCORE, (2, 3), Ancestral(), steps=4, progress=True)
+    assert "4/4" in capsys.readouterr().err
+    sample(SCORE, (2, 3), Ancestral(), steps=4)
+    assert not capsys.readouterr().err
+
+
+def test_times_of_ones_own_are_the_grid_itself():
+    times = Ancestral().grid(SCORE.sde, 3)
+    for own in (times, times.tolist(), times.float()):
+        frames = []
+        x = sample(
+            SCORE, (2, 3), Ancestral(), times=own, callback=frames.append, generator=generator()
+        )
+        torch.testing.assert_close(
+            x, sample(SCORE, (2, 3), Ancestral(), steps=3, generator=generator())
+        )
+        assert len(frames) == 3
+
+
+def test_times_may_end_at_zero_and_start_anywhere():
+    for sampler in (Ancestral(), EulerMaruyama(), ReverseDiffusion()):
+        x = sample(SCORE, (2, 3), sampler, times=[0.5, 0.2, 0.0], start=torch.ones(2, 3))
+        assert bool(x.isfinite().all())
+
+
+def test_a_condition_goes_with_its_rows():
+    labels = torch.arange(5)
+    model = network(classes=5).given(classes=labels)
+    whole = sample(model, (5, 2), Ancestral(), steps=3, generator=generator())
+    chunks = sample(model, (5, 2), Ancestral(), steps=3, generator=generator(), batch_size=2)
+    torch.testing.assert_close(whole, chunks)
+
+
+def test_gradients_flow_through_the_walk_and_not_through_sample():
+    start = torch.ones(2, 3, requires_grad=True)
+    times = Ancestral().grid(SCORE.sde, 3)
+    *_, x = walk(SCORE, start, times, Ancestral(), torch.zeros_like)
+    (gradient,) = torch.autograd.grad(x.sum(), start)
+    assert bool((gradient != 0).all())
+    assert not sample(SCORE, None, Ancestral(), steps=2, start=start).requires_grad
+
+
+@pytest.mark.parametrize("sampler", [EulerMaruyama(), TorchSDE()], ids=repr)
+def test_any_sde_can_be_sampled(sampler):
+    """From its own prior, here a Laplace law, a general SDE relaxes towards its stationary law."""
+    sde = OrnsteinUhlenbeck(T=3.0)
+    x = sample(stationary(sde), (4000, 1), sampler, steps=100, generator=generator())
+    assert x.shape == (4000, 1)
+    assert float(x.mean()) == pytest.approx(0.0, abs=4 / 4000**0.5)
+    assert float(x.var()) == pytest.approx(1.0, abs=4 * (2 / 4000) ** 0.5 + 0.03)
+    kurtosis = float(x.pow(4).mean() / x.var() ** 2)
+    assert kurtosis == pytest.approx(3.0, abs=5 * (96 / 4000) ** 0.5)  # 6 for Laplace
+
+
+def test_the_prior_of_any_law_follows_the_generator():
+    score = stationary(OrnsteinUhlenbeck())
+    draws = [
+        sample(score, (2000, 1), EulerMaruyama(eta=0.0), times=[1.0, 0.999], generator=generator(k))
+        for k in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Ancestral(), ReverseDiffusion(), Langevin(), AnnealedLangevin(),
+     PredictorCorrector(EulerMaruyama(), Langevin())],
+    ids=repr,
+)  # fmt: skip
+def test_what_needs_a_gaussian_diffusion_says_so(sampler):
+    with pytest.raises(TypeError, match="general SDE"):
+        sample(stationary(OrnsteinUhlenbeck()), (2, 3), sampler, steps=2)
+
+
+def test_a_general_sde_has_no_denoiser():
+    with pytest.raises(TypeError, match="only a score, no denoiser"):
+        sample(stationary(OrnsteinUhlenbeck()), (2, 3), EulerMaruyama(), steps=2, denoise=True)
+
+
+def test_a_nan_is_told_with_its_step_and_loses_nothing():
+    def score(x, t):
+        return torch.where((x[:, :1] > 0) & (t < 0.5), torch.nan, -x)
+
+    start = torch.tensor([[1.0, 1.0], [-9.0, 1.0], [-9.0, 2.0]])
+    with pytest.raises(SamplingError, match=r"1 of 3 are not finite, from step 4 of 5 on") as error:
+        sample(FunctionScore(score, VPSDE()), None, EulerMaruyama(eta=0.0), start=start, steps=5)
+    assert error.value.finite.tolist() == [False, True, True]
+    assert bool(error.value.samples[1:].isfinite().all())
+
+
+class Nameless(SDE):
+    def drift(self, x, t):
+        return -x
+
+    def diffusion(self, t):
+        return torch.ones_like(t)
+
+
+BAD = [
+    ({"score": lambda x, t: -x}, TypeError, r"score: expected a Score.*FunctionScore"),
+    ({"sampler": Ancestral}, TypeError, r"sampler: expected a Sampler such as"),
+    ({"sampler": "ancestral"}, TypeError, r"sampler: expected a Sampler such as"),
+    ({"shape": None}, TypeError, r"shape: expected \(n, \*event\)"),
+    ({"shape": 16}, TypeError, r"shape: expected \(n, \*event\)"),
+    ({"shape": ()}, TypeError, r"shape: expected \(n, \*event\)"),
+    ({"shape": (0, 2)}, ValueError, r"shape\[0\]: expected an integer, at least 1"),
+    ({"shape": (2.0, 2)}, TypeError, r"shape\[0\]: expected an integer"),
+    ({"steps": 0}, ValueError, r"steps: expected an integer, at least 1"),
+    ({"steps": 2.5}, TypeError, r"steps: expected an integer"),
+    ({"steps": 2, "times": [1.0, 0.5]}, ValueError, r"steps, times: expected one of them"),
+    ({"times": [0.1, 0.5]}, ValueError, r"times: expected strictly falling times, got 0.1 before"),
+    ({"times": [0.5, 0.5]}, ValueError, r"times: expected strictly falling times"),
+    ({"times": [0.5]}, ValueError, r"times: expected shape \(N\+1,\)"),
+    ({"times": [[0.5, 0.1]]}, ValueError, r"times: expected shape \(N\+1,\)"),
+    ({"times": [2.0, 0.1]}, ValueError, r"times: expected times in \[0, 1\]"),
+    ({"times": [1.0, float("nan")]}, ValueError, r"times: expected finite times"),
+    ({"times": [10, 0]}, TypeError, r"times: expected a floating-point time"),
+    ({"start": torch.ones(2, 3)}, ValueError, r"shape, start: expected the same shape"),
+    ({"start": torch.ones(4, 2) * float("nan")}, ValueError, r"start: expected finite values"),
+    ({"start": torch.ones(4, 2).long()}, TypeError, r"start: expected a floating-point tensor"),
+    ({"start": torch.ones(0, 2), "shape": None}, ValueError, r"start: expected at least one"),
+    ({"batch_size": 0}, ValueError, r"batch_size: expected an integer, at least 1"),
+    ({"score": stationary(Nameless()), "sampler": EulerMaruyama()}, NotImplementedError, "start="),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=lambda v: str(v)[:60])
+def test_bad_input_of_sample(change, error, message):
+    arguments = {"score": SCORE, "shape": (4, 2), "sampler": Ancestral()} | change
+    with pytest.raises(error, match=message):
+        sample(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: EulerMaruyama(eta=-1.0), ValueError, "eta: expected a nonnegative"),
+        (lambda: Ancestral(variance=2.0), ValueError, r"variance: expected a number in \[0, 1\]"),
+        (lambda: Langevin(snr=0.0), ValueError, "snr: expected a positive"),
+        (lambda: Langevin(shrinkage=-1), ValueError, "shrinkage: expected a nonnegative"),
+        (lambda: AnnealedLangevin(snr="big"), TypeError, "snr: expected a positive"),
+        (lambda: TorchSDE("dopri5"), ValueError, "method: expected one of euler, milstein, srk"),
+        (lambda: TorchSDE(eta=-1), ValueError, "eta: expected a nonnegative"),
+        (
+            lambda: PredictorCorrector(EulerMaruyama(), None),
+            TypeError,
+            "corrector: expected a Sampl",
+        ),
+        (
+            lambda: PredictorCorrector(EulerMaruyama(), Langevin(), corrections=-1),
+            ValueError,
+            "corrections: expected an integer, at least 0",
+        ),
+        (lambda: Ancestral().grid(VESDE(), 0), ValueError, "steps: expected an integer"),
+    ],
+)
+def test_bad_input_of_members(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
