@@ -128,18 +128,18 @@ class DDPM(_Table):
     betas: Tensor
 
     def __init__(self, betas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
-        betas = _check_table("betas", betas)
-        inside = (betas > 0) & (betas < 1)
-        if not bool(inside[:-1].all()) or not 0 < float(betas[-1]) <= 1:
+        table = _check_table("betas", betas)
+        inside = (table > 0) & (table < 1)
+        if not bool(inside[:-1].all()) or not 0 < float(table[-1]) <= 1:
             raise ValueError(
                 "betas: expected numbers in (0, 1), the last up to 1, got "
-                f"{float(betas.min()):g} … {float(betas.max()):g}; each is the variance that its "
+                f"{float(table.min()):g} … {float(table.max()):g}; each is the variance that its "
                 "step adds: take more steps if they are too large"
             )
-        log_alpha = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
+        log_alpha = torch.cat([table.new_zeros(1), 0.5 * torch.log1p(-table).cumsum(0)])
         faded = min(_FADED, float(log_alpha[-2]) - math.log(2))
         super().__init__(log_alpha.nan_to_num(neginf=faded), T, t_min)
-        self._keep("betas", betas)
+        self._keep("betas", table)
 
     @classmethod
     def linear(
@@ -249,15 +249,15 @@ class NCSN(_Table):
     sigmas: Tensor
 
     def __init__(self, sigmas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
-        sigmas = _check_table("sigmas", sigmas).sort().values
-        if not float(sigmas[0]) > 0 or not bool((sigmas.diff() > 0).all()):
+        ladder = _check_table("sigmas", sigmas).sort().values
+        if not float(ladder[0]) > 0 or not bool((ladder.diff() > 0).all()):
             raise ValueError(
-                f"sigmas: expected positive numbers that all differ, got {sigmas.tolist()}; each "
+                f"sigmas: expected positive numbers that all differ, got {ladder.tolist()}; each "
                 "is a noise level of the ladder, told once"
             )
-        log_sigma = sigmas.log()
+        log_sigma = ladder.log()
         super().__init__(torch.cat([2 * log_sigma[:1] - log_sigma[1:2], log_sigma]), T, t_min)
-        self._keep("sigmas", sigmas)
+        self._keep("sigmas", ladder)
 
     @classmethod
     def geometric(
@@ -296,7 +296,7 @@ def _ramp(first: float, last: float, N: int) -> Tensor:
 def _check_table(name: str, values: object) -> Tensor:
     """Return a table as a float64 tensor of its own, or raise."""
     try:
-        table = torch.as_tensor(values).detach().to(torch.float64, copy=True)
+        table = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"{name}: expected a tensor (N,) of numbers, got {type(values).__name__}; convert it "
