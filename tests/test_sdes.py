@@ -238,14 +238,13 @@ def test_moments_solve_the_moment_equations(sde, t):
 
     if t + 2 * step > sde.T:
         return
-    f = sde.drift(torch.ones(1, dtype=torch.float64), t)[0]
-    g2 = sde.diffusion(t) ** 2
-    size = abs(f) * sde.alpha(t) + 1e-16 * sde.alpha(t) / step
-    assert abs(slope(sde.alpha) - f * sde.alpha(t)) <= 1e-7 * size + 1e-4 * 1e-16 / step + 1e-11 / t
-    gain = 2 * f * sde.sigma(t) ** 2 + g2
-    variance = slope(lambda u: sde.sigma(u) ** 2)
-    noise = sde.sigma(t) ** 2 / step * 1e-14
-    assert abs(variance - gain) <= 1e-7 * (abs(gain) + g2) + noise
+    f = float(sde.drift(torch.ones(1, dtype=torch.float64), t))
+    alpha, variance, g2 = sde.alpha(t), sde.sigma(t) ** 2, sde.diffusion(t) ** 2
+    rounding = 1e-14 / step
+    assert abs(slope(sde.alpha) - f * alpha) <= 1e-7 * abs(f * alpha) + rounding * alpha
+    growth = 2 * f * variance + g2
+    change = slope(lambda u: sde.sigma(u) ** 2)
+    assert abs(change - growth) <= 1e-7 * (abs(growth) + g2) + rounding * variance
 
 
 @each_member(3)

@@ -1,0 +1,253 @@
+"""DDPM and NCSN: their chains at the knots, the published tables, convergence to VP and VE."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from families import STRATEGIES
+from hypothesis import given
+
+from scoresde import DDPM, NCSN, VESDE, VPSDE, ScoreModel, by_index
+
+TABLES = [
+    DDPM.linear(),
+    DDPM.linear(N=10),
+    DDPM.scaled_linear(),
+    DDPM.sigmoid(),
+    DDPM.cosine(),
+    DDPM(torch.tensor([0.1, 0.5, 0.01]).double()),
+    DDPM.linear().zero_terminal_snr(),
+    NCSN.geometric(),
+    NCSN.geometric(0.01, 1.0, 10),
+    NCSN(torch.tensor([0.1, 0.2, 5.0])),
+]
+EVERY = pytest.mark.parametrize("sde", TABLES, ids=str)
+
+
+def before(sde) -> torch.Tensor:
+    """The knot before each knot; 0 before the first."""
+    return torch.cat([torch.zeros(1, dtype=torch.float64), sde.times[:-1]])
+
+
+# --- the chains
+
+
+def test_the_alpha_bar_table_is_exact_at_the_knots():
+    sde = DDPM.linear(1e-4, 0.02, 1000)
+    betas = np.linspace(1e-4, 0.02, 1000)
+    bar = np.cumprod(1 - betas)
+    np.testing.assert_allclose(sde.betas.numpy(), betas, rtol=1e-14)
+    np.testing.assert_allclose(sde.alphas_cumprod.numpy(), bar, rtol=1e-12)
+    np.testing.assert_allclose(sde.alpha(sde.times).numpy() ** 2, bar, rtol=1e-12)
+    np.testing.assert_allclose(sde.sigma(sde.times).numpy() ** 2, 1 - bar, rtol=1e-11)
+    assert bar[-1] == pytest.approx(4.036e-5, rel=1e-3)  # the published end of DDPM
+
+
+@given(STRATEGIES["DDPM"])
+def test_one_step_of_ddpm_is_a_transition_between_knots(sde):
+    scale, std = sde.transition(before(sde), sde.times)
+    torch.testing.assert_close(scale, (1 - sde.betas).sqrt(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(std, sde.betas.sqrt(), rtol=1e-9, atol=0)
+
+
+@given(STRATEGIES["NCSN"])
+def test_one_step_of_ncsn_is_a_transition_between_knots(sde):
+    scale, std = sde.transition(sde.times[:-1], sde.times[1:])
+    assert (scale == 1).all()
+    torch.testing.assert_close(std**2, sde.sigmas.square().diff(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(sde.sigma(sde.times), sde.sigmas, rtol=1e-13, atol=0)
+    below = sde.sigmas[0] ** 2 / sde.sigmas[1]
+    torch.testing.assert_close(sde.sigma(0.0), below, rtol=1e-13, atol=0)
+
+
+@EVERY
+def test_knots_grid_and_index(sde):
+    N = len(sde.times)
+    expected = torch.arange(1, N + 1, dtype=torch.float64) * sde.T / N
+    torch.testing.assert_close(sde.times, expected, rtol=1e-15, atol=0)
+    assert sde.t_min == float(sde.times[0])
+    assert sde.times[-1] == sde.T
+    assert torch.equal(sde.index_at(sde.times), torch.arange(N, dtype=torch.float64))
+    halfway = 0.5 * (sde.times[1:] + sde.times[:-1])
+    torch.testing.assert_close(sde.index_at(halfway), torch.arange(N - 1).double() + 0.5)
+    assert sde.index_at(0.0) == sde.index_at(0.3 * sde.t_min) == 0
+    single = sde.index_at(sde.times.float())
+    assert single.dtype == torch.float32
+    assert torch.equal(single.round(), torch.arange(N).float())
+    assert sde.index_at(0.5 * sde.T).shape == ()
+
+
+@EVERY
+def test_drift_and_diffusion_are_continuous_and_positive(sde):
+    """No jump at a knot: solvers see a smooth field. And no flat piece: λ falls everywhere."""
+    knots = sde.times[:-1]
+    left, right = knots * (1 - 1e-9), knots * (1 + 1e-9)
+    torch.testing.assert_close(sde.diffusion(left), sde.diffusion(right), rtol=1e-4, atol=0)
+    fine = torch.linspace(0, sde.T, 20 * len(sde.times) + 1, dtype=torch.float64)
+    assert (sde.half_logsnr(fine).diff() < 0).all()
+    assert (sde.diffusion(fine) > 0).all()
+    assert torch.isfinite(sde.drift(torch.ones(len(fine)), fine)).all()
+    N = len(sde.times)  # the rate stays between 0 and twice the larger of the neighbouring secants
+    if isinstance(sde, DDPM):
+        rate = -2 * sde.drift(torch.ones(len(fine), dtype=torch.float64), fine)
+        mean = torch.log(sde.alphas_cumprod[-2]) / (sde.T / N) if N > 2 else None
+        assert (rate > 0).all()
+        assert mean is None or float(rate[: -20 * 2].max()) < 2 * abs(float(mean))
+
+
+def test_the_index_is_a_label():
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x, label):
+            seen.append(label)
+            return x
+
+    sde = DDPM.linear()
+    model = ScoreModel(Network(), sde, label=by_index)
+    model(torch.randn(3, 2), sde.times[[0, 500, 999]])
+    model(torch.randn(2, 2), 1.0)
+    assert seen[0].tolist() == [0.0, 500.0, 999.0]
+    assert seen[1].tolist() == [999.0, 999.0]
+
+
+# --- published tables, transcribed
+
+
+def test_linear_and_scaled_linear():
+    torch.testing.assert_close(
+        DDPM.scaled_linear(0.00085, 0.012, 1000).betas,
+        torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2,
+    )
+    assert DDPM.linear(N=5).betas.tolist() == pytest.approx(np.linspace(1e-4, 0.02, 5))
+
+
+def test_cosine_is_nichols_and_dhariwals():
+    N = 1000
+    bar = [math.cos((i / N + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(N + 1)]
+    betas = [min(1 - bar[i + 1] / bar[i], 0.999) for i in range(N)]
+    np.testing.assert_allclose(DDPM.cosine(N).betas.numpy(), betas, rtol=1e-9)
+    assert DDPM.cosine(N).betas[-1] == 0.999
+
+
+def test_sigmoid_is_the_logistic_curve():
+    u = np.linspace(-6, 6, 1000)
+    betas = 1 / (1 + np.exp(-u)) * (0.02 - 1e-4) + 1e-4
+    np.testing.assert_allclose(DDPM.sigmoid().betas.numpy(), betas, rtol=1e-12)
+
+
+def test_geometric_ladder():
+    np.testing.assert_allclose(
+        NCSN.geometric(0.01, 50.0, 232).sigmas.numpy(), np.geomspace(0.01, 50, 232), rtol=1e-13
+    )
+    descending = NCSN(torch.tensor([1.0, 0.5, 0.125]))
+    assert descending.sigmas.tolist() == [0.125, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("parent", [DDPM.linear(), DDPM.scaled_linear(), DDPM.linear(N=20)])
+def test_zero_terminal_snr_leaves_no_signal(parent):
+    """Lin et al. 2023, algorithm 1; where ᾱ_N = 0, all stays finite."""
+    sde = parent.zero_terminal_snr()
+    root = np.sqrt(np.cumprod(1 - parent.betas.numpy()))
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    np.testing.assert_allclose(sde.alpha(sde.times)[:-1].numpy(), expected[:-1], rtol=1e-9)
+    assert sde.betas[-1] == 1
+    assert 0 < sde.alpha(1.0) <= 2**-24 * (1 + 1e-9)
+    assert sde.sigma(1.0) == 1
+    x = torch.randn(2, 3)
+    for t in (0.0, float(sde.times[-2]), 0.9999, 1.0):
+        assert torch.isfinite(sde.drift(x, t)).all()
+        assert torch.isfinite(sde.diffusion(t))
+        assert torch.isfinite(sde.half_logsnr(t)) or t == 0
+    assert torch.isfinite(torch.stack(sde.transition(sde.times[-2], 1.0))).all()
+    tail = DDPM(
+        torch.tensor([0.1, 1 - 1e-15, 1.0], dtype=torch.float64)
+    )  # ᾱ below the floor already
+    assert (tail.half_logsnr(tail.times).diff() < 0).all()
+
+
+# --- convergence to the parents
+
+
+def error_of_ddpm(N: int) -> float:
+    parent = VPSDE()
+    sde = parent.discretize(N)
+    alpha = (sde.alpha(sde.times) - parent.alpha(sde.times)).abs().max()
+    return float(torch.maximum(alpha, (sde.sigma(sde.times) - parent.sigma(sde.times)).abs().max()))
+
+
+def test_ddpm_converges_to_vp():
+    errors = [error_of_ddpm(N) for N in (250, 500, 1000, 2000)]
+    for coarse, fine in pairwise(errors):
+        assert 1.8 < coarse / fine < 2.2
+    sde, parent = VPSDE().discretize(1000), VPSDE()
+    gap = (sde.alpha(sde.times) - parent.alpha(sde.times)).abs().max()
+    assert float(gap) == pytest.approx(9.9e-4, rel=0.02)  # as measured on the official code
+    bar = (sde.alphas_cumprod - parent.alpha(sde.times) ** 2).abs().max()
+    assert float(bar) == pytest.approx(8.1e-4, rel=0.02)
+
+
+def test_ncsn_converges_to_ve():
+    parent, errors, t = VESDE(), [], torch.linspace(0.1, 0.95, 50, dtype=torch.float64)
+    for N in (250, 500, 1000, 2000):
+        sde = parent.discretize(N)
+        errors.append(float((sde.sigma(t) / parent.sigma(t)).log().abs().max()))
+    for coarse, fine in pairwise(errors):
+        assert 1.8 < coarse / fine < 2.2
+
+
+@pytest.mark.parametrize("T", [1.0, 2.5])
+def test_rates_converge_for_every_end_of_time(T):
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) * T
+    for parent in (VPSDE(0.1, 4.0, T=T), VESDE(T=T)):
+        coarse, fine = (parent.discretize(N) for N in (500, 1000))
+        assert coarse.T == T
+        worst = [
+            float((sde.diffusion(t) / parent.diffusion(t) - 1).abs().max())
+            for sde in (coarse, fine)
+        ]
+        assert worst[1] < 0.03
+        assert 1.7 < worst[0] / worst[1] < 2.3
+
+
+def test_geometric_ncsn_is_ve_at_other_times():
+    """σ(t) = σ_min (σ_max/σ_min)^((N t − 1)/(N − 1)), between the knots too."""
+    sde = NCSN.geometric(0.01, 50.0, 20)
+    t = torch.linspace(0.0, 1.0, 333, dtype=torch.float64)
+    torch.testing.assert_close(sde.sigma(t), 0.01 * 5000 ** ((20 * t - 1) / 19))
+
+
+# --- the chains of the official code
+
+
+@pytest.mark.parametrize(
+    ("folder", "sde"),
+    [
+        ("vp_ddpm_cifar10", VPSDE().discretize(1000)),
+        ("vp_cifar10_ddpmpp_continuous", VPSDE().discretize(1000)),
+        ("ve_cifar10_ncsnpp_continuous", None),
+    ],
+)
+def test_official_discretisation(folder, sde, golden):
+    with np.load(golden / folder / "expected.npz") as file:
+        arrays = dict(file)
+    ladder = arrays.get("grid_sigma_ladder", arrays.get("grid_beta_ladder"))
+    sde = sde or NCSN.geometric(0.01, 50.0, len(ladder))
+    table = sde.sigmas if "grid_sigma_ladder" in arrays else sde.betas
+    np.testing.assert_allclose(table.numpy(), ladder, rtol=2e-5)
+    for suffix in "ab":
+        t, x = arrays[f"t_{suffix}"], torch.tensor(arrays[f"x_{suffix}"])
+        index = (t * np.float32(len(ladder) - 1)).astype(np.int64)
+        scale, std = sde.transition(before(sde)[index], sde.times[index])
+        first = torch.as_tensor(index == 0) & (scale == 1)  # the ladder starts from σ = 0 there
+        std = torch.where(first, sde.sigma(sde.times[index]), std)
+        f = ((scale - 1)[:, None, None, None] * x).float()
+        torch.testing.assert_close(
+            f, torch.tensor(arrays[f"disc_f_{suffix}"]), rtol=1e-3, atol=1e-5
+        )
+        G = torch.tensor(arrays[f"disc_G_{suffix}"])
+        torch.testing.assert_close(std.float(), G, rtol=1e-3, atol=1e-6)
