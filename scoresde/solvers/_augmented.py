@@ -63,7 +63,7 @@ class Augmented:
             raise Exhausted
         self.busy = True
         times, node = torch.full_like(z[:, 0], tau), torch.zeros_like(self.rows)
-        velocity, estimates, _ = self._field(times, z, self.rows, node)
+        velocity, estimates, *_ = self._field(times, z, self.rows, node)
         self.busy = False
         self._left -= 1
         slope = torch.cat([velocity, estimates], dim=1)
