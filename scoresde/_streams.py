@@ -67,7 +67,7 @@ class Streams:
         start = _mix(self.seeds + _mix((self.node + 1) * _GOLDEN + salt))
         count = math.prod(shape)
         index = torch.arange(1, count + 1, device=start.device) * _GOLDEN
-        return _mix(start.unsqueeze(1) + index).reshape(-1, *shape)
+        return _mix(start.unsqueeze(1) + index).reshape(len(start), *shape)
 
     def signs(self, shape: tuple[int, ...]) -> Tensor:
         """Return independent signs ±1 in float64, ``(m, *shape)``."""
