@@ -16,7 +16,7 @@ from scoresde.traces.base import Tape, Trace, VectorField
 class HutchPlusPlus(Trace):
     r"""tr J = tr QᵀJQ + tr (I − QQᵀ)J(I − QQᵀ), the second term from random signs g.
 
-    The columns of Q are an orthonormal basis of the range of JᵀS for a matrix S of random signs:
+    The columns of Q are an orthonormal basis of the range of JᵀS for a matrix S of random normals:
     with k of them, Q catches most of what the k largest singular values contribute. Unbiased for
     every J, symmetric or not, since g is independent of Q. Worth its price where few singular
     values dominate; along a path, fresh probes of :class:`Hutchinson` usually tell more for the
@@ -57,9 +57,9 @@ class HutchPlusPlus(Trace):
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and one estimate of the divergence, ``(m, 1)``."""
         tape = Tape(field, x, differentiable, batched=True)
-        k = self._rank(x.shape[1])
-        signs = streams.signs((k + self.budget - 2 * (self.budget // 3), x.shape[1]))
-        sketch, probes = signs.to(x.dtype).mT.tensor_split([k], dim=2)  # (m, d, k), (m, d, r)
+        d, k = x.shape[1], self._rank(x.shape[1])
+        sketch = streams.normals((k, d)).to(x.dtype).mT
+        probes = streams.signs((self.budget - 2 * (self.budget // 3), d)).to(x.dtype).mT
         q = torch.linalg.qr(tape.images(sketch).detach()).Q
         probes = probes - q @ (q.mT @ probes)
         v = torch.cat([q, probes], dim=2)
