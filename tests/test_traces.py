@@ -1,0 +1,598 @@
+"""Divergence estimators are unbiased, as noisy as theory says, and leave batch and graph in order.
+
+Statistical tests run on fixed seeds and compare z-scores with 5 (false alarm 6e-7 each). The oracle
+of a divergence is the trace of the autograd Jacobian, of an estimator a literal transcription.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scoresde import traces
+from scoresde._streams import Streams
+from scoresde.traces import (
+    FAMILY,
+    ExactTrace,
+    Gaussian,
+    Hutchinson,
+    HutchPlusPlus,
+    Orthogonal,
+    Rademacher,
+    Sphere,
+    XTrace,
+)
+from scoresde.traces.base import Tape
+
+LIMIT = 5.0
+MEMBERS = pytest.mark.parametrize("trace", FAMILY, ids=repr)
+LINEAR = [trace for trace in FAMILY if not isinstance(trace, HutchPlusPlus | XTrace)]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+D = 6
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def streams(n, seed=0):
+    return Streams.draw(n, generator(seed))
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=generator(seed), dtype=dtype)
+
+
+def linear(J):
+    """The field x ↦ Jx."""
+    return lambda x: x @ J.mT
+
+
+def curved(seed=0, d=D, dtype=torch.float64):
+    """A field whose Jacobian depends on x and is not symmetric."""
+    A, B = randn(d, d, seed=seed, dtype=dtype), randn(d, d, seed=seed + 100, dtype=dtype)
+    return lambda x: torch.tanh(x @ A) @ B + 0.3 * x.square()
+
+
+def jacobian(field, x):
+    """∂h/∂x by autograd, row by row, ``(m, d, d)``."""
+    one = [torch.autograd.functional.jacobian(lambda y: field(y[None])[0], row) for row in x]
+    return torch.stack(one)
+
+
+def divergence(field, x):
+    return jacobian(field, x).diagonal(dim1=1, dim2=2).sum(1)
+
+
+def draws(trace, J, n, seed=0):
+    """``n`` independent values of the mean estimate for one matrix."""
+    x = J.new_zeros(n, len(J))
+    return trace(linear(J), x, streams(n, seed))[1].mean(1)
+
+
+# --- the contract of the family
+
+
+@MEMBERS
+def test_members_print_as_they_are_made(trace):
+    assert eval(repr(trace), vars(traces)) == trace
+
+
+@MEMBERS
+@pytest.mark.parametrize("kind", ["any", "symmetric", "antisymmetric", "nilpotent", "low rank"])
+def test_unbiased_on_every_matrix(trace, kind):
+    J = randn(D, D, seed=3)
+    J = {
+        "any": J,
+        "symmetric": J + J.T,
+        "antisymmetric": J - J.T,
+        "nilpotent": J.triu(1),
+        "low rank": J[:, :2] @ J[:2],
+    }[kind]
+    n = 4000
+    values = draws(trace, J, n)
+    error = (values.mean() - J.trace()).abs()
+    assert error <= LIMIT * values.std() / n**0.5 + 1e-10
+
+
+@MEMBERS
+def test_unbiased_on_a_curved_field(trace):
+    field, n = curved(), 4000
+    x = randn(1, D).expand(n, D)
+    value, estimates = trace(field, x, streams(n))
+    torch.testing.assert_close(value, field(x))
+    values = estimates.mean(1)
+    error = (values.mean() - divergence(field, x[:1])[0]).abs()
+    assert error <= LIMIT * values.std() / n**0.5 + 1e-10
+
+
+@MEMBERS
+def test_columns_are_independent_estimates(trace):
+    n, J = 4000, randn(D, D, seed=3)
+    _, estimates = trace(linear(J), J.new_zeros(n, D), streams(n))
+    if trace.exact:
+        assert estimates.shape == (n, 1)
+    centred = estimates - estimates.mean(0)
+    products = centred.T @ centred / n
+    correlation = products / products.diagonal().clamp(min=1e-20).sqrt().outer(
+        products.diagonal().clamp(min=1e-20).sqrt()
+    )
+    assert correlation.fill_diagonal_(0).abs().max() < LIMIT / n**0.5
+
+
+@MEMBERS
+@DTYPES
+@pytest.mark.parametrize("m", [1, 3])
+def test_shapes_and_dtypes(trace, dtype, m, device):
+    x = randn(m, D, dtype=dtype).to(device)
+    value, estimates = trace(lambda x: x**3, x, Streams.draw(m, generator(), device))
+    for out, shape in ((value, (m, D)), (estimates, (m, estimates.shape[1]))):
+        assert (out.shape, out.dtype, out.device) == (shape, dtype, x.device)
+        assert not out.requires_grad
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [*FAMILY[:2], *FAMILY[5:], Hutchinson(2, Sphere()), Hutchinson(1, Orthogonal())],
+    ids=repr,
+)
+def test_one_dimension_leaves_no_noise(trace):
+    x = randn(5, 1)
+    value, estimates = trace(lambda x: x**3, x, streams(5))
+    torch.testing.assert_close(value, x**3)
+    torch.testing.assert_close(estimates, 3 * x**2 * torch.ones_like(estimates))
+
+
+def test_gaussian_probes_in_one_dimension_are_unbiased():
+    """E v² = 1 only: the one law that is noisy even there."""
+    values = draws(Hutchinson(2, Gaussian()), torch.tensor([[2.0]], dtype=torch.float64), 4000)
+    assert abs(values.mean() - 2) < LIMIT * values.std() / 4000**0.5
+    assert abs(values.var() - 4.0) < 0.5  # 2 J²/k with k = 2
+
+
+@MEMBERS
+def test_the_same_streams_give_the_same_estimates(trace):
+    field, x = curved(), randn(4, D)
+    first, again, other = (trace(field, x, streams(4, seed))[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert trace.exact or not torch.equal(first, other)
+
+
+@MEMBERS
+def test_nodes_give_fresh_noise(trace):
+    s, field, x = streams(4), curved(), randn(4, D)
+    here, there = (trace(field, x, s.at(slice(None), s.node + i))[1] for i in (0, 1))
+    assert torch.equal(here, there) == trace.exact
+
+
+@MEMBERS
+def test_rows_do_not_know_each_other(trace):
+    field, x, s = curved(), randn(5, D), streams(5)
+    value, estimates = trace(field, x, s)
+    order = torch.tensor([3, 0, 4])
+    part_value, part = trace(field, x[order], s.at(order, s.node[order]))
+    torch.testing.assert_close(part_value, value[order], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(part, estimates[order], rtol=1e-10, atol=1e-10)
+    for i in range(5):
+        row = slice(i, i + 1)
+        alone = trace(field, x[row], s.at(row, s.node[row]))[1]
+        torch.testing.assert_close(alone, estimates[row], rtol=1e-10, atol=1e-10)
+
+
+@MEMBERS
+def test_a_row_that_is_not_finite_spoils_no_other(trace):
+    field, x, s = curved(), randn(3, D), streams(3)
+    expected = trace(field, x, s)[1]
+    x[1] = math.nan
+    value, estimates = trace(field, x, s)
+    assert not value[1].isfinite().any()
+    keep = torch.tensor([0, 2])
+    torch.testing.assert_close(estimates[keep], expected[keep], rtol=1e-10, atol=1e-10)
+
+
+@MEMBERS
+def test_homogeneous(trace):
+    field, x, s = curved(), randn(4, D), streams(4)
+    once, more = trace(field, x, s)[1], trace(lambda x: -2.5 * field(x), x, s)[1]
+    torch.testing.assert_close(more, -2.5 * once, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("trace", LINEAR, ids=repr)
+def test_linear(trace):
+    f, g, x, s = curved(0), curved(1), randn(4, D), streams(4)
+    both = trace(lambda x: 2 * f(x) - 3 * g(x), x, s)[1]
+    torch.testing.assert_close(both, 2 * trace(f, x, s)[1] - 3 * trace(g, x, s)[1])
+
+
+@MEMBERS
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_fields_that_do_not_depend_on_x_have_no_divergence(trace, differentiable):
+    weight = randn(D).requires_grad_()
+    x = randn(3, D).requires_grad_(differentiable)
+    for field in (
+        lambda x: torch.ones_like(x),  # no graph at all
+        lambda x: weight.expand(len(x), D),  # a graph, but not to x
+        lambda x: 0 * x,
+    ):
+        value, estimates = trace(field, x, streams(3), differentiable=differentiable)
+        assert torch.equal(value, field(x))
+        assert not estimates.any()
+
+
+@MEMBERS
+def test_works_where_gradients_are_off(trace):
+    field, x, s = curved(), randn(3, D), streams(3)
+    expected = trace(field, x, s)[1]
+    with torch.no_grad():
+        value, estimates = trace(field, x, s)
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(estimates, expected)
+    assert not value.requires_grad
+
+
+@MEMBERS
+def test_parameters_receive_no_gradient_unless_asked(trace):
+    layer = nn.Linear(D, D).double()
+    trace(layer, randn(3, D), streams(3))
+    assert all(p.grad is None for p in layer.parameters())
+
+
+@MEMBERS
+@pytest.mark.parametrize("d", [2, 5, 40])
+def test_products_are_counted(trace, d, monkeypatch):
+    counted = []
+    product = Tape.product
+
+    def count(self, v):
+        counted.append(v.shape[0])
+        return product(self, v)
+
+    monkeypatch.setattr(Tape, "product", count)
+    trace(lambda x: x**2, randn(2, d), streams(2))
+    assert sum(counted) == trace.products(d)
+
+
+# --- differentiable mode
+
+
+def closed_form_gradient(x):
+    """∇_x of the divergence of h_i = x_i³ + x_i Σ_j x_j²: 6x + (4 + 2d) x."""
+    return (10 + 2 * x.shape[1]) * x
+
+
+def cubic(x):
+    return x**3 + x * x.square().sum(1, keepdim=True)
+
+
+EXACT_IN_D = [ExactTrace(), ExactTrace(chunk=2), HutchPlusPlus(3 * D), XTrace(2 * D)]
+
+
+@pytest.mark.parametrize("trace", [*EXACT_IN_D, Hutchinson(D, Orthogonal())], ids=repr)
+def test_gradient_of_the_divergence_in_closed_form(trace):
+    x = randn(3, D).requires_grad_()
+    _, estimates = trace(cubic, x, streams(3), differentiable=True)
+    (gradient,) = torch.autograd.grad(estimates.sum(), x)
+    torch.testing.assert_close(gradient, closed_form_gradient(x))
+
+
+@pytest.mark.parametrize("trace", [ExactTrace(), *LINEAR[1:]], ids=repr)
+def test_gradcheck(trace):
+    field, s = curved(d=3), streams(2)
+
+    def results(x):
+        return trace(field, x, s, differentiable=True)
+
+    assert torch.autograd.gradcheck(results, randn(2, 3).requires_grad_())
+
+
+@pytest.mark.parametrize("trace", [HutchPlusPlus(3), HutchPlusPlus(6), XTrace(4)], ids=repr)
+def test_gradients_with_a_constant_basis_are_unbiased(trace):
+    n = 4000
+    x = randn(1, D).expand(n, D).clone().requires_grad_()
+    _, estimates = trace(cubic, x, streams(n), differentiable=True)
+    (gradient,) = torch.autograd.grad(estimates.sum(), x)
+    error = (gradient.mean(0) - closed_form_gradient(x[:1])[0]).abs()
+    assert bool((error <= LIMIT * gradient.std(0) / n**0.5).all())
+    assert gradient.std() > 1e-3
+
+
+@MEMBERS
+def test_parameters_learn_from_the_divergence(trace):
+    """d/dW of tr ∂(xWᵀ)/∂x = tr W is the identity, of which the estimate's gradient is unbiased."""
+    n, W = 4000, randn(D, D).requires_grad_()
+    _, estimates = trace(linear(W), torch.zeros(n, D).double(), streams(n), differentiable=True)
+    (gradient,) = torch.autograd.grad(estimates.mean(), W)
+    noise = 0.0 if trace.exact else 8.0 / n**0.5  # vvᵀ has entries of variance at most 2
+    assert (gradient - torch.eye(D).double()).abs().max() <= noise + 1e-10
+
+
+def test_the_gradient_survives_a_jacobian_of_no_rank():
+    for trace in FAMILY:
+        x = torch.zeros(2, D, dtype=torch.float64, requires_grad=True)
+        _, estimates = trace(lambda x: x**3, x, streams(2), differentiable=True)
+        (gradient,) = torch.autograd.grad(estimates.sum(), x)
+        assert torch.equal(gradient, torch.zeros_like(x))
+
+
+# --- laws of the noise
+
+
+def check_variance(values, variance):
+    """The sample variance is within 5 of its own standard errors of ``variance``."""
+    n = len(values)
+    squares = (values - values.mean()).square()
+    assert abs(squares.mean() - variance) <= LIMIT * squares.std() / n**0.5
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_variance_of_each_law(symmetric):
+    J = randn(D, D, seed=3)
+    J = J + J.T if symmetric else J
+    S, n = (J + J.T) / 2, 20_000
+    off = S - S.diagonal().diag()
+    check_variance(draws(Hutchinson(1, Rademacher()), J, n), 2 * off.square().sum())
+    check_variance(draws(Hutchinson(1, Gaussian()), J, n), 2 * S.square().sum())
+    shear = S - S.trace() / D * torch.eye(D)
+    sphere = 2 * D / (D + 2) * shear.square().sum()
+    check_variance(draws(Hutchinson(1, Sphere()), J, n), sphere)
+    check_variance(draws(Hutchinson(1, Orthogonal()), J, n), sphere)
+    # the k columns of a Haar matrix: independent ones, less the part that the others have seen
+    check_variance(draws(Hutchinson(3, Orthogonal()), J, n), sphere / 3 * (D - 3) / (D - 1))
+
+
+def test_k_probes_have_a_kth_of_the_variance():
+    J, n = randn(D, D, seed=3), 20_000
+    S = (J + J.T) / 2
+    variance = 2 * (S - S.diagonal().diag()).square().sum()
+    for k in (2, 5):
+        check_variance(draws(Hutchinson(k), J, n), variance / k)
+
+
+def test_no_noise_where_the_law_has_none():
+    diagonal, identity = randn(D).diag(), 1.7 * torch.eye(D, dtype=torch.float64)
+    for trace, J in (
+        (Hutchinson(), diagonal),
+        (Hutchinson(1, Sphere()), identity),
+        (Hutchinson(1, Orthogonal()), identity),
+    ):
+        torch.testing.assert_close(draws(trace, J, 50), J.trace().expand(50))
+
+
+@pytest.mark.parametrize("law", [Rademacher(), Gaussian(), Sphere(), Orthogonal()], ids=repr)
+def test_probes_have_unit_second_moments(law):
+    n, k = 4000, 3
+    v = law.draw(streams(n), k, D)
+    assert (v.shape, v.dtype) == ((n, k, D), torch.float64)
+    moments = torch.einsum("nki,nkj->nkij", v, v)
+    score = (moments.mean(0) - torch.eye(D)) / moments.std(0).clamp(min=1e-12) * n**0.5
+    assert score.abs().max() < LIMIT
+    assert (v.mean(0) * n**0.5).abs().max() < LIMIT
+
+
+@pytest.mark.parametrize("k", [1, 2, D])
+def test_orthogonal_probes_are_orthogonal(k):
+    v = Orthogonal().draw(streams(10), k, D)
+    torch.testing.assert_close(v @ v.mT, D * torch.eye(k, dtype=v.dtype).expand(10, k, k))
+
+
+def test_orthogonal_probes_are_exact_once_they_span():
+    J = randn(D, D, seed=3)
+    torch.testing.assert_close(draws(Hutchinson(D, Orthogonal()), J, 20), J.trace().expand(20))
+    with pytest.raises(ValueError, match=r"at most d = 6 orthogonal .* got 7; use ExactTrace"):
+        draws(Hutchinson(D + 1, Orthogonal()), J, 2)
+
+
+# --- Hutch++ and XTrace
+
+
+def test_hutchpp_is_the_published_estimator():
+    """Meyer et al. 2021, algorithm 1, for Jᵀ, written out for one row."""
+    J, n, budget = randn(9, 9, seed=5), 4, 8
+    s = streams(n)
+    estimates = HutchPlusPlus(budget)(linear(J), J.new_zeros(n, 9), s)[1][:, 0]
+    A, k = J.T, budget // 3
+    for sketch, probes, estimate in zip(
+        s.normals((k, 9)), s.signs((budget - 2 * k, 9)), estimates, strict=True
+    ):
+        S, G = sketch.T, probes.T
+        Q = torch.linalg.qr(A @ S).Q
+        P = torch.eye(9) - Q @ Q.T
+        expected = (Q.T @ A @ Q).trace() + (G.T @ P @ A @ P @ G).trace() / G.shape[1]
+        torch.testing.assert_close(estimate, expected)
+
+
+def test_xtrace_is_the_published_estimator():
+    """Epperly et al. 2024, eq. 2.4 and section 2.3, for Jᵀ: one QR for each probe left out."""
+    J, n, budget = randn(9, 9, seed=5), 4, 8
+    s = streams(n)
+    estimates = XTrace(budget)(linear(J), J.new_zeros(n, 9), s)[1][:, 0]
+    A, k = J.T, budget // 2
+    for row, probes in enumerate(s.normals((k, 9))):
+        terms = []
+        for i in range(k):
+            others = probes[[j for j in range(k) if j != i]].T
+            Q = torch.linalg.qr(A @ others).Q
+            nu = probes[i] - Q @ (Q.T @ probes[i])
+            nu = nu * (9 - k + 1) ** 0.5 / nu.norm()
+            terms.append((Q.T @ A @ Q).trace() + nu @ A @ nu)
+        torch.testing.assert_close(estimates[row], torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("trace", [HutchPlusPlus(12), XTrace(12)], ids=repr)
+def test_low_rank_is_exact(trace):
+    U, V = randn(20, 4, seed=1), randn(4, 20, seed=2)
+    J = U @ V
+    torch.testing.assert_close(draws(trace, J, 20), J.trace().expand(20), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+def test_small_dimensions_are_exact(d):
+    J = randn(d, d, seed=4)
+    for trace in (HutchPlusPlus(3 * d), HutchPlusPlus(3 * d + 2), XTrace(2 * d), XTrace(12)):
+        torch.testing.assert_close(draws(trace, J, 50), J.trace().expand(50), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("trace", [HutchPlusPlus(12), XTrace(12)], ids=repr)
+def test_a_steep_spectrum_is_told_better_than_by_hutchinson(trace):
+    q = torch.linalg.qr(randn(30, 30)).Q
+    J = q @ (0.5 ** torch.arange(30.0, dtype=torch.float64)).diag() @ q.T
+    assert draws(trace, J, 500).std() < 0.3 * draws(Hutchinson(12), J, 500).std()
+
+
+# --- exact traces: chunks and memory
+
+
+@DTYPES
+@pytest.mark.parametrize("chunk", [1, 2, 4, 7, 100])
+def test_chunks_do_not_matter(chunk, dtype):
+    d, field = 7, curved(d=7, dtype=dtype)
+    x = randn(3, d, dtype=dtype)
+    value, estimates = ExactTrace(chunk)(field, x, streams(3))
+    torch.testing.assert_close(value, field(x))
+    torch.testing.assert_close(estimates[:, 0], divergence(field, x))
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_memory_of_the_exact_trace_grows_with_the_chunk_alone(chunk):
+    """At d = 3072 no tensor is larger than chunk × batch × d, far below the d × d of a Jacobian."""
+    m, d, width = 2, 3072, 8
+    A, B = randn(d, width, dtype=torch.float32) / d**0.5, randn(width, d, dtype=torch.float32)
+
+    def field(x):
+        return torch.tanh(x @ A) @ B
+
+    with Sizes() as sizes:
+        _, estimates = ExactTrace(chunk)(field, torch.zeros(m, d), streams(m))
+    torch.testing.assert_close(estimates[:, 0], (A @ B).trace().expand(m), rtol=1e-4, atol=1e-4)
+    assert sizes.largest <= 4 * max(chunk, width) * m * d
+
+
+# --- attention
+
+
+class Attention(nn.Module):
+    """A residual layer of two heads around PyTorch's fused attention."""
+
+    def __init__(self, tokens=4, width=8):
+        super().__init__()
+        self.tokens = tokens
+        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        h = x.reshape(len(x), self.tokens, -1)
+        q, k, v = self.inward(h).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return (h + self.outward(out.transpose(1, 2).flatten(2))).reshape(x.shape)
+
+
+def backends():
+    cuda = torch.backends.cuda
+    return (
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize(
+    "trace", [ExactTrace(), ExactTrace(chunk=1), ExactTrace(chunk=5)], ids=repr
+)
+def test_divergence_through_attention(trace, differentiable, dtype, device):
+    torch.manual_seed(0)
+    layer = Attention().to(device, dtype)
+    x = randn(2, 32, dtype=dtype).to(device)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected_value, expected = layer(x), divergence(layer, x)
+    before = backends()
+    draw = Streams.draw(2, generator(), device)
+    value, estimates = trace(layer, x, draw, differentiable=differentiable)
+    assert backends() == before
+    torch.testing.assert_close(value, expected_value)
+    torch.testing.assert_close(estimates[:, 0], expected)
+
+
+@MEMBERS
+def test_second_derivatives_through_attention(trace):
+    torch.manual_seed(0)
+    layer, s = Attention().double(), streams(2)
+    x = randn(2, 32).requires_grad_()
+
+    def estimate(x):
+        return trace(layer, x, s, differentiable=True)[1].sum()
+
+    (gradient,) = torch.autograd.grad(estimate(x), x)
+    parameters = torch.autograd.grad(estimate(x), list(layer.parameters()), allow_unused=True)
+    assert all(p is None or bool(p.isfinite().all()) for p in parameters)
+    if trace in LINEAR:
+        direction, step = randn(2, 32, seed=9), 1e-5
+        up, down = (estimate(x.detach() + sign * step * direction) for sign in (1, -1))
+        slope = (up - down) / (2 * step)
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_kernels_are_given_back_when_a_field_fails():
+    def field(x):
+        raise RuntimeError("out of paper")
+
+    before = backends()
+    with pytest.raises(RuntimeError, match="out of paper"):
+        ExactTrace()(field, randn(2, 3), streams(2))
+    assert backends() == before
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_only_a_single_product_goes_through_the_fused_kernel(probes, device):
+    """It has no batched derivative; a single first derivative is what it is made for."""
+    if device.type != "cpu":
+        pytest.skip("which fused kernel there is depends on the device")
+    names = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    layer = Attention()
+    with Names():
+        Hutchinson(probes)(layer, randn(2, 32, dtype=torch.float32), streams(2))
+    assert any("flash_attention" in name for name in names) == (probes == 1)
+
+
+# --- bad arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ExactTrace(chunk=0), ValueError, "chunk: expected an integer, at least 1"),
+        (lambda: ExactTrace(chunk=1.5), TypeError, "chunk: expected an integer"),
+        (lambda: Hutchinson(probes=0), ValueError, "probes: expected an integer, at least 1"),
+        (lambda: Hutchinson(law="rademacher"), TypeError, "law: expected a law of probes"),
+        (lambda: HutchPlusPlus(budget=2), ValueError, "budget: expected an integer, at least 3"),
+        (lambda: XTrace(budget=1), ValueError, "budget: expected an integer, at least 2"),
+    ],
+)
+def test_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
