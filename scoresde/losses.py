@@ -508,7 +508,7 @@ def check_objective(score: object, weighting: object, time_law: object) -> None:
     """Raise a ``TypeError`` unless the three fit together as a denoising score matching loss."""
     if not isinstance(score, Score):
         raise TypeError(
-            f"score: expected a Score, got {describe(score)}; wrap a network as "
+            f"score: expected a Score, got {type(score).__name__}; wrap a network as "
             "ScoreModel(network, sde)"
         )
     if not isinstance(score.sde, GaussianSDE):

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -244,8 +245,11 @@ def fit(
     with _processes(device, recipe) as group, _private_randomness(device, recipe.seed):
         score.moments = Moments.of(_sample(source, recipe, group)).to(device)
         run = _Run(score, parameters, recipe, plan, group)
-        with _last_step() as interrupted:
-            run.go(source, interrupted)
+        try:
+            with _last_step() as interrupted:
+                run.go(source, interrupted)
+        finally:
+            score.eval()
     return run.result()
 
 
@@ -315,9 +319,9 @@ class _Recipe:
         return min(self.ema, (1 + updates) / (10 + updates))
 
     def record(self) -> dict[str, str]:
-        """What a checkpoint tells of the recipe."""
+        """What a checkpoint tells of the recipe: every setting as it prints, without addresses."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: getattr(v, "__qualname__", repr(v)) for name, v in values.items()}
+        return {name: re.sub(r" at 0x\w+", "", repr(value)) for name, value in values.items()}
 
 
 class _Run(Generic[AnyScore]):
@@ -435,7 +439,7 @@ class _Run(Generic[AnyScore]):
         """Return what the run has come to."""
         seconds = self.seconds + time.perf_counter() - self.started
         average = cast(AnyScore, self.average.module)
-        return FitResult(average, self.score.eval(), self.history, self.step, seconds)
+        return FitResult(average, self.score, self.history, self.step, seconds)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, in the first process: the new one replaces the old in one piece."""
