@@ -13,9 +13,11 @@ from scipy.integrate import quad, solve_ivp
 
 from scoresde import (
     DATA,
+    DDPM,
     EDMSDE,
     FLOW,
     MLP,
+    NCSN,
     NOISE,
     SCORE,
     VELOCITY,
@@ -165,6 +167,48 @@ def test_the_losses_of_song_et_al_are_arguments(sde, mean, likelihood):
         losses = reduce(losses.reshape(6, -1), dim=-1)
     factor = 1.0 if mean else 0.5
     torch.testing.assert_close(factor * ours, torch.mean(losses), rtol=1e-9, atol=0)
+
+
+def drawn_labels(n, generator):
+    """The entries of a table of 100 that Knots draws from a seed, and the noise that follows."""
+    labels = (100 * torch.rand(n, generator=generator, dtype=torch.float64)).long()
+    return labels, torch.randn(n, 3, 4, 4, generator=generator, dtype=torch.float64)
+
+
+def test_the_loss_of_ddpm_is_that_of_its_sde_at_the_knots():
+    """A transcription of get_ddpm_loss_fn, on the draws that dsm_loss makes from its seed."""
+    sde = DDPM.linear(N=100, beta_start=1e-3, beta_end=0.2)
+    score = FunctionScore(
+        lambda x, t: torch.sin(x) * sde.index_at(t)[:, None, None, None], sde, NOISE
+    )
+    x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
+    ours = dsm_loss(score, x0, time_law=Knots(sde.times), generator=seeded(2))
+
+    labels, noise = drawn_labels(6, seeded(2))
+    kept = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64), 0)
+    x = kept.sqrt()[labels, None, None, None] * x0
+    x = x + (1 - kept).sqrt()[labels, None, None, None] * noise
+    predicted = torch.sin(x) * labels[:, None, None, None]
+    expected = torch.square(predicted - noise).reshape(6, -1).mean(dim=-1).mean()
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=0)
+
+
+def test_the_loss_of_ncsn_is_that_of_its_sde_at_the_knots():
+    """A transcription of get_smld_loss_fn (its ladder descends), on the same draws."""
+    sde = NCSN.geometric(sigma_min=0.01, sigma_max=50.0, N=100)
+    score = FunctionScore(lambda x, t: torch.sin(x), sde)
+    x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
+    law = Knots(sde.times)
+    ours = 0.5 * dsm_loss(score, x0, time_law=law, generator=seeded(2), reduction="sum")
+
+    labels, noise = drawn_labels(6, seeded(2))
+    ladder = torch.linspace(math.log(50.0), math.log(0.01), 100, dtype=torch.float64).exp()
+    sigmas = ladder[99 - labels]
+    noise = noise * sigmas[:, None, None, None]
+    target = -noise / (sigmas**2)[:, None, None, None]
+    losses = torch.square(torch.sin(noise + x0) - target)
+    losses = 0.5 * torch.sum(losses.reshape(6, -1), dim=-1) * sigmas**2
+    torch.testing.assert_close(ours, torch.mean(losses), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
