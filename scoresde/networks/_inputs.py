@@ -99,3 +99,27 @@ def check_classes(classes: Tensor, count: int, batch: int) -> None:
             f"classes: expected integers in 0 … {count - 1} ({count} stands for no class), got "
             f"{low} … {high}; build the network with classes={high + 1} or renumber them from 0"
         )
+
+
+def check_index(name: str, index: Tensor, count: int) -> None:
+    """Raise if an index into a table of ``count`` noise levels points beside it.
+
+    Values are looked at where that is free: on the CPU, outside compiled and vectorised code.
+    """
+    if not can_look(index) or index.numel() == 0:
+        return
+    low, high = (float(value) for value in torch.aminmax(index.detach()))
+    if not (low >= 0 and high < count):
+        raise ValueError(
+            f"{name}: expected indices of a table of {count} noise levels, 0 … {count - 1}, got "
+            f"{low:g} … {high:g}; map times to indices, or build the network with more scales"
+        )
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(
+            f"{name}: expected one of {', '.join(map(repr, choices))}, got {describe(value)}; "
+            "check the spelling"
+        )

@@ -1,29 +1,18 @@
-"""Pieces that the networks share: conditioning, residual blocks, attention, padding."""
+"""Pieces that the networks share: conditioning, residual blocks, attention."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from scoresde.networks._inputs import check_classes
 from scoresde.networks.embeddings import PositionalEmbedding
-
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
-Resample = Callable[[Tensor], Tensor]
-
-
-def zero_(layer: Layer) -> Layer:
-    """Set the weight and the bias of a layer to zero, and return it."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+from scoresde.networks.initialization import scaled_, variance_scaling_
 
 
 class Conditioning(nn.Module):
@@ -60,23 +49,31 @@ def _class_rows(table: Tensor, classes: Tensor | None, batch: int) -> Tensor:
     if classes is None:
         return table[null:].expand(batch, -1)
     check_classes(classes, null, batch)
-    known = (classes >= 0) & (classes <= null)
-    rows = F.embedding(classes.clamp(0, null), table)
-    return torch.where(known[:, None], rows, torch.nan)  # where values could not be checked
+    return lookup(table, classes)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation over groups of at least four channels, 32 groups at most."""
-    groups = math.gcd(channels, min(max(channels // 4, 1), 32))
+def lookup(table: Tensor, index: Tensor) -> Tensor:
+    """Return the rows ``table[index]``, and NaN where there is no such row.
+
+    Indices are checked at the door where that is free; elsewhere, wrong ones must show.
+    """
+    rows = table[index.clamp(0, len(table) - 1)]
+    known = (index >= 0) & (index < len(table))
+    return torch.where(known.reshape(-1, *(1,) * (table.ndim - 1)), rows, torch.nan)
+
+
+def group_norm(channels: int, group_size: int = 4) -> nn.GroupNorm:
+    """Group normalisation over groups of at least ``group_size`` channels, 32 groups at most."""
+    groups = math.gcd(channels, min(max(channels // group_size, 1), 32))
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    r"""The convolutional residual block of BigGAN and NCSN++.
+    r"""The convolutional residual block of DDPM, BigGAN and NCSN++.
 
     $$h = \mathrm{Conv}_0(R\, \mathrm{act}(\mathrm{GN}_0(x))) + \mathrm{Dense}_0(e), \qquad
-      \mathrm{out} = (\mathrm{Conv}_2(R x)
-      + \mathrm{Conv}_1(\mathrm{act}(\mathrm{GN}_1(h)))) / \sqrt 2$$
+      \mathrm{out} = c\, (\mathrm{Conv}_2(R x)
+      + \mathrm{Conv}_1(\mathrm{act}(\mathrm{GN}_1(h))))$$
 
     with features ``e``, an optional change ``R`` of the resolution, and the convolution of the
     shortcut present only where the shape changes.
@@ -87,6 +84,10 @@ class ResidualBlock(nn.Module):
         features: number of conditioning features.
         dropout: probability with which a hidden feature is dropped in training.
         resample: a change ``R`` of the resolution, or None.
+        rescale: whether ``c`` is 1/√2, which keeps the variance, or 1.
+        group_size: least number of channels in a group of the normalisation.
+        init_scale: variance scale of the last convolution at the start.
+        nin: whether the shortcut is stored as a "network in network" layer, as in DDPM.
     """
 
     def __init__(
@@ -95,19 +96,28 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         features: int,
         dropout: float = 0.0,
-        resample: Resample | None = None,
+        resample: nn.Module | None = None,
+        *,
+        rescale: bool = True,
+        group_size: int = 4,
+        init_scale: float = 0.0,
+        nin: bool = False,
     ) -> None:
         super().__init__()
-        self.GroupNorm_0 = group_norm(in_channels)
-        self.Conv_0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.Dense_0 = nn.Linear(features, out_channels)
-        self.GroupNorm_1 = group_norm(out_channels)
-        self.Conv_1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.Conv_2 = None
-        if resample is not None or in_channels != out_channels:
-            self.Conv_2 = nn.Conv2d(in_channels, out_channels, 1)
+        self.GroupNorm_0 = group_norm(in_channels, group_size)
+        self.Conv_0 = scaled_(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.Dense_0 = scaled_(nn.Linear(features, out_channels))
+        self.GroupNorm_1 = group_norm(out_channels, group_size)
+        self.Conv_1 = scaled_(nn.Conv2d(out_channels, out_channels, 3, padding=1), init_scale)
+        reshapes = resample is not None or in_channels != out_channels
+        self.Conv_2 = self.NIN_0 = None
+        if reshapes and nin:
+            self.NIN_0 = NIN(in_channels, out_channels)
+        elif reshapes:
+            self.Conv_2 = scaled_(nn.Conv2d(in_channels, out_channels, 1))
         self.dropout = dropout
         self.resample = resample
+        self.scale = math.sqrt(0.5) if rescale else 1.0
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Map ``(batch, in_channels, height, width)`` and ``(batch, features)`` to the output."""
@@ -117,19 +127,17 @@ class ResidualBlock(nn.Module):
         h = self.Conv_0(h) + self.Dense_0(features)[:, :, None, None]
         h = F.dropout(F.silu(self.GroupNorm_1(h)), self.dropout, self.training)
         h = self.Conv_1(h)
-        if self.Conv_2 is not None:
-            x = self.Conv_2(x)
-        return (x + h) * math.sqrt(0.5)
+        shortcut = self.Conv_2 or self.NIN_0
+        return (h + (x if shortcut is None else shortcut(x))) * self.scale
 
 
 class NIN(nn.Module):
     """A 1x1 convolution with a weight of shape ``(in, out)``: a "network in network" layer."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, init_scale: float = 0.1) -> None:
         super().__init__()
-        self.W = nn.Parameter(torch.empty(in_channels, out_channels))
+        self.W = nn.Parameter(variance_scaling_(torch.empty(in_channels, out_channels), init_scale))
         self.b = nn.Parameter(torch.zeros(out_channels))
-        nn.init.xavier_uniform_(self.W)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, in, height, width)`` to ``(batch, out, height, width)``."""
@@ -141,22 +149,33 @@ class AttentionBlock(nn.Module):
 
     Args:
         channels: channels of the input and the output.
+        rescale: whether the sum is divided by √2, which keeps the variance.
+        group_size: least number of channels in a group of the normalisation.
+        init_scale: variance scale of the last layer at the start.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        rescale: bool = True,
+        group_size: int = 4,
+        init_scale: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.GroupNorm_0 = group_norm(channels)
+        self.GroupNorm_0 = group_norm(channels, group_size)
         self.NIN_0 = NIN(channels, channels)
         self.NIN_1 = NIN(channels, channels)
         self.NIN_2 = NIN(channels, channels)
-        self.NIN_3 = NIN(channels, channels)
+        self.NIN_3 = NIN(channels, channels, init_scale)
+        self.scale = math.sqrt(0.5) if rescale else 1.0
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Map ``(batch, channels, height, width)`` to the same shape; ``features`` are not used."""
         h = self.GroupNorm_0(x)
         q, k, v = (nin(h).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
         h = attention(q, k, v).mT.reshape(x.shape)
-        return (x + self.NIN_3(h)) * math.sqrt(0.5)
+        return (x + self.NIN_3(h)) * self.scale
 
 
 class Chain(nn.ModuleList):
@@ -196,17 +215,12 @@ def _derivatives_possible() -> bool:
     return forward_ad._current_level >= 0
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Append zeros below and to the right until height and width are multiples of ``multiple``."""
-    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
-    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+def recompute(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    """Return ``layer(*inputs)``, whose inner activations the backward pass computes again.
 
-
-def halve(x: Tensor) -> Tensor:
-    """Average over blocks of 2x2 pixels."""
-    return F.avg_pool2d(x, 2)
-
-
-def double(x: Tensor) -> Tensor:
-    """Repeat every pixel 2x2 times."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+    Nothing is kept where nothing needs to be: in evaluation mode and without gradients this is a
+    plain call, which all transforms of ``torch.func`` understand.
+    """
+    if layer.training and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)

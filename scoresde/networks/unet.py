@@ -20,14 +20,12 @@ from scoresde.networks.blocks import (
     AttentionBlock,
     Chain,
     Conditioning,
-    Resample,
     ResidualBlock,
-    double,
     group_norm,
-    halve,
-    pad_to_multiple,
-    zero_,
+    recompute,
 )
+from scoresde.networks.initialization import scaled_, zero_
+from scoresde.networks.resampling import Double, Halve, pad_to_multiple
 
 __all__ = ["UNet"]
 
@@ -50,6 +48,8 @@ class UNet(nn.Module):
         dropout: probability with which a hidden feature is dropped in training.
         label_scale: factor on the label before its embedding; 100 suits a time in [0, 1], 0.1 an
             index of a table with 1000 entries.
+        checkpointing: whether training computes the activations of every block again in the
+            backward pass instead of keeping them.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -78,6 +78,7 @@ class UNet(nn.Module):
         classes: int | None = None,
         dropout: float = 0.0,
         label_scale: float = 100.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.channels = check_integer("channels", channels, 1)
@@ -88,12 +89,13 @@ class UNet(nn.Module):
         self.classes = None if classes is None else check_integer("classes", classes, 1)
         self.dropout = check_between("dropout", dropout, 0.0, 1.0)
         self.label_scale = check_positive("label_scale", label_scale)
+        self.checkpointing = checkpointing
 
         widths = [self.width * multiplier for multiplier in self.multipliers]
         features = 4 * self.width
         attended = {level % len(widths) for level in self.attention}
 
-        def block(n_in: int, n_out: int, resample: Resample | None = None) -> ResidualBlock:
+        def block(n_in: int, n_out: int, resample: nn.Module | None = None) -> ResidualBlock:
             return ResidualBlock(n_in, n_out, features, self.dropout, resample)
 
         def step(n_in: int, level: int) -> Chain:
@@ -103,7 +105,7 @@ class UNet(nn.Module):
             return chain
 
         self.conditioning = Conditioning(features, self.classes, self.label_scale)
-        self.input = nn.Conv2d(self.channels, widths[0], 3, padding=1)
+        self.input = scaled_(nn.Conv2d(self.channels, widths[0], 3, padding=1))
         skips = [widths[0]]
         self.down = nn.ModuleList()
         for level, n in enumerate(widths):
@@ -111,7 +113,7 @@ class UNet(nn.Module):
                 self.down.append(step(skips[-1], level))
                 skips.append(n)
             if level < len(widths) - 1:
-                self.down.append(Chain([block(n, n, halve)]))
+                self.down.append(Chain([block(n, n, Halve())]))
                 skips.append(n)
         n = widths[-1]
         self.middle = Chain([*step(n, len(widths) - 1), block(n, n)])
@@ -122,7 +124,7 @@ class UNet(nn.Module):
                 self.up.append(chain)
                 n = widths[level]
             if level > 0:
-                chain.append(block(n, n, double))
+                chain.append(block(n, n, Double()))
         self.norm = group_norm(n)
         self.output = zero_(nn.Conv2d(n, self.channels, 3, padding=1))
 
@@ -147,9 +149,12 @@ class UNet(nn.Module):
         h = self.input(pad_to_multiple(x, 2 ** (len(self.multipliers) - 1)))
         skips = [h]
         for step in self.down:
-            skips.append(step(skips[-1], features))
-        h = self.middle(skips[-1], features)
+            skips.append(self._call(step, skips[-1], features))
+        h = self._call(self.middle, skips[-1], features)
         for step in self.up:
-            h = step(torch.cat([h, skips.pop()], dim=1), features)
+            h = self._call(step, torch.cat([h, skips.pop()], dim=1), features)
         h = self.output(F.silu(self.norm(h)))
         return h[..., : x.shape[-2], : x.shape[-1]]
+
+    def _call(self, step: nn.Module, h: Tensor, features: Tensor) -> Tensor:
+        return recompute(step, h, features) if self.checkpointing else step(h, features)
