@@ -9,8 +9,21 @@ arguments as attributes of the same names, so that a saved model can be rebuilt 
 A new network is one file and one line in ``__all__`` here.
 """
 
+from scoresde.networks.ddpm import DDPMUNet
+from scoresde.networks.dit import DiT
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.mlp import MLP
+from scoresde.networks.ncsnpp import NCSNpp
+from scoresde.networks.ncsnv2 import NCSNv2
 from scoresde.networks.unet import UNet
 
-__all__ = ["MLP", "FourierEmbedding", "PositionalEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "DDPMUNet",
+    "DiT",
+    "FourierEmbedding",
+    "NCSNpp",
+    "NCSNv2",
+    "PositionalEmbedding",
+    "UNet",
+]
