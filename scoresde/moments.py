@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_state
+from scoresde._checks import check_finite, check_state
 from scoresde._modules import ExactModule
 from scoresde._shapes import flatten
 
@@ -52,10 +52,17 @@ class Moments(ExactModule):
         super().__init__()
         mean = torch.as_tensor(mean, dtype=torch.float64).clone()
         variance = torch.as_tensor(variance, dtype=torch.float64).clone()
+        check_finite("mean", mean)
+        check_finite("variance", variance)
         if variance.ndim > 1 or not bool((variance >= 0).all()):
             raise ValueError(
                 f"variance: expected a number or a tensor (d,), all >= 0, got {variance}; "
                 "a full covariance is given by its eigenvalues and `basis`"
+            )
+        if mean.ndim and variance.ndim and mean.numel() != len(variance):
+            raise ValueError(
+                f"variance: expected one per element of the mean, {mean.numel()}, got "
+                f"{len(variance)}; the variances follow the flattened event"
             )
         self.register_buffer("mean", mean)
         self.register_buffer("variance", variance)
@@ -85,7 +92,9 @@ class Moments(ExactModule):
         """
         check_state("data", data)
         if data.shape[0] < 2:
-            raise ValueError(f"data: expected at least 2 samples, got {data.shape[0]}")
+            raise ValueError(
+                f"data: expected at least 2 samples, got {data.shape[0]}; one has no variance"
+            )
         mean = data.double().mean(0)
         centred = flatten(data.double() - mean)
         if centred.shape[1] > _LARGEST_BASIS:
@@ -112,17 +121,17 @@ class Moments(ExactModule):
         return v if self.basis is None else v @ self.basis.T.to(v.dtype)
 
     def whiten(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return z = Eᵀ(x − α m)/S ``(batch, d)`` for ``x`` ``(batch, *event)``.
+        """Return z = Eᵀ(x − α m)/S ``(batch, d)``, float64, for ``x`` ``(batch, *event)``.
 
         α and σ are float64, ``()`` or ``(batch,)``.
         """
-        centred = flatten(x) - alpha.unsqueeze(-1) * self._flat_mean(x)
+        centred = flatten(x) - alpha.unsqueeze(-1) * self.mean.reshape(-1)
         return self.rotate(centred) / self.scale(alpha, sigma)
 
     def colour(self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]) -> Tensor:
         """Return x = α m + E S z ``(batch, *event)`` for ``z`` ``(batch, d)``: undo ``whiten``."""
         flat = self.rotate_back(z * self.scale(alpha, sigma))
-        x = flat + alpha.unsqueeze(-1) * self._flat_mean(z)
+        x = flat + alpha.unsqueeze(-1) * self.mean.reshape(-1)
         return x.reshape(z.shape[0], *event_shape)
 
     def log_det(self, alpha: Tensor, sigma: Tensor, dimension: int) -> Tensor:
@@ -136,9 +145,6 @@ class Moments(ExactModule):
         dimension = z.shape[1]
         normaliser = 0.5 * dimension * math.log(2 * math.pi) + self.log_det(alpha, sigma, dimension)
         return -0.5 * z.square().sum(1) - normaliser
-
-    def _flat_mean(self, like: Tensor) -> Tensor:
-        return self.mean.reshape(-1).to(like.dtype)
 
     def extra_repr(self) -> str:
         """Show what is known."""
