@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,21 +28,9 @@ from scoresde._shapes import expand, flatten
 from scoresde._streams import Streams
 from scoresde.score import Score
 from scoresde.sdes import GaussianSDE
+from scoresde.solvers.base import Evaluation, Linear
 from scoresde.traces import Trace
-
-
-class Slope(NamedTuple):
-    """The flow at a point of the path, for ``m`` samples; float64.
-
-    Attributes:
-        velocity: dz/dτ ``(m, d)``.
-        divergence: independent estimates of ∇·(dz/dτ), ``(m, k)``; k = 0 where none was asked for.
-        gradient: ∇_z log p_z ``(m, d)`` as the score tells it.
-    """
-
-    velocity: Tensor
-    divergence: Tensor
-    gradient: Tensor
+from scoresde.traces.base import VectorField
 
 
 class Flow(ABC):
@@ -106,7 +93,7 @@ class Flow(ABC):
         trace: Trace | None = None,
         streams: Streams | None = None,
         differentiable: bool = False,
-    ) -> Slope:
+    ) -> Evaluation:
         """Evaluate the flow for some rows of the batch, at a time of their own each.
 
         Args:
@@ -180,7 +167,7 @@ class GaussianFlow(Flow):
         trace: Trace | None = None,
         streams: Streams | None = None,
         differentiable: bool = False,
-    ) -> Slope:
+    ) -> Evaluation:
         """Evaluate dz/dθ = −(R/S) d ln ρ/dθ, its divergence and ∇_z log p_z."""
         time = self.time(tau)
         alpha, sigma = self._scales(time)
@@ -202,13 +189,15 @@ class GaussianFlow(Flow):
 
         scale = torch.sqrt(total)
         w = scale * z
-        if trace is None or streams is None:
-            value, divergence = field(w), w.new_zeros(len(w), 0)
-        else:
-            value, divergence = trace(field, w, streams, differentiable=differentiable)
+        value, divergence, linear = _evaluate(field, w, trace, streams, differentiable)
         # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)
         gradient = -scale * value / (rate * ratio**2) - z
-        return Slope(value / scale, divergence, gradient)
+        if linear is not None:
+            scale = scale.expand_as(z)
+            linear = Linear(
+                linear.values, linear.left / scale.unsqueeze(2), linear.right * scale.unsqueeze(1)
+            )
+        return Evaluation(value / scale, divergence, gradient, linear)
 
     def _at(self, tau: float, device: torch.device) -> Tensor:
         ends = {self.start: self.t_min, self.end: self.t_max}
@@ -263,7 +252,7 @@ class PlainFlow(Flow):
         trace: Trace | None = None,
         streams: Streams | None = None,
         differentiable: bool = False,
-    ) -> Slope:
+    ) -> Evaluation:
         """Evaluate dx/dt = f − ½ g² s, its divergence and the score."""
         score = self.score.rows(rows)
         half = 0.5 * score.sde.diffusion(tau).square()
@@ -273,13 +262,29 @@ class PlainFlow(Flow):
             pull = expand(half, x) * score(x, tau)
             return flatten(score.sde.drift(x, tau) - pull)
 
-        if trace is None or streams is None:
-            value, divergence = field(z), z.new_zeros(len(z), 0)
-        else:
-            value, divergence = trace(field, z, streams, differentiable=differentiable)
+        value, divergence, linear = _evaluate(field, z, trace, streams, differentiable)
         with torch.no_grad():
             drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
-        return Slope(value, divergence, (drift - value) / half.unsqueeze(1))
+        return Evaluation(value, divergence, (drift - value) / half.unsqueeze(1), linear)
+
+
+def _evaluate(
+    field: VectorField,
+    z: Tensor,
+    trace: Trace | None,
+    streams: Streams | None,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Linear | None]:
+    """Return a field's value, estimates of its divergence, and the symmetric part of its Jacobian."""
+    if trace is None or streams is None:
+        return field(z), z.new_zeros(len(z), 0), None
+    value, divergence, jacobian = trace.linearize(field, z, streams, differentiable=differentiable)
+    if jacobian is None:
+        return value, divergence, None
+    jacobian = jacobian.detach()
+    safe = torch.where(jacobian.isfinite(), jacobian, 0.0)
+    values, vectors = torch.linalg.eigh(0.5 * (safe + safe.mT))
+    return value, divergence, Linear(values, vectors, vectors.mT)
 
 
 def standard_normal(z: Tensor) -> Tensor:
@@ -294,6 +299,5 @@ def flow_of(
     t_max: float | None = None,
 ) -> Flow:
     """Return the flow of a score in the best variables its diffusion allows."""
-    if isinstance(score.sde, GaussianSDE):
-        return GaussianFlow(score, event_shape, t_min, t_max)
-    return PlainFlow(score, event_shape, t_min, t_max)
+    kind = GaussianFlow if score.sde.gaussian else PlainFlow
+    return kind(score, event_shape, t_min, t_max)

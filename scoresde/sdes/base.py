@@ -65,6 +65,8 @@ class SDE(ExactModule, ABC):
 
     noise_type = "diagonal"
     sde_type = "ito"
+    gaussian = False
+    """Whether p(x_t | x_0) is N(α x_0, σ² I) with known α and σ: whether a denoiser exists."""
     direction = 1.0
     """+1 for a diffusion told forward in time, −1 for one told backward from T."""
 

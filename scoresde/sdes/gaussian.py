@@ -60,6 +60,8 @@ class GaussianSDE(SDE):
         diffusion models*, 2021, arXiv:2107.00630, section 3 (λ, and the kernel between two times).
     """
 
+    gaussian = True
+
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
         """Return log α(t) for a float64 time, elementwise and differentiable."""

@@ -8,6 +8,14 @@ Every sample has its own time, step, order and history of k slopes. A step of si
 
 and integrates q with the same weights. The defect e = z⁺ − p controls the step; if the integrand is
 exact, so does the difference between two orders of its integral.
+
+Where the Jacobian J is known, z′ = J (z − z_n) + P(τ) is solved exactly, with P through v − J (z − z_n):
+the linearised exponential Adams method (Hochbruck & Ostermann 2011). Any J gives the same order; the
+true one takes the stiffness out, by which explicit methods crawl at points off the data.
+
+Along any path, the integral of q misses the change of log p by ∇log p · (path − flow); its share in
+each step, ½(a + a′)·(e′ − e), and the doubt about the integral make up the error estimate. Their signs
+vary, so that squares are summed.
 """
 
 from __future__ import annotations
@@ -19,10 +27,13 @@ import torch
 from torch import Tensor
 
 from scoresde._checks import check_integer
-from scoresde.solvers.base import Field, Solution, Solver, Status
+from scoresde.solvers.base import Evaluation, Field, Linear, Solution, Solver, Status
 
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.3, 2.0
+_SERIES, _TERMS = 2.0, 24
+_CAUTION = 2.0
+"""What multiplies the root of the sum of squares of the steps' own error estimates."""
 
 
 @dataclass
@@ -37,15 +48,18 @@ class _Walk:
     variance: Tensor  # of the integral, from nodes that left the history
     defect: Tensor  # (m, d) e of the last step
     gradient: Tensor  # (m, d) ∇ log p at the last node
-    correction: Tensor  # C
-    drift: Tensor  # accumulated differences between two orders of the integral
+    error: Tensor  # sum of squares of the steps' estimated errors of log p
     order: Tensor  # (m,) slopes in the history
     evaluations: Tensor
     nodes: Tensor  # (m, K) τ of the history, latest first
+    states: Tensor  # (m, K, d) z where the slopes were taken
     slopes: Tensor  # (m, K, d)
     rates: Tensor  # (m, K) mean estimate of q
     spreads: Tensor  # (m, K) variance of that mean
     weights: Tensor  # (m, K) weight each node has in the integral so far
+    values: Tensor  # (m, r) the Jacobian's stand-in at the latest node; r = 0 where there is none
+    left: Tensor  # (m, d, r)
+    right: Tensor  # (m, r, d)
 
     def take(self, index: Tensor) -> _Walk:
         return _Walk(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -64,7 +78,8 @@ class Adams(Solver):
 
     References:
         Hairer, Nørsett & Wanner, *Solving ordinary differential equations I*, 1993, sections III.1
-        and III.5 (variable steps).
+        and III.5 (variable steps); Hochbruck & Ostermann, *Exponential multistep methods of
+        Adams-type*, BIT 51, 2011, section 3.
     """
 
     order: int = 5
@@ -111,9 +126,7 @@ class Adams(Solver):
                 walk = walk.take((~done).nonzero().squeeze(1))
         return out.solution()
 
-    def _begin(
-        self, field: Field, z: Tensor, start: float, end: float, tolerance: float
-    ) -> _Walk:
+    def _begin(self, field: Field, z: Tensor, start: float, end: float, tolerance: float) -> _Walk:
         """Evaluate twice, at the start and an Euler step away, and choose a first step from both."""
         n, d = z.shape
         K = self.order
@@ -121,9 +134,9 @@ class Adams(Solver):
         zero = z.new_zeros(n)
         tau = torch.full_like(zero, start)
         counts = torch.zeros_like(rows)
-        v, q, a = field(tau, z, rows, counts)
+        v, q, a, linear = Evaluation(*field(tau, z, rows, counts))
         probe = 1e-4 * (end - start)
-        v1, _, _ = field(tau + probe, z + probe * v, rows, counts + 1)
+        v1 = Evaluation(*field(tau + probe, z + probe * v, rows, counts + 1)).velocity
         scale = 1 + z.abs()
         bend = _rms((v1 - v) / (probe * scale))
         slope = _rms(v / scale)
@@ -133,12 +146,24 @@ class Adams(Solver):
         history = z.new_zeros(n, K)
         mean, spread = _average(q)
         return _Walk(
-            rows=rows, tau=tau, step=math.copysign(1.0, end - start) * step, z=z,
-            integral=zero, variance=zero, defect=torch.zeros_like(z),
+            rows=rows,
+            tau=tau,
+            step=math.copysign(1.0, end - start) * step,
+            z=z,
+            integral=zero,
+            variance=zero,
+            defect=torch.zeros_like(z),
             gradient=torch.zeros_like(z) if a is None else a,
-            correction=zero, drift=zero, order=torch.ones_like(rows), evaluations=counts + 2,
-            nodes=_push(history, tau), slopes=_push(z.new_zeros(n, K, d), v),
-            rates=_push(history, mean), spreads=_push(history, spread), weights=history,
+            error=zero,
+            order=torch.ones_like(rows),
+            evaluations=counts + 2,
+            nodes=_push(history, tau),
+            states=_push(z.new_zeros(n, K, d), z),
+            slopes=_push(z.new_zeros(n, K, d), v),
+            rates=_push(history, mean),
+            spreads=_push(history, spread),
+            weights=history,
+            **_linear(linear, z),
         )
 
     def _step(
@@ -148,20 +173,20 @@ class Adams(Solver):
         k, h = w.order, step.unsqueeze(1)
         past = (w.nodes - w.tau.unsqueeze(1)) / h
         present = torch.cat([torch.ones_like(past[:, :1]), past], dim=1)
-        bashforth = _interpolatory(past, k)
-        moulton = _interpolatory(present, k + 1)
-        lower = _interpolatory(present, k)
-        p = w.z + h * torch.einsum("mk,mkd->md", bashforth, w.slopes)
+        bashforth, moulton = _fit(past, k), _fit(present, k + 1)
+        weights_moulton, weights_lower = _integrate(moulton), _integrate(_fit(present, k))
+        p = w.z + _increment(w, step, bashforth, w.states, w.slopes)
         tau = w.tau + step
-        v, q, a = field(tau, p, w.rows, w.evaluations)
+        v, q, a, linear = Evaluation(*field(tau, p, w.rows, w.evaluations))
         mean, spread = _average(q)
         slopes = torch.cat([v.unsqueeze(1), w.slopes], dim=1)
+        states = torch.cat([p.unsqueeze(1), w.states], dim=1)
         rates = torch.cat([mean.unsqueeze(1), w.rates], dim=1)
         spreads = torch.cat([spread.unsqueeze(1), w.spreads], dim=1)
-        z = w.z + h * torch.einsum("mk,mkd->md", moulton, slopes)
+        z = w.z + _increment(w, step, moulton, states, slopes)
         defect = z - p
-        change = step * (moulton * rates).sum(1)
-        doubt = step * ((moulton - lower) * rates).sum(1)
+        change = step * (weights_moulton * rates).sum(1)
+        doubt = step * ((weights_moulton - weights_lower) * rates).sum(1)
         d = w.z.shape[1]
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()))) / tolerance
         if not noisy:
@@ -171,18 +196,28 @@ class Adams(Solver):
         accepted = error <= 1
         factor = _SAFETY * error.clamp(min=1e-10) ** (-1 / (k + 1).to(error.dtype))
         factor = factor.clamp(_SHRINK, _GROW)
-        weights = h * moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
+        weights = h * weights_moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
         gradient = torch.zeros_like(z) if a is None else a
-        correction = 0.5 * ((gradient + w.gradient) * (defect - w.defect)).sum(1)
+        detour = 0.5 * ((gradient + w.gradient) * (defect - w.defect)).sum(1)
         after = _Walk(
-            rows=w.rows, tau=tau, step=step, z=z, integral=w.integral + change,
+            rows=w.rows,
+            tau=tau,
+            step=step,
+            z=z,
+            integral=w.integral + change,
             variance=w.variance + weights[:, -1] ** 2 * spreads[:, -1],
-            defect=defect, gradient=gradient, correction=w.correction + correction,
-            drift=w.drift + doubt.abs(), order=(k + 1).clamp(max=self.order),
+            defect=defect,
+            gradient=gradient,
+            error=w.error + (_CAUTION * doubt) ** 2 + (_CAUTION * detour) ** 2,
+            order=(k + 1).clamp(max=self.order),
             evaluations=w.evaluations + 1,
             nodes=torch.cat([tau.unsqueeze(1), w.nodes[:, :-1]], dim=1),
-            slopes=slopes[:, :-1], rates=rates[:, :-1], spreads=spreads[:, :-1],
+            states=states[:, :-1],
+            slopes=slopes[:, :-1],
+            rates=rates[:, :-1],
+            spreads=spreads[:, :-1],
             weights=weights[:, :-1],
+            **_linear(linear, z),
         )
         return after, accepted, factor
 
@@ -198,9 +233,7 @@ class _Arrivals:
 
     def record(self, walk: _Walk, status: Tensor) -> None:
         variance = walk.variance + (walk.weights**2 * walk.spreads).sum(1)
-        columns = torch.stack(
-            [walk.integral, variance.sqrt(), walk.drift + walk.correction.abs(), walk.tau], dim=1
-        )
+        columns = torch.stack([walk.integral, variance.sqrt(), walk.error.sqrt(), walk.tau], dim=1)
         self._state = self._state.index_copy(0, walk.rows, walk.z)
         self._columns = self._columns.index_copy(0, walk.rows, columns)
         counts = torch.stack([walk.evaluations, status], dim=1)
@@ -212,16 +245,62 @@ class _Arrivals:
         return Solution(self._state, integral, noise, error, reached, evaluations, status)
 
 
-def _interpolatory(nodes: Tensor, count: Tensor) -> Tensor:
-    """Weights of ∫₀¹ through the first ``count`` of ``nodes`` ``(m, n)``; zero for the others."""
+def _linear(linear: Linear | None, z: Tensor) -> dict[str, Tensor]:
+    if linear is None:
+        m, d = z.shape
+        linear = Linear(z.new_zeros(m, 0), z.new_zeros(m, d, 0), z.new_zeros(m, 0, d))
+    return linear._asdict()
+
+
+def _fit(nodes: Tensor, count: Tensor) -> Tensor:
+    """Matrix ``(m, n, n)`` from values at the first ``count`` of ``nodes`` to the coefficients of x^i."""
     n = nodes.shape[1]
     power = torch.arange(n, device=nodes.device)
     used = power < count.unsqueeze(1)
     square = used.unsqueeze(2) & used.unsqueeze(1)
-    vandermonde = nodes.unsqueeze(1) ** power.unsqueeze(1).to(nodes.dtype)
+    vandermonde = nodes.unsqueeze(2) ** power.to(nodes.dtype)
     identity = torch.eye(n, dtype=nodes.dtype, device=nodes.device)
-    moments = torch.where(used, 1.0 / (power + 1.0), torch.zeros_like(nodes))
-    return torch.linalg.solve(torch.where(square, vandermonde, identity), moments)
+    inverse = torch.linalg.inv(torch.where(square, vandermonde, identity))
+    return torch.where(square, inverse, 0.0)
+
+
+def _integrate(fit: Tensor) -> Tensor:
+    """Weights ``(m, n)`` of ∫₀¹ of the fitted polynomial."""
+    power = torch.arange(fit.shape[1], device=fit.device)
+    return (fit / (power + 1.0).unsqueeze(1)).sum(1)
+
+
+def _increment(w: _Walk, step: Tensor, fit: Tensor, states: Tensor, slopes: Tensor) -> Tensor:
+    """Solve z′ = J (z − z_n) + P(τ) over a step, P through v_j − J (z_j − z_n); return z⁺ − z_n."""
+    h = step.unsqueeze(1)
+    plain = h * torch.einsum("mj,mjd->md", _integrate(fit), slopes)
+    if w.values.shape[1] == 0:
+        return plain
+    moved = torch.einsum("mrd,mjd->mjr", w.right, states - w.z.unsqueeze(1))
+    rest = torch.einsum("mrd,mjd->mjr", w.right, slopes) - w.values.unsqueeze(1) * moved
+    moments = _exponential_moments(h * w.values, fit.shape[1])
+    exact = h * (moments * torch.einsum("mij,mjr->mir", fit, rest)).sum(1)
+    inside = torch.einsum("mrd,md->mr", w.right, plain)
+    return plain + torch.einsum("mdr,mr->md", w.left, exact - inside)
+
+
+def _exponential_moments(x: Tensor, n: int) -> Tensor:
+    """∫₀¹ e^{(1−s)x} s^i ds for i < n, stacked in dimension 1; 1/(i+1) at x = 0.
+
+    The recurrence i ψ_{i−1} = x ψ_i + 1 is stable downwards for small |x|, from a Taylor series for
+    the last, and upwards for large.
+    """
+    small = torch.where(x.abs() < _SERIES, x, 0.0)
+    large = torch.where(x.abs() < _SERIES, 1.0, x)
+    tail = torch.zeros_like(x)
+    for k in range(n + _TERMS, n, -1):
+        tail = (1 + small * tail) / k
+    down, up = [(1 + small * tail) / n], [torch.expm1(large) / large]
+    for i in range(1, n):
+        down.insert(0, (1 + small * down[0]) / (n - i))
+        up.append((i * up[-1] - 1) / large)
+    near = (x.abs() < _SERIES).unsqueeze(1)
+    return torch.where(near, torch.stack(down, dim=1), torch.stack(up, dim=1))
 
 
 def _average(q: Tensor) -> tuple[Tensor, Tensor]:

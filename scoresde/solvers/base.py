@@ -13,11 +13,40 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from torch import Tensor
 
-Evaluation = tuple[Tensor, Tensor, Tensor | None]
-"""(velocity (m, d), estimates of the integrand (m, k), ∇ log p (m, d) or None)."""
+
+class Linear(NamedTuple):
+    """A matrix ``left diag(values) right`` per sample that stands in for the field's Jacobian ∂v/∂z.
+
+    Attributes:
+        values: ``(m, r)``, real.
+        left: ``(m, d, r)``.
+        right: ``(m, r, d)``, with right · left = I.
+    """
+
+    values: Tensor
+    left: Tensor
+    right: Tensor
+
+
+class Evaluation(NamedTuple):
+    """A field at ``m`` points.
+
+    Attributes:
+        velocity: v ``(m, d)``.
+        integrand: independent estimates of q ``(m, k)``; k = 0 for no integral.
+        gradient: ∇_z log p ``(m, d)``, or None.
+        linear: the Jacobian ∂v/∂z in spectral form, or None where it is not known.
+    """
+
+    velocity: Tensor
+    integrand: Tensor
+    gradient: Tensor | None = None
+    linear: Linear | None = None
+
 
 Field = Callable[[Tensor, Tensor, Tensor, Tensor], Evaluation]
 """field(tau (m,), z (m, d), rows (m,), node (m,)): ``node`` numbers the evaluations of each row."""

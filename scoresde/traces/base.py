@@ -45,6 +45,12 @@ class Trace(ABC):
             ``(m, k)``.
         """
 
+    def linearize(
+        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Do the same, and hand out the Jacobian ``(m, d, d)`` where it comes for nothing."""
+        return *self(field, x, streams, differentiable=differentiable), None
+
     @abstractmethod
     def products(self, d: int) -> int:
         """Return how many products vᵀJ one call takes in ``d`` dimensions."""

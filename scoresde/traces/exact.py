@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from scoresde._checks import check_integer
 from scoresde._streams import Streams
@@ -44,14 +45,29 @@ class ExactTrace(Trace):
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and the divergence ``(m, 1)``."""
-        m, d = x.shape
+        d = x.shape[1]
         tape = Tape(field, x, differentiable, batched=min(self.chunk, d) > 1)
-        trace = x.new_zeros(m)
+        trace = x.new_zeros(len(x))
         for start in range(0, d, self.chunk):
-            index = torch.arange(start, min(start + self.chunk, d), device=x.device)
-            probes = torch.zeros(len(index), m, d, dtype=x.dtype, device=x.device)
-            probes[torch.arange(len(index), device=x.device), :, index] = 1.0
-            rows = tape.product(probes)
-            diagonal = rows.gather(2, index.reshape(-1, 1, 1).expand(-1, m, 1))
-            trace = trace + diagonal.sum((0, 2))
+            rows = self._rows(tape, x, start)
+            trace = trace + rows.diagonal(offset=start, dim1=0, dim2=2).sum(1)
         return tape.value, trace.unsqueeze(1)
+
+    def linearize(
+        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Do the same, and hand out the Jacobian if all of it is made at once."""
+        d = x.shape[1]
+        if d > self.chunk:
+            return super().linearize(field, x, streams, differentiable=differentiable)
+        tape = Tape(field, x, differentiable, batched=d > 1)
+        jacobian = self._rows(tape, x, 0).transpose(0, 1)
+        trace = jacobian.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+        return tape.value, trace, jacobian
+
+    def _rows(self, tape: Tape, x: Tensor, start: int) -> Tensor:
+        """Return the rows of the Jacobian from ``start`` on, at most ``chunk``, ``(k, m, d)``."""
+        m, d = x.shape
+        k = min(self.chunk, d - start)
+        probes = pad(torch.eye(k, dtype=x.dtype, device=x.device), (start, d - start - k))
+        return tape.product(probes.unsqueeze(1).expand(k, m, d))
