@@ -15,6 +15,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, final
 
 import torch
@@ -275,12 +276,11 @@ class ScoreModel(PredictionScore):
                 f"network: expected an nn.Module to save, got {type(self.network).__name__}; wrap "
                 "the function in a module"
             )
-        catalogue = _catalogue()
         record = {
-            "network": _describe_or_name(self.network, catalogue),
-            "sde": _describe_or_name(self.sde, catalogue),
-            "prediction": describe(self.prediction, catalogue),
-            "label": _describe_or_name(self.label, catalogue),
+            "network": _describe_or_name(self.network, _classes(networks)),
+            "sde": _describe_or_name(self.sde, _classes(sdes)),
+            "prediction": describe(self.prediction, _classes(predictions)),
+            "label": _describe_or_name(self.label, _classes(predictions)),
         }
         tensors = {
             f"{part}.{name}": tensor.detach().cpu().clone().contiguous()
@@ -318,12 +318,11 @@ class ScoreModel(PredictionScore):
             ValueError: if the file is damaged, foreign, or does not fit the network.
         """
         tensors, record = _read_file(check_file("path", path))
-        catalogue = _catalogue()
         model = cls(
-            _rebuild_or_take("network", network, record, catalogue),
-            _rebuild_or_take("sde", sde, record, catalogue),
-            rebuild(record["prediction"], catalogue),
-            _rebuild_or_take("label", label, record, catalogue),
+            _rebuild_or_take("network", network, record, networks),
+            _rebuild_or_take("sde", sde, record, sdes),
+            _rebuild_or_take("prediction", None, record, predictions),
+            _rebuild_or_take("label", label, record, predictions),
             moments=_read_moments(tensors, record),
         )
         _load_part(model.network, "network", tensors, path, keep_dtype=network is None)
@@ -384,13 +383,10 @@ def _take(value: Any, index: Tensor | slice) -> Any:
     return value[index.to(value.device) if isinstance(index, Tensor) else index]
 
 
-def _catalogue() -> dict[str, type]:
-    """The classes a saved model may name: this library's networks, SDEs, predictions and labels."""
+def _classes(module: ModuleType) -> dict[str, type]:
+    """The public classes of one of this library's modules: what a saved model may name."""
     return {
-        name: member
-        for module in (networks, sdes, predictions)
-        for name, member in vars(module).items()
-        if name in module.__all__ and isinstance(member, type)
+        name: vars(module)[name] for name in module.__all__ if isinstance(vars(module)[name], type)
     }
 
 
@@ -402,9 +398,7 @@ def _describe_or_name(value: Any, catalogue: Mapping[str, type]) -> Any:
         return {"foreign": name}
 
 
-def _rebuild_or_take(
-    name: str, given: Any, record: Mapping[str, Any], catalogue: Mapping[str, type]
-) -> Any:
+def _rebuild_or_take(name: str, given: Any, record: Mapping[str, Any], module: ModuleType) -> Any:
     if given is not None:
         return given
     if isinstance(record[name], dict) and "foreign" in record[name]:
@@ -412,7 +406,10 @@ def _rebuild_or_take(
             f"{name}: expected the {record[name]['foreign']} that the file was written with, got "
             f"None; it is not part of scoresde, so build it and pass {name}="
         )
-    return rebuild(record[name], catalogue)
+    try:
+        return rebuild(record[name], _classes(module))
+    except ValueError as error:
+        raise ValueError(f"{name}: the file's record of it cannot be rebuilt: {error}") from None
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
