@@ -137,7 +137,8 @@ class GaussianFlow(Flow):
 
     def angle(self, t: float) -> float:
         """Return θ = atan(ρ(t)/b)."""
-        return math.atan2(math.exp(-float(self.sde.half_logsnr(t))), self.pivot)
+        ratio = math.exp(-float(self.sde.half_logsnr(self.sde.interior(t))))
+        return math.atan2(ratio, self.pivot)
 
     def time(self, tau: Tensor) -> Tensor:
         """Return the diffusion time t at the angle θ, in [t_min, t_max]."""

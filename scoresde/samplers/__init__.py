@@ -6,6 +6,7 @@ from scoresde.samplers.euler_maruyama import EulerMaruyama
 from scoresde.samplers.langevin import AnnealedLangevin, Langevin
 from scoresde.samplers.loop import Frame, SamplingError, sample, walk
 from scoresde.samplers.predictor_corrector import PredictorCorrector
+from scoresde.samplers.probability_flow import ProbabilityFlow, transport
 from scoresde.samplers.reverse_diffusion import ReverseDiffusion
 from scoresde.samplers.torch_sde import TorchSDE
 
@@ -19,6 +20,7 @@ FAMILY = (
     AnnealedLangevin(),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
     PredictorCorrector(EulerMaruyama(), AnnealedLangevin(), corrections=2),
+    ProbabilityFlow(),
     TorchSDE(),
     TorchSDE("srk"),
 )
@@ -33,10 +35,12 @@ __all__ = [
     "Langevin",
     "Noise",
     "PredictorCorrector",
+    "ProbabilityFlow",
     "ReverseDiffusion",
     "Sampler",
     "SamplingError",
     "TorchSDE",
     "sample",
+    "transport",
     "walk",
 ]
