@@ -155,8 +155,10 @@ class GaussianMixture(ExactModule, PredictionScore):
         time = as_time(t, self.sde.T)
         check_batch(time, x)
         if x.shape[1:] != self.event_shape:
+            expected = ", ".join(map(str, ("batch", *self.event_shape)))
             raise ValueError(
-                f"x: expected shape (batch, *{tuple(self.event_shape)}), got {tuple(x.shape)}"
+                f"x: expected shape ({expected}) as the means have it, got {tuple(x.shape)}; one "
+                "row per sample"
             )
         alpha = self.sde.alpha(time).to(x.device).reshape(-1, 1, 1)
         sigma = self.sde.sigma(time).to(x.device).reshape(-1, 1, 1)
