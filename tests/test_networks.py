@@ -305,6 +305,38 @@ def test_mlp_takes_any_event_shape(shape, dtype, device):
     assert network(x[:0], label[:0]).shape == (0, *shape)
 
 
+def test_mlp_is_its_formula():
+    network = build(MLP, event_shape=(5,), width=12, depth=3).double()
+    x, label = draw(4, (5,), torch.float64)
+    weights = network.state_dict()
+
+    def linear(name, h):
+        return h @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def silu(h):
+        return h / (1 + torch.exp(-h))
+
+    e = silu(linear("conditioning.hidden", network.conditioning.embedding(label)))
+    e = silu(linear("conditioning.output", e))
+    modulation = linear("modulation", e)
+    gammas, betas = modulation[:, : 4 * 12].chunk(4, 1), modulation[:, 4 * 12 :].chunk(4, 1)
+    h = linear("input", x)
+    for k in range(3):
+        mean, variance = h.mean(1, keepdim=True), h.var(1, correction=0, keepdim=True)
+        normal = (h - mean) / (variance + 1e-5).sqrt()
+        inner = silu(linear(f"blocks.{k}.hidden", gammas[k] * normal + betas[k]))
+        h = h + linear(f"blocks.{k}.output", inner)
+    expected = linear("output", gammas[3] * h + betas[3])
+    torch.testing.assert_close(network(x, label), expected)
+
+
+def test_untrained_mlp_blocks_are_modulated_by_one():
+    network = MLP((5,), width=12, depth=3)
+    scales, shifts = network.modulation.bias.chunk(2)
+    assert torch.equal(scales, torch.ones_like(scales))
+    assert torch.equal(shifts, torch.zeros_like(shifts))
+
+
 IMAGE_MEMBERS = [member for member in MEMBERS if takes(member, "channels")]
 
 
