@@ -55,20 +55,20 @@ class Augmented:
 
     def __call__(self, tau: float | Tensor, y: Tensor) -> Tensor:
         """Return dy/dτ ``(m, d + k)`` at a τ within the interval; repeating a call is free."""
-        tau, z = min(max(float(tau), self._span[0]), self._span[1]), y[:, : self.d]
-        latest_tau, latest_z, slope = self._latest
-        if tau == latest_tau and torch.equal(z, latest_z):
+        time, z = torch.as_tensor(tau).to(y).clamp(*self._span), y[:, : self.d]
+        at, latest, slope = self._latest
+        if time.item() == at and torch.equal(z, latest):
             return slope
         if not self._left:
             raise Exhausted
         self.busy = True
-        times, node = torch.full_like(z[:, 0], tau), torch.zeros_like(self.rows)
-        velocity, estimates, *_ = self._field(times, z, self.rows, node)
+        node = torch.zeros_like(self.rows)
+        velocity, estimates, *_ = self._field(time.expand(len(z)), z, self.rows, node)
         self.busy = False
         self._left -= 1
         slope = torch.cat([velocity, estimates], dim=1)
         self.finite = slope.isfinite().all(1)
-        self._latest = tau, z, slope
+        self._latest = time.item(), z, slope
         return slope
 
     @property
@@ -97,8 +97,8 @@ class Augmented:
         )
         for name in ("rows", "y", "finite"):
             setattr(self, name, getattr(self, name)[~gone])
-        tau, z, slope = self._latest
-        self._latest = tau, z[~gone], slope[~gone]
+        at, z, slope = self._latest
+        self._latest = at, z[~gone], slope[~gone]
         return rows, solution
 
 

@@ -12,7 +12,7 @@ from scoresde._checks import check_integer
 from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
-_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+_METHODS = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 _HUGE = 1e10
 
 
@@ -30,7 +30,7 @@ class _March(Augmented):
 
     def callback_step(self, tau: Tensor, y: Tensor, step: Tensor) -> None:
         """Note the last accepted state, which every step starts from."""
-        self.tau, self.y = float(tau), y
+        self.tau, self.y = tau.item(), y
 
     @property
     def stuck(self) -> Tensor:
@@ -53,7 +53,7 @@ class TorchDiffEq(Solver):
 
     Args:
         method: one of torchdiffeq's adaptive methods: ``"dopri5"``, ``"dopri8"``, ``"bosh3"``,
-            ``"fehlberg2"``, ``"adaptive_heun"``.
+            ``"adaptive_heun"``. (Its ``"fehlberg2"`` misses the tolerance by two digits.)
         rtol: relative tolerance of the state; the ``tolerance`` of :meth:`solve` when None.
         atol: absolute tolerance, likewise.
         max_evaluations: where the samples give up, with the best they have.
