@@ -149,15 +149,16 @@ def test_any_score_with_parameters_can_be_trained():
 # --- what happens in a step
 
 
-def test_the_average_is_that_of_song_et_al():
+@pytest.mark.parametrize(("steps", "ema"), [(2, 0.999), (12, 0.999), (12, 0.3)])
+def test_the_average_is_that_of_song_et_al(steps, ema):
     """A transcription of their ExponentialMovingAverage on the weights that the network saw."""
     score = affine()
-    result = train(score, steps=40, lr=0.1, ema=0.6)
+    result = train(score, steps=steps, lr=0.1, warmup=0, ema=ema)
     raw = (score.network.gain.item(), score.network.bias.item())
     trajectory = [*score.network.seen, raw]
     shadow = list(trajectory[0])
     for num_updates, now in enumerate(trajectory[1:], start=1):
-        decay = min(0.6, (1 + num_updates) / (10 + num_updates))
+        decay = min(ema, (1 + num_updates) / (10 + num_updates))
         shadow = [s - (1.0 - decay) * (s - p) for s, p in zip(shadow, now, strict=True)]
     ours = (result.score.network.gain.item(), result.score.network.bias.item())
     assert ours == pytest.approx(tuple(shadow), rel=1e-5)
