@@ -427,9 +427,10 @@ def test_times_stay_within_the_interval(solver, start, end):
 
     def field(tau, z, rows, node):
         seen.append(tau)
-        return 0.01 * torch.cos(column(tau)) + 0 * z, z, None
+        return 0.01 * torch.cos(column(tau)) + 0 * z, 1e-3 * z, None
 
-    solver.solve(field, torch.zeros(2, 1).double(), start, end, tolerance=1e-3)
+    z = torch.full((2, 1), 5.0, dtype=torch.float64)  # so slow that a first step could be long
+    solver.solve(field, z, start, end, tolerance=1e-3)
     times = torch.cat(seen)
     assert times.dtype == torch.float64
     assert float(times.min()) >= 0.0
