@@ -181,7 +181,8 @@ def fit(
         evaluate_every: steps between evaluations; a tenth of ``steps`` if None.
         checkpoint: the file that keeps the run.
         checkpoint_every: steps between writing it; it is also written at the end.
-        resume: whether to go on from the checkpoint if it exists; if not, it is overwritten.
+        resume: whether to go on from the checkpoint if it exists; if not, it is overwritten. The
+            order of the data goes on too, but for a DataLoader or stream, which starts a new pass.
         amp: ``torch.bfloat16`` for automatic mixed precision in the network; None for none.
         seed: decides the order of the data, times, noise and dropout.
         progress: whether to show a progress bar.
@@ -382,11 +383,11 @@ class _Run(Generic[AnyScore]):
 
     def reseed(self) -> None:
         """Make all randomness of the coming step a function of (seed, step, rank)."""
-        key = _hash(self.recipe.seed, "step", self.step, self.group.rank)
-        self.generator.manual_seed(key)
-        torch.default_generator.manual_seed(key)
+        where = self.recipe.seed, self.step, self.group.rank
+        self.generator.manual_seed(_hash("times and noise", *where))
+        torch.default_generator.manual_seed(_hash("all the rest", *where))
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(key)
+            torch.cuda.manual_seed(_hash("all the rest", *where))
 
     def advance(self, x: Tensor, labels: Tensor | None) -> None:
         """Take one step of optimisation on a batch."""
@@ -425,7 +426,7 @@ class _Run(Generic[AnyScore]):
         size = max(1, self.recipe.batch_size // self.group.size)
         own = itertools.islice(enumerate(_once(data, size)), self.group.rank, None, self.group.size)
         for number, (x, labels) in own:
-            self.generator.manual_seed(_hash(self.recipe.seed, "held out", number))
+            self.generator.manual_seed(_hash("held out", self.recipe.seed, number))
             score = self._given(cast(Score, self.average.module), labels, drop=False)
             losses = self._losses(score, x, self.generator).double()
             total += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
@@ -478,7 +479,7 @@ class _Run(Generic[AnyScore]):
         self.step = self.read = self.kept = state["step"]
         self.seconds = state["seconds"]
         self.history = History(state["train"], state["held_out"])
-        self.group.agree("checkpoint", self.step)
+        self.group.agree("checkpoint", torch.tensor([self.step], device=self.device))
 
     def _given(self, score: Score, labels: Tensor | None, *, drop: bool) -> Score:
         if self.recipe.labels is None:
@@ -604,7 +605,7 @@ def _order(n: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
     """Indices of the batches from number ``start`` on, cut from one row of shuffled passes."""
 
     def shuffled(number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(_hash(seed, "pass", number))
+        generator = torch.Generator().manual_seed(_hash("pass", seed, number))
         return torch.randperm(n, generator=generator)
 
     number, done = divmod(start * batch_size, n)
@@ -681,11 +682,11 @@ class _Group:
             for tensor in tensors:
                 distributed.broadcast(tensor.detach(), 0)
 
-    def agree(self, name: str, number: int) -> None:
+    def agree(self, name: str, number: Tensor) -> None:
         """Raise unless the number is the same in all processes."""
-        mean = torch.tensor([float(number)], dtype=torch.float64)
+        mean = number.double()
         self.average_([mean])
-        if float(mean) != number:
+        if bool(mean != number):
             raise ValueError(
                 f"{name}: expected the same file in all processes, got different ones; put it on a "
                 "disk that they share"
@@ -721,7 +722,7 @@ def _private_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Give PyTorch's global random state back as it was; dropout has no generator of its own."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(_hash(seed, "start"))
+        torch.default_generator.manual_seed(_hash("start", seed))
         yield
 
 

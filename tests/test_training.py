@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from scoresde import MLP, NOISE, VPSDE, FunctionScore, GaussianMixture, Moments, ScoreModel, edm
-from scoresde.losses import EDM, Knots, Likelihood, LogNormal, dsm_loss
+from scoresde.losses import EDM, Knots, Likelihood, LogNormal, Uniform, dsm_loss
 from scoresde.training import _order, fit
 
 
@@ -270,6 +270,18 @@ def test_dropout_differs_from_step_to_step():
     )
     train(score, steps=5)
     assert len({tuple(mask.tolist()) for mask in masks}) == 5
+
+
+def test_dropout_has_nothing_to_do_with_the_times():
+    """The same bits for both would tie a sample's time to what is dropped of it."""
+    pairs = []
+    score = affine()
+    score.network.forward = lambda x, label: (
+        pairs.append((label, torch.rand(len(label), dtype=torch.float64))) or score.network.gain * x
+    )
+    train(score, steps=4, time_law=Uniform())
+    for times, other in pairs:
+        assert not torch.isclose(times.double(), other, rtol=1e-3).all()
 
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 30), seed=st.integers(0))
