@@ -35,7 +35,15 @@ from scoresde.sdes.base import SDE
 _CLOSED_END = 1e-12
 """What is singular at t = 0, where log σ may be −∞, is read at this fraction of T."""
 
-_BISECTIONS = 64
+_ITERATIONS = 8
+_GRID = torch.cat(
+    [
+        torch.zeros(1, dtype=torch.float64),
+        torch.logspace(-15, -3, 512, dtype=torch.float64),
+        torch.linspace(1e-3, 1, 1024, dtype=torch.float64)[1:],
+    ]
+)
+"""Fractions of T between which λ is looked for: fine where it is steep."""
 
 
 class GaussianSDE(SDE):
@@ -89,7 +97,7 @@ class GaussianSDE(SDE):
     def time_at(self, half_logsnr: Time) -> Tensor:
         """Return the time t in [0, T] at which λ(t) has the given value: the inverse of λ.
 
-        Found by bisection in float64, so that any member of the family has it; values beyond the
+        Found numerically in float64, so that any member of the family has it; values beyond the
         ends of the diffusion give the ends.
 
         Args:
@@ -108,13 +116,9 @@ class GaussianSDE(SDE):
         target = value.reshape(-1)
         if can_look(target) and bool(torch.isnan(target).any()):
             raise ValueError("half_logsnr: expected numbers, got NaN; λ falls from λ(0) to λ(T)")
-        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
         with torch.no_grad():
-            for _ in range(_BISECTIONS):
-                middle = 0.5 * (low + high)
-                early = self._half_logsnr(middle) > target
-                low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return like_time((0.5 * (low + high)).reshape(value.shape), half_logsnr)
+            time = self._solve(target)
+        return like_time(time.reshape(value.shape), half_logsnr)
 
     @final
     def drift(self, x: Tensor, t: Time) -> Tensor:
@@ -238,6 +242,33 @@ class GaussianSDE(SDE):
         zeros = torch.zeros(tuple(event_shape), dtype=dtype, device=device)
         normal = Normal(zeros, torch.full_like(zeros, self.prior_scale()), validate_args=False)
         return Independent(normal, zeros.ndim, validate_args=False)
+
+    def _solve(self, target: Tensor) -> Tensor:
+        """Return t with λ(t) = target ``(n,)``: a bracket from a grid, narrowed by regula falsi."""
+        grid = self.T * _GRID.to(target.device)
+        curve = self._half_logsnr(grid)
+        after = torch.searchsorted(-curve, -target).clamp(1, len(grid) - 1)
+        low, high = grid[after - 1], grid[after]
+        above, below = curve[after - 1] - target, curve[after] - target
+        time, closest = 0.5 * (low + high), torch.full_like(target, torch.inf)
+        stays = torch.zeros_like(target)  # which end the last step left where it was: ±1
+        for _ in range(_ITERATIONS):
+            middle = (low * below - high * above) / (below - above)
+            middle = torch.where((middle > low) & (middle < high), middle, 0.5 * (low + high))
+            miss = self._half_logsnr(middle) - target
+            early = miss > 0
+            # Illinois: an end that stays twice counts half, or it would stay for ever
+            above = torch.where(early, miss, torch.where(stays < 0, 0.5 * above, above))
+            below = torch.where(early, torch.where(stays > 0, 0.5 * below, below), miss)
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+            stays = torch.where(early, 1.0, -1.0)
+            better = miss.abs() < closest
+            time, closest = (
+                torch.where(better, middle, time),
+                torch.where(better, miss.abs(), closest),
+            )
+        time = torch.where(target >= curve[0], torch.zeros_like(time), time)
+        return torch.where(target <= curve[-1], torch.full_like(time, self.T), time)
 
     def _half_logsnr(self, time: Tensor) -> Tensor:
         return self.log_alpha(time) - self.log_sigma(time)
