@@ -4,7 +4,10 @@ A diffusion is two curves, log α(t) and log σ(t). Drift, noise, kernels, rever
 DDPM, NCSN and the likelihood are derived from them, once.
 """
 
+from scoresde.dequantization import bits_per_dim, dequantize, dequantized_bound, quantize
 from scoresde.exact import GaussianMixture
+from scoresde.likelihood import Likelihood, log_likelihood
+from scoresde.losses import dsm_loss
 from scoresde.moments import Moments
 from scoresde.networks import MLP, UNet
 from scoresde.predictions import (
@@ -19,6 +22,18 @@ from scoresde.predictions import (
     by_time,
     edm,
 )
+from scoresde.samplers import (
+    Ancestral,
+    AnnealedLangevin,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    TorchSDE,
+    sample,
+    transport,
+)
 from scoresde.score import FunctionScore, Score, ScoreModel
 from scoresde.sdes import (
     DDPM,
@@ -32,5 +47,62 @@ from scoresde.sdes import (
     RectifiedFlow,
     SubVPSDE,
 )
+from scoresde.solvers import Adams, SciPy, TorchDiffEq
+from scoresde.traces import ExactTrace, Hutchinson
+from scoresde.training import FitResult, fit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DATA",
+    "DDPM",
+    "EDMSDE",
+    "FLOW",
+    "MLP",
+    "NCSN",
+    "NOISE",
+    "SCORE",
+    "SDE",
+    "VELOCITY",
+    "VESDE",
+    "VPSDE",
+    "Adams",
+    "Ancestral",
+    "AnnealedLangevin",
+    "CosineSDE",
+    "EulerMaruyama",
+    "ExactTrace",
+    "FitResult",
+    "FunctionScore",
+    "GaussianMixture",
+    "GaussianSDE",
+    "Hutchinson",
+    "Langevin",
+    "Likelihood",
+    "Moments",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "RectifiedFlow",
+    "ReverseDiffusion",
+    "SciPy",
+    "Score",
+    "ScoreModel",
+    "SubVPSDE",
+    "TorchDiffEq",
+    "TorchSDE",
+    "UNet",
+    "bits_per_dim",
+    "by_half_logsnr",
+    "by_index",
+    "by_sigma",
+    "by_time",
+    "dequantize",
+    "dequantized_bound",
+    "dsm_loss",
+    "edm",
+    "fit",
+    "log_likelihood",
+    "quantize",
+    "sample",
+    "transport",
+]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm import tqdm
 
-from scoresde._checks import check_integer, check_positive, check_state
+from scoresde._checks import check_between, check_integer, check_positive, check_state
 from scoresde._streams import Streams
 from scoresde.coordinates import Flow, flow_of
 from scoresde.dequantization import bits_per_dim, check_dequantized
@@ -179,6 +179,8 @@ def log_likelihood(
         )
     check_state("x", x)
     check_positive("tolerance", tolerance)
+    if t_min is not None:
+        check_between("t_min", t_min, 0.0, score.sde.T)
     event_shape = x.shape[1:]
     if trace is None:
         trace = ExactTrace() if math.prod(event_shape) <= _EXACT_UP_TO else Hutchinson(probes=2)

@@ -1,11 +1,38 @@
 """Noise to data: one loop, and many ways to make its steps."""
 
+from scoresde.samplers.adaptive import AdaptiveSDE
 from scoresde.samplers.ancestral import Ancestral
 from scoresde.samplers.base import Noise, Sampler
+from scoresde.samplers.churn import Churn
 from scoresde.samplers.euler_maruyama import EulerMaruyama
+from scoresde.samplers.exponential import DEIS, DDIMNoise, Exponential
+from scoresde.samplers.grids import (
+    Angle,
+    Grid,
+    Karras,
+    Knots,
+    LogMobius,
+    UniformLogSNR,
+    UniformTime,
+)
+from scoresde.samplers.heun import Heun
 from scoresde.samplers.langevin import AnnealedLangevin, Langevin
 from scoresde.samplers.loop import Frame, SamplingError, sample, walk
-from scoresde.samplers.predictor_corrector import PredictorCorrector
+from scoresde.samplers.metropolis import MetropolisLangevin
+from scoresde.samplers.on_grid import OnGrid
+from scoresde.samplers.paths import Trajectory, encode, interpolate, trajectory
+from scoresde.samplers.predictor_corrector import PredictorCorrector, Stay
+from scoresde.samplers.presets import (
+    annealed_langevin,
+    ddim,
+    ddpm,
+    deis,
+    dpm_solver,
+    edm_heun,
+    pc,
+    sa_solver,
+    unipc,
+)
 from scoresde.samplers.probability_flow import ProbabilityFlow, transport
 from scoresde.samplers.reverse_diffusion import ReverseDiffusion
 from scoresde.samplers.torch_sde import TorchSDE
@@ -20,6 +47,16 @@ FAMILY = (
     AnnealedLangevin(),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
     PredictorCorrector(EulerMaruyama(), AnnealedLangevin(), corrections=2),
+    PredictorCorrector(Stay(), AnnealedLangevin()),
+    Exponential(order=1, eta=DDIMNoise(0.5)),
+    Exponential(order=2),
+    Exponential(order=3, eta=1.0),
+    Exponential(order=3, corrector=4),
+    DEIS(),
+    Heun(),
+    Heun(eta=1.0),
+    Churn(Heun()),
+    AdaptiveSDE(),
     ProbabilityFlow(),
     TorchSDE(),
     TorchSDE("srk"),
@@ -27,20 +64,49 @@ FAMILY = (
 """The members, ready to use; a line here enrols one in the contract tests."""
 
 __all__ = [
+    "DEIS",
     "FAMILY",
+    "AdaptiveSDE",
     "Ancestral",
+    "Angle",
     "AnnealedLangevin",
+    "Churn",
+    "DDIMNoise",
     "EulerMaruyama",
+    "Exponential",
     "Frame",
+    "Grid",
+    "Heun",
+    "Karras",
+    "Knots",
     "Langevin",
+    "LogMobius",
+    "MetropolisLangevin",
     "Noise",
+    "OnGrid",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseDiffusion",
     "Sampler",
     "SamplingError",
+    "Stay",
     "TorchSDE",
+    "Trajectory",
+    "UniformLogSNR",
+    "UniformTime",
+    "annealed_langevin",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm_solver",
+    "edm_heun",
+    "encode",
+    "interpolate",
+    "pc",
+    "sa_solver",
     "sample",
+    "trajectory",
     "transport",
+    "unipc",
     "walk",
 ]

@@ -36,9 +36,11 @@ class ProbabilityFlow(Sampler):
     Example:
         >>> from scoresde import FunctionScore, VPSDE
         >>> from scoresde.samplers import sample
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())      # data N(0, I)
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
         >>> start = torch.ones(2, 3)
-        >>> torch.allclose(sample(score, None, ProbabilityFlow(), start=start, denoise=False), start)
+        >>> torch.allclose(
+        ...     sample(score, None, ProbabilityFlow(), start=start, denoise=False), start
+        ... )
         True
 
     References:

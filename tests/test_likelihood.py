@@ -1,0 +1,355 @@
+"""The likelihood against closed forms: its value, its budget, and its independence of company."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from scoresde import (
+    MLP,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    EDMSDE,
+    FunctionScore,
+    GaussianMixture,
+    GaussianSDE,
+    Moments,
+    RectifiedFlow,
+    ScoreModel,
+    SubVPSDE,
+    log_likelihood,
+)
+from scoresde.likelihood import Likelihood
+from scoresde.solvers import Adams, SciPy, TorchDiffEq
+from scoresde.traces import ExactTrace, Hutchinson
+
+SDES = (VPSDE(), SubVPSDE(), VESDE(), CosineSDE(), EDMSDE(), RectifiedFlow())
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def covariances(kind: str, count: int, d: int, generator: torch.Generator) -> Tensor:
+    """Covariances ``(count, d, d)``: round, thin (std 0.02) or stretched from 0.05 to 0.5."""
+    if kind == "smooth":
+        return 0.25 * torch.eye(d, dtype=torch.float64).expand(count, d, d)
+    if kind == "thin":
+        return 0.02**2 * torch.eye(d, dtype=torch.float64).expand(count, d, d)
+    turned = torch.linalg.qr(torch.randn(count, d, d, generator=generator, dtype=torch.float64))[0]
+    stds = torch.logspace(math.log10(0.05), math.log10(0.5), d, dtype=torch.float64)
+    return turned @ torch.diag(stds**2) @ turned.mT
+
+
+def mixture(sde: GaussianSDE, d: int, kind: str = "smooth", seed: int = 0) -> GaussianMixture:
+    generator = seeded(seed)
+    means = torch.randn(4, d, generator=generator, dtype=torch.float64)
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    return GaussianMixture(weights, means, covariances(kind, 4, d, generator), sde)
+
+
+def bits_off(result: Likelihood, score: GaussianMixture, x: Tensor) -> Tensor:
+    """Error in bits per dimension against the closed form."""
+    truth = score.log_prob(x.double(), result.t_min)
+    return (result.log_prob.double() - truth).abs() / (x[0].numel() * math.log(2))
+
+
+@pytest.mark.parametrize("kind", ["smooth", "thin", "anisotropic"])
+@pytest.mark.parametrize("d", [1, 2, 16])
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_closed_form(sde: GaussianSDE, d: int, kind: str) -> None:
+    score = mixture(sde, d, kind)
+    x = score.sample(16, sde.t_min, seeded(1), dtype=torch.float64)
+    default = log_likelihood(score, x)
+    assert bits_off(default, score, x).max() < 1e-3
+    assert default.converged.all()
+    tight = log_likelihood(score, x, tolerance=1e-5)
+    assert bits_off(tight, score, x).max() < 1e-5
+    assert (tight.evaluations > default.evaluations).all()
+    assert not tight.standard_error.any()
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_float32_costs_no_digit_of_the_default(sde: GaussianSDE) -> None:
+    score = mixture(sde, 16, "anisotropic")
+    x = score.sample(16, sde.t_min, seeded(1), dtype=torch.float32)
+    result = log_likelihood(score, x)
+    assert result.log_prob.dtype == result.latent.dtype == torch.float32
+    assert bits_off(result, score, x).max() < 1e-3
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=repr)
+@pytest.mark.parametrize("kind", ["smooth", "thin"])
+def test_points_off_the_data(sde: GaussianSDE, kind: str) -> None:
+    """Stiff flows: within the reported budget, in a few hundred evaluations."""
+    score = mixture(sde, 2, kind)
+    on = score.sample(24, 0.0, seeded(1), dtype=torch.float64)
+    noise = torch.randn(24, 2, generator=seeded(2), dtype=torch.float64)
+    x = torch.cat([on[:8] + 0.1 * noise[:8], on[8:16] + 0.5 * noise[8:16], 2 * noise[16:]])
+    result = log_likelihood(score, x)
+    error = (result.log_prob - score.log_prob(x, sde.t_min)).abs()
+    assert (error <= result.solver_error).double().mean() >= 0.95
+    assert result.converged.double().mean() >= 0.9
+    assert result.evaluations.max() < 1000
+
+
+def test_the_budget_covers_the_error() -> None:
+    inside = []
+    for seed in range(4):
+        for tolerance in (1e-2, 1e-3, 1e-4):
+            score = mixture(VPSDE(), 3, "anisotropic", seed)
+            x = score.sample(16, 1e-5, seeded(seed), dtype=torch.float64)
+            result = log_likelihood(score, x, tolerance=tolerance)
+            error = (result.log_prob - score.log_prob(x, result.t_min)).abs()
+            inside.append(error <= result.solver_error)
+    assert torch.cat(inside).double().mean() >= 0.95
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_density_integrates_to_one(d: int) -> None:
+    score = mixture(VPSDE(), d)
+    score.sde.t_min = 1e-3
+    n = 61 if d == 1 else 41
+    axis = torch.linspace(-5, 5, n, dtype=torch.float64)
+    x = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
+    total = log_likelihood(score, x, tolerance=1e-2).log_prob.exp().sum() * (10 / (n - 1)) ** d
+    assert abs(float(total) - 1) < 2e-3
+
+
+def test_company_does_not_matter() -> None:
+    score = mixture(VPSDE(), 3, "anisotropic")
+    x = score.sample(12, 0.0, seeded(1), dtype=torch.float64)
+    x[3] += 3.0  # a hard neighbour
+    together = log_likelihood(score, x)
+    alone = torch.cat([log_likelihood(score, row[None]).log_prob for row in x])
+    turned = log_likelihood(score, x.flip(0)).log_prob.flip(0)
+    chunked = log_likelihood(score, x, batch_size=5)
+    assert torch.allclose(together.log_prob, alone, rtol=0, atol=1e-6)
+    assert torch.allclose(together.log_prob, turned, rtol=0, atol=1e-6)
+    assert torch.allclose(together.log_prob, chunked.log_prob, rtol=0, atol=1e-6)
+    assert torch.equal(together.evaluations, chunked.evaluations)
+
+
+def test_probes_belong_to_samples_not_to_batches() -> None:
+    score = mixture(VPSDE(), 8, "anisotropic")
+    x = score.sample(7, 0.0, seeded(1), dtype=torch.float64)
+    trace = Hutchinson(probes=2)
+    whole = log_likelihood(score, x, trace=trace, generator=seeded(3))
+    chunked = log_likelihood(score, x, trace=trace, generator=seeded(3), batch_size=2)
+    other = log_likelihood(score, x, trace=trace, generator=seeded(4))
+    assert torch.allclose(whole.log_prob, chunked.log_prob, rtol=0, atol=1e-6)
+    assert not torch.allclose(whole.log_prob, other.log_prob, rtol=0, atol=1e-6)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    score = mixture(VPSDE(), 4)
+    x = score.sample(2, 0.0, seeded(1))
+    before = torch.get_rng_state()
+    log_likelihood(score, x, trace=Hutchinson(), generator=seeded(2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_standard_error_is_calibrated() -> None:
+    """Over 300 repeats, ±2 standard errors cover 90 to 99 % (for a true 95 %: false alarm < 1e-4)."""
+    score = mixture(VPSDE(), 16, "anisotropic")
+    point = score.sample(1, 0.0, seeded(1), dtype=torch.float64)
+    exact = log_likelihood(score, point).log_prob
+    x = point.expand(300, 16).contiguous()
+    result = log_likelihood(score, x, trace=Hutchinson(probes=2), generator=seeded(2))
+    noise = result.log_prob - exact
+    claimed = result.standard_error.square().mean().sqrt()
+    assert 0.85 < float(claimed / noise.square().mean().sqrt()) < 1.18
+    assert 0.90 <= float((noise.abs() <= 2 * result.standard_error).double().mean()) <= 0.99
+    assert abs(float(noise.mean())) < 4 * float(claimed) / math.sqrt(300) + 1e-3 * 16
+
+
+def test_fresh_probes_beat_one_fixed_probe() -> None:
+    """At equal products the deviation is at most a half of that of the usual fixed probe."""
+    score = mixture(VPSDE(), 16, "anisotropic")
+    x = score.sample(1, 0.0, seeded(1), dtype=torch.float64).expand(200, 16).contiguous()
+    fresh = log_likelihood(score, x, trace=Hutchinson(), generator=seeded(2))
+    fixed = log_likelihood(
+        score, x, trace=Hutchinson(), generator=seeded(2), solver=TorchDiffEq(), tolerance=1e-2
+    )
+    assert fresh.log_prob.std() < 0.5 * fixed.log_prob.std()
+
+
+def test_terminal_law() -> None:
+    sde = VPSDE()
+    means = torch.tensor([[-3.0, 0.0], [3.0, 1.0]])
+    score = GaussianMixture(torch.ones(2), means, 0.1 * torch.eye(2).expand(2, 2, 2), sde)
+    x = score.sample(8, 0.0, seeded(1), dtype=torch.float64)
+    matched = log_likelihood(score, x, tolerance=1e-5)
+    prior = sde.prior((2,), dtype=torch.float64)
+    standard = log_likelihood(score, x, tolerance=1e-5, prior=prior)
+    truth = score.log_prob(x, sde.t_min)
+    assert torch.allclose(matched.log_prob, truth, atol=3e-5, rtol=0)
+    assert (standard.log_prob - truth).abs().max() > 1e-3
+    gap = matched.log_prob - standard.log_prob
+    assert torch.allclose(gap, standard.prior_mismatch, atol=1e-9, rtol=0)
+    score.moments = Moments()
+    unknown = log_likelihood(score, x, tolerance=1e-5)
+    assert unknown.prior_mismatch.isnan().all()
+    assert torch.allclose(unknown.log_prob, standard.log_prob, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("solver", [TorchDiffEq(), SciPy()], ids=repr)
+def test_backends(solver: TorchDiffEq | SciPy) -> None:
+    score = mixture(VPSDE(), 2)
+    x = score.sample(4, 0.0, seeded(1), dtype=torch.float64)
+    result = log_likelihood(score, x, solver=solver, tolerance=1e-4)
+    assert bits_off(result, score, x).max() < 1e-3
+    assert result.converged.all()
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 8, 8), (3, 4, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_event_shapes(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """A Gaussian of any event shape, whose density SciPy knows."""
+    d = math.prod(shape)
+    sde = SubVPSDE()
+    means = torch.full((1, *shape), 0.5)
+    score = GaussianMixture(torch.ones(1), means, 0.09 * torch.eye(d)[None], sde).to(device)
+    score.moments = Moments().to(device)  # nothing known: the flow has work to do
+    x = score.sample(2, 0.0, dtype=dtype).to(device)
+    result = log_likelihood(score, x, trace=ExactTrace(), prior=None)
+    alpha, sigma = float(sde.alpha(sde.t_min)), float(sde.sigma(sde.t_min))
+    law = stats.norm(0.5 * alpha, math.sqrt(0.09 * alpha**2 + sigma**2))
+    truth = law.logpdf(x.cpu().double().reshape(2, d).numpy()).sum(1)
+    error = (result.log_prob.cpu().double() - torch.from_numpy(truth)).abs() / d
+    assert result.log_prob.shape == (2,)
+    assert result.latent.shape == x.shape
+    assert result.log_prob.dtype == dtype
+    assert float(error.max()) < 2e-3  # the standard prior is off by some 1e-5 nats
+
+
+def test_a_model_is_as_good_as_its_score() -> None:
+    """A network of any parametrisation that says what the mixture says."""
+    score = mixture(VPSDE(), 2)
+
+    class Oracle(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return score.noise(x, label)
+
+    model = ScoreModel(Oracle(), score.sde, moments=score.moments)
+    x = score.sample(4, 0.0, seeded(1), dtype=torch.float64)
+    assert bits_off(log_likelihood(model, x), score, x).max() < 1e-3
+
+
+def test_conditions_follow_their_rows() -> None:
+    """Samples that finish at different times keep their own class."""
+    torch.manual_seed(0)
+    network = MLP((2,), width=16, depth=1, classes=3)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model = ScoreModel(network, VPSDE())
+    x = torch.randn(6, 2, generator=seeded(1), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    together = log_likelihood(model.given(classes=labels), x, batch_size=4)
+    for i, label in enumerate(labels.tolist()):
+        alone = log_likelihood(model.given(classes=label), x[i : i + 1])
+        assert torch.allclose(alone.log_prob, together.log_prob[i : i + 1], atol=1e-5)
+
+
+def test_general_sde() -> None:
+    """dx = −x dt + √2 dw keeps N(0, 1) as it is, and is not told by α and σ."""
+
+    class Relaxation(SDE):
+        def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+            return -x
+
+        def diffusion(self, t: float | Tensor) -> Tensor:
+            return torch.full_like(torch.as_tensor(t, dtype=torch.float64), math.sqrt(2.0))
+
+    score = FunctionScore(lambda x, t: -x, Relaxation())
+    x = torch.randn(5, 3, generator=seeded(1), dtype=torch.float64)
+    prior = VPSDE().prior((3,), dtype=torch.float64)
+    result = log_likelihood(score, x, prior=prior)
+    assert torch.allclose(result.log_prob, prior.log_prob(x), atol=1e-6)
+    with pytest.raises(NotImplementedError, match="prior"):
+        log_likelihood(score, x)
+
+
+def test_one_bad_row_does_not_spoil_the_others() -> None:
+    good = mixture(VPSDE(), 2)
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        score = good(x, t)
+        return torch.where(x[:, :1] > 4.0, torch.nan, score)
+
+    score = FunctionScore(broken, good.sde, moments=good.moments)
+    x = torch.cat([good.sample(3, 0.0, seeded(1)), torch.tensor([[9.0, 0.0]])])
+    result = log_likelihood(score, x)
+    assert result.converged.tolist() == [True, True, True, False]
+    assert result.solver_error[3].isinf()
+    assert bits_off(result, good, x)[:3].max() < 1e-3
+
+
+def test_a_spent_sample_says_so() -> None:
+    score = mixture(VPSDE(), 2, "thin")
+    x = score.sample(3, 0.0, seeded(1))
+    result = log_likelihood(score, x, solver=Adams(max_evaluations=10))
+    assert not result.converged.any()
+    assert (result.evaluations <= 10).all()
+    assert result.log_prob.isfinite().all()
+
+
+def test_time_parametrisation_does_not_matter() -> None:
+    """VP under another rate is the same diffusion on another clock: the same density."""
+    slow, fast = VPSDE(), VPSDE(1.0, 19.1)
+    t_min = float(fast.time_at(slow.half_logsnr(slow.t_min)))
+    a, b = mixture(slow, 3, "anisotropic"), mixture(fast, 3, "anisotropic")
+    x = a.sample(8, 0.0, seeded(1), dtype=torch.float64)
+    first = log_likelihood(a, x, tolerance=1e-6).log_prob
+    second = log_likelihood(b, x, tolerance=1e-6, t_min=t_min).log_prob
+    assert torch.allclose(first, second, atol=1e-5, rtol=0)
+
+
+def test_bits_per_dim() -> None:
+    score = mixture(VPSDE(), 4)
+    x = score.sample(64, 0.0, seeded(1))
+    result = log_likelihood(score, x, tolerance=1e-1)
+    nats = -result.log_prob / (4 * math.log(2))
+    assert torch.allclose(result.bits_per_dim(), nats, atol=1e-6)
+    assert torch.allclose(result.bits_per_dim(levels=256, scale=2.0), nats + 7, atol=1e-5)
+    assert torch.allclose(result.bits_per_dim(levels=256, scale=1.0), nats + 8, atol=1e-5)
+    quantised = torch.randint(0, 256, (64, 4), generator=seeded(2)) / 127.5 - 1
+    with pytest.raises(ValueError, match="dequantize"):
+        log_likelihood(score, quantised, tolerance=1.0).bits_per_dim(levels=256, scale=2.0)
+
+
+def test_it_prints_its_budget() -> None:
+    score = mixture(VPSDE(), 2)
+    text = repr(log_likelihood(score, score.sample(3, 0.0, seeded(1))))
+    assert "3 samples" in text
+    assert "bits/dim" in text
+    assert "3 converged" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "x: expected a floating"),
+        ({"x": torch.full((2, 2), math.nan)}, ValueError, "x: expected finite"),
+        ({"x": torch.zeros(0, 2)}, ValueError, "x: expected at least one"),
+        ({"x": torch.zeros(3, 5)}, ValueError, "x: expected shape"),
+        ({"score": nn.Linear(2, 2)}, TypeError, "score: expected a Score"),
+        ({"tolerance": 0.0}, ValueError, "tolerance"),
+        ({"tolerance": "tight"}, TypeError, "tolerance"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"trace": "exact"}, TypeError, "trace"),
+        ({"solver": "rk45"}, TypeError, "solver"),
+        ({"t_min": 2.0}, ValueError, "t_min"),
+    ],
+)
+def test_bad_input(change: dict[str, object], error: type[Exception], message: str) -> None:
+    arguments = {"score": mixture(VPSDE(), 2), "x": torch.zeros(2, 2)} | change
+    score, x = arguments.pop("score"), arguments.pop("x")
+    with pytest.raises(error, match=message):
+        log_likelihood(score, x, **arguments)
