@@ -262,7 +262,8 @@ def test_buffers_keep_float64():
 @MEMBERS
 @pytest.mark.parametrize("part", [0.0, 0.4])
 def test_samples_have_the_law(member, part):
-    """Kolmogorov–Smirnov on two projections of 4000 samples; fails by chance once in 10⁵ runs."""
+    """Kolmogorov–Smirnov on two projections of 4000 samples; 32 such tests, of which one fails by
+    chance once in 60 000 runs."""
     sde = member()
     mixture = random_mixture(sde)
     t = part * sde.T
