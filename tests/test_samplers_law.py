@@ -11,11 +11,17 @@ import torch
 
 from scoresde import VESDE, VPSDE, GaussianMixture, SubVPSDE
 from scoresde.samplers import (
+    AdaptiveSDE,
     Ancestral,
     AnnealedLangevin,
+    Churn,
     EulerMaruyama,
+    Exponential,
+    Heun,
     Langevin,
+    MetropolisLangevin,
     PredictorCorrector,
+    ProbabilityFlow,
     ReverseDiffusion,
     TorchSDE,
     sample,
@@ -42,7 +48,10 @@ SAMPLERS = [
     Ancestral(variance=1.0),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
     PredictorCorrector(EulerMaruyama(), AnnealedLangevin()),
+    PredictorCorrector(Ancestral(), MetropolisLangevin()),
 ]
+FEW = [Exponential(3), Exponential(2, eta=1.0), Heun(), Heun(eta=1.0), Churn(Heun(), gamma=0.1)]
+ADAPTIVE = [AdaptiveSDE(0.03), AdaptiveSDE(0.03, eta=0.5, first=3.0), ProbabilityFlow()]
 
 
 def mixture(sde):
@@ -110,6 +119,20 @@ def test_samples_have_the_law_of_the_data(sampler, sde, exact):
     check_law(sample(score, (N, 2), sampler, times=times, generator=generator(0)), exact)
 
 
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+@pytest.mark.parametrize("sampler", FEW, ids=repr)
+def test_few_steps_of_higher_order_do(sampler, sde, exact):
+    score = mixture(sde)
+    times = logsnr_grid(sde, 50)
+    check_law(sample(score, (N, 2), sampler, times=times, generator=generator(2)), exact)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+@pytest.mark.parametrize("sampler", ADAPTIVE, ids=repr)
+def test_samples_of_controlled_steps_have_the_law_of_the_data(sampler, sde, exact):
+    check_law(sample(mixture(sde), (N, 2), sampler, generator=generator(3)), exact)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 @pytest.mark.parametrize("method", ["euler", "srk"])
@@ -139,7 +162,9 @@ def test_the_checks_can_fail(exact):
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
-@pytest.mark.parametrize("corrector", [Langevin(0.1), AnnealedLangevin(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "corrector", [Langevin(0.1), AnnealedLangevin(0.1), MetropolisLangevin(0.5)], ids=repr
+)
 def test_correctors_keep_the_law(corrector, sde):
     """Many small corrections of exact samples, several relaxation times long, change nothing."""
     score = mixture(sde)

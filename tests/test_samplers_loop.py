@@ -96,17 +96,17 @@ def test_denoising_is_the_last_step_and_may_be_left_out():
     assert not torch.equal(last, denoised)
 
 
-def test_the_callback_sees_every_step():
+def test_the_callback_sees_the_start_and_every_step():
     frames = []
     x = sample(
         SCORE, (2, 3), Ancestral(), steps=4, denoise=False, callback=frames.append,
         generator=generator(),
     )  # fmt: skip
-    assert [(frame.step, frame.steps) for frame in frames] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(frame.step, frame.steps) for frame in frames] == [(k, 4) for k in range(5)]
     times = Ancestral().grid(SCORE.sde, 4)
-    assert [float(frame.t) for frame in frames] == times[1:].tolist()
+    assert [float(frame.t) for frame in frames] == times.tolist()
     assert torch.equal(frames[-1].x, x)
-    assert torch.equal(frames[1].denoised, SCORE.denoised(frames[1].x, times[2]))
+    assert torch.equal(frames[2].denoised, SCORE.denoised(frames[2].x, times[2]))
 
 
 def test_the_progress_bar_counts_steps(capsys):
@@ -126,7 +126,7 @@ def test_times_of_ones_own_are_the_grid_itself():
         torch.testing.assert_close(
             x, sample(SCORE, (2, 3), Ancestral(), steps=3, generator=generator())
         )
-        assert len(frames) == 3
+        assert len(frames) == 4
 
 
 def test_times_may_end_at_zero_and_start_anywhere():

@@ -51,7 +51,7 @@ class Ancestral(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        sde = gaussian(score)
+        sde = gaussian(score.sde)
         h = sde.half_logsnr(s) - sde.half_logsnr(t)
         kept = torch.exp(sde.log_sigma(s) - sde.log_sigma(t) - h)
         gained = -torch.expm1(-2 * h)

@@ -51,6 +51,11 @@ class Sampler(ABC):
         """How many steps are made where the user does not say."""
         return 1000
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether no noise is drawn, so that the way can be gone back (:func:`encode`)."""
+        return False
+
     def grid(self, sde: SDE, steps: int) -> Tensor:
         """Return the times of ``steps`` steps, here equidistant in t.
 
@@ -87,15 +92,15 @@ class Sampler(ABC):
         """
 
 
-def gaussian(score: Score) -> GaussianSDE:
-    """Return the diffusion of ``score``, for steps that need its α and σ.
+def gaussian(sde: SDE) -> GaussianSDE:
+    """Return the diffusion, for steps that need its α and σ.
 
     Raises:
         TypeError: if it is a general SDE, of which only drift and diffusion are known.
     """
-    if not isinstance(score.sde, GaussianSDE):
+    if not isinstance(sde, GaussianSDE):
         raise TypeError(
             "sampler: expected one for a general SDE, since α and σ are not known of "
-            f"{type(score.sde).__name__}; use EulerMaruyama() or TorchSDE()"
+            f"{type(sde).__name__}; use EulerMaruyama() or TorchSDE()"
         )
-    return score.sde
+    return sde

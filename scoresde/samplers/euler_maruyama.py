@@ -40,6 +40,11 @@ class EulerMaruyama(Sampler):
         if not callable(self.eta):
             check_nonnegative("eta", self.eta)
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether no noise is drawn."""
+        return self.eta == 0
+
     def init(self, score: Score, x: Tensor, t: Tensor) -> Reverse:
         """Return the reversed SDE."""
         return score.sde.reverse(score, self.eta)
@@ -49,5 +54,7 @@ class EulerMaruyama(Sampler):
     ) -> tuple[Tensor, Reverse]:
         """Go from t to s < t; one evaluation of the score."""
         mean = x - expand(t - s, x) * state.drift(x, t)
+        if self.deterministic:
+            return mean, state
         spread = state.diffusion(t) * (t - s).sqrt()
         return mean + expand(spread, x) * noise(x), state

@@ -52,9 +52,9 @@ class AnnealedLangevin(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Correct at time t, whatever s; one evaluation of the score."""
-        size = 2 * (self.snr * gaussian(score).sigma(t)) ** 2
+        size = 2 * (self.snr * gaussian(score.sde).sigma(t)) ** 2
         if self.published:
-            size = size * gaussian(score).transition(s, t)[0] ** 2
+            size = size * gaussian(score.sde).transition(s, t)[0] ** 2
         return move(x, score(x, t), size, noise(x)), None
 
 
@@ -107,7 +107,7 @@ class Langevin(Sampler):
         return move(x, value, size, z), None
 
     def _size(self, score: Score, value: Tensor, t: Tensor) -> Tensor:
-        variance = (gaussian(score).sigma(t) ** 2).to(value)
+        variance = (gaussian(score.sde).sigma(t) ** 2).to(value)
         squares = flatten(value).square().sum(1)
         dimension = flatten(value).shape[1]
         mean = (variance * squares + self.shrinkage) / (dimension + self.shrinkage)
@@ -117,7 +117,7 @@ class Langevin(Sampler):
         self, score: Score, value: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         ratio = flatten(z).norm(dim=1).mean() / flatten(value).norm(dim=1).mean()
-        return 2 * gaussian(score).transition(s, t)[0].to(ratio) ** 2 * (self.snr * ratio) ** 2
+        return 2 * gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2 * (self.snr * ratio) ** 2
 
 
 def move(x: Tensor, score: Tensor, size: Tensor, z: Tensor) -> Tensor:

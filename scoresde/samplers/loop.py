@@ -21,6 +21,7 @@ from scoresde._random import normal_like
 from scoresde._shapes import as_time
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.chunked import Chunked
+from scoresde.samplers.grids import Grid
 from scoresde.score import Score
 from scoresde.sdes import SDE, GaussianSDE
 
@@ -30,7 +31,7 @@ class Frame:
     """One moment of a run, as a callback sees it.
 
     Attributes:
-        step: how many steps have been made, 1 … ``steps``.
+        step: how many steps have been made, 0 … ``steps``.
         steps: how many there will be.
         t: the time reached, ``()``.
         x: the state there, ``(batch, *event)``.
@@ -87,14 +88,13 @@ def walk(
         yield x
 
 
-@torch.no_grad()
 def sample(
     score: Score,
     shape: Sequence[int] | None,
     sampler: Sampler,
     *,
     steps: int | None = None,
-    times: Tensor | Sequence[float] | None = None,
+    times: Tensor | Sequence[float] | Grid | None = None,
     start: Tensor | None = None,
     denoise: bool | None = None,
     generator: torch.Generator | None = None,
@@ -112,13 +112,14 @@ def sample(
         shape: ``(n, *event)``; None if ``start`` is given.
         sampler: which steps to make, such as ``Ancestral()``.
         steps: how many, on the sampler's own grid; the sampler's ``default_steps`` if None.
-        times: a grid of one's own instead, ``(N+1,)``, strictly falling inside [0, T].
+        times: a grid of one's own: strictly falling times ``(N+1,)`` inside [0, T] instead of
+            ``steps``, or a :class:`Grid` such as ``Karras()`` for that many steps.
         start: the state at the first time ``(n, *event)``, instead of a draw from the prior.
         denoise: return x̂(x, t_N), the mean of the data given the last state, or the last state
             itself; None denoises wherever the diffusion is Gaussian, so that there is an x̂.
         generator: source of all randomness, of any device; None for PyTorch's global one.
         progress: show a progress bar.
-        callback: called after every step with a :class:`Frame`.
+        callback: called with a :class:`Frame` at the start and after every step.
         batch_size: how many rows the network sees at once; the samples are those of the whole
         batch.
 
@@ -143,30 +144,54 @@ def sample(
     References:
         Song et al. 2021, arXiv:2011.13456, sections 4.1 to 4.3.
     """
-    _check_kinds(score, sampler)
-    knots = _times(sampler, score.sde, steps, times)
+    check_kinds(score, sampler)
+    knots = sampling_times(sampler, score.sde, steps, times)
     x = _start(score, shape, start, generator)
-    dtype = x.dtype
-    x = x.to(torch.promote_types(dtype, torch.float32))
-    if batch_size is not None:
-        score = Chunked(score, check_integer("batch_size", batch_size, minimum=1))
     if denoise is None:
         denoise = isinstance(score.sde, GaussianSDE)
     noise = partial(normal_like, generator=generator)
+    return run(
+        score, x, knots, sampler, noise, denoise=denoise, progress=progress, callback=callback,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def run(
+    score: Score,
+    x: Tensor,
+    times: Tensor,
+    sampler: Sampler,
+    noise: Noise,
+    *,
+    denoise: bool,
+    progress: bool,
+    callback: Callable[[Frame], object] | None,
+    batch_size: int | None,
+) -> Tensor:
+    """Walk to the end, showing how it goes, and check what comes out (see :func:`sample`)."""
+    dtype, steps = x.dtype, len(times) - 1
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    if batch_size is not None:
+        score = Chunked(score, check_integer("batch_size", batch_size, minimum=1))
     sums = []
     with _evaluating(score):
-        states = walk(score, x, knots, sampler, noise)
-        bar = tqdm(states, total=len(knots) - 1, disable=not progress, unit="step")
+        if callback is not None:
+            callback(Frame(0, steps, times[0], x, score))
+        bar = tqdm(
+            walk(score, x, times, sampler, noise), total=steps, disable=not progress, unit="step"
+        )
         for step, x in enumerate(bar, start=1):
             sums.append(x.sum())
             if callback is not None:
-                callback(Frame(step, len(knots) - 1, knots[step], x, score))
+                callback(Frame(step, steps, times[step], x, score))
         if denoise:
-            x = score.denoised(x, knots[-1])
-    return _check_health(x, torch.stack(sums), knots).to(dtype)
+            x = score.denoised(x, times[-1])
+    return _check_health(x, torch.stack(sums), times).to(dtype)
 
 
-def _check_kinds(score: object, sampler: object) -> None:
+def check_kinds(score: object, sampler: object) -> None:
+    """Refuse what is no score or no sampler."""
     if not isinstance(score, Score):
         raise TypeError(
             f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}; "
@@ -176,12 +201,14 @@ def _check_kinds(score: object, sampler: object) -> None:
         raise TypeError(f"sampler: expected a Sampler such as Ancestral(), got {sampler!r}")
 
 
-def _times(
-    sampler: Sampler, sde: SDE, steps: int | None, times: Tensor | Sequence[float] | None
+def sampling_times(
+    sampler: Sampler, sde: SDE, steps: int | None, times: Tensor | Sequence[float] | Grid | None
 ) -> Tensor:
-    if times is None:
+    """Return the times ``(N+1,)`` that ``steps`` and ``times`` ask for (see :func:`sample`)."""
+    if times is None or callable(times):
         count = sampler.default_steps if steps is None else steps
-        return sampler.grid(sde, check_integer("steps", count, minimum=1))
+        grid = sampler.grid if times is None else times
+        return grid(sde, check_integer("steps", count, minimum=1))
     if steps is not None:
         raise ValueError(
             f"steps, times: expected one of them, got steps={steps} and times; a grid of N+1 times "

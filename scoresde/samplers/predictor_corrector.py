@@ -14,6 +14,23 @@ from scoresde.sdes import SDE
 
 
 @dataclass(frozen=True)
+class Stay(Sampler):
+    """No prediction, published as the predictor "none", for annealed Langevin dynamics.
+
+    Example:
+        >>> from scoresde.samplers import AnnealedLangevin
+        >>> PredictorCorrector(Stay(), AnnealedLangevin(0.176), corrections=5).predictor
+        Stay()
+    """
+
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        """Leave the state as it is; no evaluation."""
+        return x, None
+
+
+@dataclass(frozen=True)
 class PredictorCorrector(Sampler):
     """Correct at t, then predict from t to s, as the official code does.
 

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from scoresde._checks import check_positive
@@ -21,9 +20,10 @@ from scoresde.solvers.base import Evaluation
 class ProbabilityFlow(Sampler):
     r"""The flow dx/dt = f x − ½ g² s, integrated to a tolerance in the best variables there are.
 
-    For a Gaussian diffusion these are the standardised state and the angle atan(σ/(αb)), in which the
-    flow of Gaussian data stands still (:mod:`scoresde.coordinates`). Every sample has its own steps.
-    The map from noise to data is deterministic and invertible: :func:`transport` runs it either way.
+    For a Gaussian diffusion these are the standardised state and the angle atan(σ/(αb)), in which
+    the flow of Gaussian data stands still (:mod:`scoresde.coordinates`). Every sample has its own
+    steps. The map from noise to data is deterministic and invertible: :func:`transport` runs it
+    either way.
 
     Args:
         solver: the integrator: Adams(), TorchDiffEq(…) or SciPy(…).
@@ -60,6 +60,11 @@ class ProbabilityFlow(Sampler):
         """One: the solver chooses its own steps between the two ends."""
         return 1
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether no noise is drawn."""
+        return True
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
@@ -86,8 +91,8 @@ def transport(
         tolerance: wanted error of each step, relative to 1 + |z|, z of unit variance.
 
     Returns:
-        The states at s, shaped like ``x`` and in its dtype. A sample whose integration fails gives a
-        ``RuntimeWarning`` and the best value there is.
+        The states at s, shaped like ``x`` and in its dtype. A sample whose integration fails gives
+        a ``RuntimeWarning`` and the best value there is.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -105,10 +110,10 @@ def transport(
     solution = solver.solve(velocity, flow.enter(x, start), start, end, tolerance=tolerance)
     failed = int((solution.status != int(Status.CONVERGED)).sum())
     if failed:
+        behind = float((solution.reached - end).abs().max())
         warnings.warn(
-            f"{failed} of {len(x)} samples did not arrive at t = {s:g} (the farthest behind is at "
-            f"τ = {float((solution.reached - end).abs().max()):.3g} before the end); check the score, "
-            "or allow more evaluations",
+            f"{failed} of {len(x)} samples did not arrive at t = {s:g} (the last is {behind:.3g} "
+            "short in τ); check the score, or allow more evaluations",
             RuntimeWarning,
             stacklevel=2,
         )

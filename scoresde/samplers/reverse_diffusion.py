@@ -32,6 +32,6 @@ class ReverseDiffusion(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        a, b = gaussian(score).transition(s, t)
+        a, b = gaussian(score.sde).transition(s, t)
         mean = expand(2 - a, x) * x + expand(b**2, x) * score(x, t)
         return mean + expand(b, x) * noise(x), None

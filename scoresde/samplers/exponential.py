@@ -1,0 +1,312 @@
+r"""The exact log-SNR step: what is linear is solved, what the network says is interpolated.
+
+In the half log-SNR λ, with h = λ_s − λ_t > 0, κ = 1 + η² and η constant over the step, the reverse
+family is solved by
+
+    x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s ∫₀ʰ κ e^{−κ(h−r)} x̂(λ_t + r) dr + σ_s √(1 − e^{−2η²h}) z,
+
+and in terms of the noise by
+
+    x_s = (α_s/α_t) x_t − (1 + η²) σ_s ∫₀ʰ e^{h−r} ε̂(λ_t + r) dr + η σ_s √(e^{2h} − 1) z.
+
+The unknown path of x̂ or ε̂ is replaced by the polynomial in λ through its last values. That is all
+there is to DDIM, DPM-Solver++, DEIS, UniPC and SA-Solver.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from scoresde._checks import check_between, check_integer, check_nonnegative
+from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.grids import UniformLogSNR
+from scoresde.score import Score
+from scoresde.sdes import SDE, GaussianSDE
+
+_LONGEST = 3.0
+"""Steps longer than this many times the one before do not extrapolate: they are of order one."""
+
+_RECURSION_FROM = 4.0
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_NODES, _WEIGHTS = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS
+
+
+@dataclass(frozen=True)
+class DDIMNoise:
+    r"""The η that adds DDIM's noise: σ_DDIM = eta · σ_s √(1 − e^{−2h}), as a rule of the step.
+
+    Args:
+        eta: in [0, 1]; 0 is deterministic, 1 the posterior of DDPM.
+
+    Example:
+        >>> round(DDIMNoise(1.0)(0.5), 6), DDIMNoise(0.0)(0.5)
+        (1.0, 0.0)
+
+    References:
+        Song et al., *Denoising diffusion implicit models*, 2021, arXiv:2010.02502, eq. 16.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_between("eta", self.eta, 0.0, 1.0)
+
+    def __call__(self, h: float) -> float:
+        """Return η = √(−ln(1 − eta² (1 − e^{−2h})) / 2h) for a step of length h in λ."""
+        return math.sqrt(-math.log1p(self.eta**2 * math.expm1(-2 * h)) / (2 * h))
+
+
+class _Place(NamedTuple):
+    """A time as the curves see it."""
+
+    log_alpha: float
+    log_sigma: float
+
+    @property
+    def half_logsnr(self) -> float:
+        return self.log_alpha - self.log_sigma
+
+
+class _Value(NamedTuple):
+    """What the score said at a place."""
+
+    half_logsnr: float
+    value: Tensor
+
+
+class Leg(NamedTuple):
+    """A step that any polynomial completes: x_s = base + gain · ∫₀ʰ κ e^{−κ(h−r)} P(r) dr."""
+
+    base: Tensor
+    gain: float
+    rate: float
+    """κ"""
+    start: float
+    """λ_t"""
+    length: float
+    """h"""
+
+
+class _Memory(NamedTuple):
+    """The last values, latest first, and the last step."""
+
+    values: tuple[_Value, ...] = ()
+    leg: Leg | None = None
+
+
+@dataclass(frozen=True)
+class Multistep(Sampler):
+    """What :class:`Exponential` and :class:`DEIS` share: a memory, and polynomials through it."""
+
+    order: int = 2
+    eta: float | Callable[[float], float] = 0.0
+    corrector: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("order", self.order, minimum=1)
+        check_integer("corrector", self.corrector, minimum=0)
+        if not callable(self.eta):
+            check_nonnegative("eta", self.eta)
+
+    @property
+    def default_steps(self) -> int:
+        """How many steps are made where the user does not say."""
+        return 50
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no noise is drawn."""
+        return self.eta == 0
+
+    def grid(self, sde: SDE, steps: int) -> Tensor:
+        """Return times ``(N+1,)`` equidistant in log-SNR."""
+        return UniformLogSNR()(sde, steps)
+
+    def init(self, score: Score, x: Tensor, t: Tensor) -> _Memory:
+        """Return an empty memory."""
+        return _Memory()
+
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Memory, noise: Noise
+    ) -> tuple[Tensor, _Memory]:
+        """Go from t to s, both ``()``; one evaluation of the score."""
+        sde = gaussian(score.sde)
+        here, there = _place(sde, t), _place(sde, s)
+        latest = _Value(here.half_logsnr, self.read(score, x, t))
+        values = (latest, *state.values)[: max(self.order, self.corrector)]
+        if self.corrector and state.leg is not None:
+            x = self._complete(state.leg, values[: self.corrector])
+        h = there.half_logsnr - here.half_logsnr
+        eta = float(self.eta(h)) if callable(self.eta) else self.eta
+        leg = self.leg(here, there, x, eta, noise)
+        return self._complete(leg, self._trusted(values, h)), _Memory(values, leg)
+
+    @abstractmethod
+    def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return what is interpolated, shaped like ``x``."""
+
+    @abstractmethod
+    def leg(self, here: _Place, there: _Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+        """Return the step between two places, without the integral."""
+
+    def moments(self, c: float, count: int) -> np.ndarray:
+        """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh."""
+        return exponential_moments(c, count)
+
+    def _trusted(self, values: tuple[_Value, ...], h: float) -> tuple[_Value, ...]:
+        """Return the values to extrapolate from."""
+        if len(values) > 1:
+            before = values[0].half_logsnr - values[1].half_logsnr
+            if abs(h) > _LONGEST * abs(before):
+                return values[:1]
+        return values[: self.order]
+
+    def _complete(self, leg: Leg, values: tuple[_Value, ...]) -> Tensor:
+        places = [(value.half_logsnr - leg.start) / leg.length for value in values]
+        weights = np.linalg.solve(
+            np.vander(places, increasing=True).T, self.moments(leg.rate * leg.length, len(values))
+        )
+        x = leg.base
+        for weight, (_, value) in zip(weights.tolist(), values, strict=True):
+            x = x.add(value, alpha=leg.gain * weight)
+        return x
+
+
+@dataclass(frozen=True)
+class Exponential(Multistep):
+    r"""The exact step in log-SNR, with x̂ interpolated: one evaluation a step, any order, any η.
+
+        x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s ∫₀ʰ κ e^{−κ(h−r)} P(λ_t + r) dr + σ_s √(1 − e^{−2η²h}) z
+
+    with P the polynomial through the last ``order`` values of x̂. The first steps are of order 1,
+    2, …, as are steps more than three times as long as the one before them.
+
+    | setting | published name |
+    |---|---|
+    | order 1, η = 0 | DDIM, Euler in σ/α |
+    | order 1, ``eta=DDIMNoise(e)`` | DDIM(e) |
+    | order 1, η = 1 | DDPM's posterior, SMLD's ancestral step |
+    | order 2 or 3, η = 0 | DPM-Solver++(2M), (3M) |
+    | order 2 or 3, η = 1 | their SDE forms |
+    | η = 0, ``corrector=order + 1`` | UniPC |
+    | any η, with corrector | SA-Solver |
+
+    Args:
+        order: how many values the polynomial goes through; the order of convergence as an ODE
+        solver.
+        eta: η >= 0, or a function of the step's length h in λ; 0 is the probability flow, 1 the
+            reverse SDE. The law does not depend on it, how errors add up does.
+        corrector: when the value at the end of a step is known, remake the step with a polynomial
+            through ``corrector`` values including that one; 0 does not. It costs no evaluation.
+        published: use the papers' approximate coefficients, to reproduce old results: the slope
+            weighed as at mid-step (2M), half the weight of the curvature (3M, which makes its order
+            2).
+
+    Example:
+        >>> Exponential(order=3, eta=1.0)
+        Exponential(order=3, eta=1.0, corrector=0, published=False)
+
+    References:
+        Song et al. 2021, arXiv:2010.02502; Lu et al., *DPM-Solver++*, 2022, arXiv:2211.01095, eqs.
+        9 and 14; Zhao et al., *UniPC*, 2023, arXiv:2302.04867; Xue et al., *SA-Solver*, 2023,
+        arXiv:2309.05019; Gonzalez et al., *SEEDS*, 2023, arXiv:2305.14267.
+    """
+
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.published and (self.order > 3 or self.corrector):
+            raise ValueError(
+                "published: expected order 1, 2 or 3 and no corrector, got "
+                f"order={self.order}, corrector={self.corrector}; elsewhere the exact "
+                "coefficients are the published ones"
+            )
+
+    def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return x̂."""
+        return score.denoised(x, t)
+
+    def leg(self, here: _Place, there: _Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+        """Return the step in terms of x̂."""
+        h = there.half_logsnr - here.half_logsnr
+        base = x * math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
+        if eta:
+            spread = math.exp(there.log_sigma) * math.sqrt(-math.expm1(-2 * eta**2 * h))
+            base = base.add(noise(x), alpha=spread)
+        return Leg(base, math.exp(there.log_alpha), 1 + eta**2, here.half_logsnr, h)
+
+    def moments(self, c: float, count: int) -> np.ndarray:
+        """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or what was published for it."""
+        exact = exponential_moments(c, count)
+        if self.published and count == self.order == 2:
+            exact[1] = 0.5 * exact[0]
+        if self.published and count == self.order == 3:
+            exact[2] = 0.5 * exact[2]
+        return exact
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    r"""The exact step in log-SNR, with ε̂ interpolated.
+
+        x_s = (α_s/α_t) x_t − (1 + η²) σ_s ∫₀ʰ e^{h−r} P(λ_t + r) dr + η σ_s √(e^{2h} − 1) z
+
+    with P the polynomial in λ through the last ``order`` values of ε̂.
+
+    Args:
+        order: how many values the polynomial goes through.
+        eta: η >= 0, or a function of the step's length h in λ.
+        corrector: as in :class:`Exponential`.
+
+    Example:
+        >>> DEIS()
+        DEIS(order=3, eta=0.0, corrector=0)
+
+    References:
+        Zhang & Chen, *Fast sampling of diffusion models with exponential integrator*, 2023,
+        arXiv:2204.13902, eq. 14 (in log ρ); Lu et al., *DPM-Solver*, 2022, arXiv:2206.00927, eq.
+        3.4.
+    """
+
+    order: int = 3
+
+    def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return ε̂."""
+        return score.noise(x, t)
+
+    def leg(self, here: _Place, there: _Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+        """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""
+        h = there.half_logsnr - here.half_logsnr
+        sigma = math.exp(there.log_sigma)
+        base = x * math.exp(there.log_alpha - here.log_alpha)
+        if eta:
+            base = base.add(noise(x), alpha=eta * sigma * math.sqrt(math.expm1(2 * h)))
+        return Leg(base, (1 + eta**2) * sigma, -1.0, here.half_logsnr, h)
+
+
+def exponential_moments(c: float, count: int) -> np.ndarray:
+    """Return m_k = ∫₀¹ c e^{−c(1−u)} uᵏ du, 0 <= k < ``count``, for any real c.
+
+    By quadrature where the recursion m_k = 1 − (k/c) m_{k−1} would lose digits.
+    """
+    if abs(c) < _RECURSION_FROM:
+        powers = np.vander(_NODES, count, increasing=True)
+        return (c * _WEIGHTS * np.exp(-c * (1 - _NODES))) @ powers
+    moments = np.empty(count)
+    moments[0] = -math.expm1(-c)
+    for k in range(1, count):
+        moments[k] = 1 - k / c * moments[k - 1]
+    return moments
+
+
+def _place(sde: GaussianSDE, t: Tensor) -> _Place:
+    time = sde.interior(t)
+    return _Place(float(sde.log_alpha(time)), float(sde.log_sigma(time)))

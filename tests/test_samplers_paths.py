@@ -1,0 +1,342 @@
+"""Whole ways, ways back, presets, and steps that choose themselves."""
+
+import math
+
+import pytest
+import torch
+
+import scoresde.samplers as samplers
+from scoresde import (
+    DDPM,
+    MLP,
+    VESDE,
+    VPSDE,
+    FunctionScore,
+    GaussianMixture,
+    ScoreModel,
+    SubVPSDE,
+)
+from scoresde.samplers import (
+    AdaptiveSDE,
+    Ancestral,
+    Exponential,
+    Heun,
+    Knots,
+    MetropolisLangevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+    SamplingError,
+    annealed_langevin,
+    ddim,
+    ddpm,
+    deis,
+    dpm_solver,
+    edm_heun,
+    encode,
+    interpolate,
+    pc,
+    sa_solver,
+    sample,
+    trajectory,
+    unipc,
+    walk,
+)
+
+SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
+PRESETS = [
+    ddpm(),
+    ddim(),
+    ddim(0.5),
+    pc(),
+    annealed_langevin(),
+    edm_heun(),
+    edm_heun(churn=40.0),
+    dpm_solver(),
+    dpm_solver(3, eta=1.0),
+    dpm_solver(published=True),
+    unipc(),
+    deis(),
+    sa_solver(),
+]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def mixture(sde):
+    means = torch.tensor([[-1.0, -1.0], [1.0, 0.8]])
+    return GaussianMixture(
+        torch.tensor([0.7, 0.3]), means, 0.04 * torch.eye(2).expand(2, 2, 2), sde
+    )
+
+
+# --- trajectories, encodings
+
+
+def test_a_trajectory_is_the_run_of_sample():
+    score = mixture(VPSDE())
+    times, states = trajectory(score, (3, 2), Ancestral(), steps=5, generator=generator())
+    assert torch.equal(times, Ancestral().grid(score.sde, 5))
+    assert states.shape == (6, 3, 2)
+    x = sample(score, (3, 2), Ancestral(), steps=5, denoise=False, generator=generator())
+    assert torch.equal(states[-1], x)
+
+
+def test_previews_are_denoised_states():
+    score = mixture(VPSDE())
+    times, states = trajectory(score, (3, 2), Ancestral(), steps=5, generator=generator())
+    _, previews = trajectory(
+        score, (3, 2), Ancestral(), steps=5, previews=True, generator=generator()
+    )
+    for t, x, preview in zip(times, states, previews, strict=True):
+        assert torch.equal(score.denoised(x, t), preview)
+
+
+@SDES
+@pytest.mark.parametrize(
+    ("sampler", "steps", "tolerance"),
+    [(ProbabilityFlow(tolerance=1e-5), 1, 1e-3), (Exponential(3), 300, 1e-3), (Heun(), 300, 2e-3)],
+    ids=str,
+)
+def test_what_is_encoded_can_be_decoded(sampler, steps, tolerance, sde):
+    score = mixture(sde)
+    x = score.sample(6, sde.t_min, generator(), torch.float64)
+    latent = encode(score, x, sampler, steps=steps)
+    scale = float(sde.prior_scale())
+    assert float(latent.abs().max()) < 6 * scale
+    back = sample(score, None, sampler, start=latent, steps=steps, denoise=False)
+    torch.testing.assert_close(back, x, rtol=0, atol=tolerance)
+
+
+def test_encoding_gaussian_data_is_the_closed_form():
+    sde, m, c = VPSDE(), 0.5, 0.3
+    score = GaussianMixture(torch.ones(1), torch.tensor([[m]]), torch.tensor([[[c]]]), sde)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64).unsqueeze(1)
+    (a0, a1), (s0, s1) = (
+        [float(curve(t)) for t in (sde.t_min, sde.T)] for curve in (sde.alpha, sde.sigma)
+    )
+    mean, var = (float(v) for v in (score.moments.mean, score.moments.variance))
+    stretch = math.sqrt((a1**2 * var + s1**2) / (a0**2 * var + s0**2))
+    want = a1 * mean + stretch * (x - a0 * mean)
+    torch.testing.assert_close(encode(score, x), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encode(score, x, Heun(), steps=200), want, rtol=2e-3, atol=2e-3)
+
+
+def test_interpolation_ends_where_it_should():
+    score = mixture(VPSDE())
+    ends = score.sample(4, score.sde.t_min, generator(), torch.float64)
+    between = interpolate(score, ends[:2], ends[2:], [0.0, 0.5, 1.0], Exponential(3), steps=200)
+    assert between.shape == (3, 2, 2)
+    torch.testing.assert_close(between[0], ends[:2], rtol=0, atol=3e-3)
+    torch.testing.assert_close(between[2], ends[2:], rtol=0, atol=3e-3)
+    assert bool((score.log_prob(between[1], score.sde.t_min) > -20).all())
+
+
+def test_interpolating_keeps_the_rows_of_a_condition():
+    torch.manual_seed(0)
+    model = ScoreModel(MLP((2,), width=16, depth=1, classes=5), VPSDE())
+    model = model.given(classes=torch.arange(4))
+    x0, x1 = torch.randn(2, 4, 2)
+    together = interpolate(model, x0, x1, [0.3], Exponential(2), steps=5)
+    alone = interpolate(model.rows(slice(2, 3)), x0[2:3], x1[2:3], [0.3], Exponential(2), steps=5)
+    torch.testing.assert_close(together[:, 2:3], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_encoding_needs_a_deterministic_sampler():
+    score = mixture(VPSDE())
+    for sampler in (Ancestral(), Exponential(2, eta=1.0), Heun(eta=0.5), edm_heun(churn=10.0)):
+        with pytest.raises(ValueError, match="sampler: expected a deterministic one"):
+            encode(score, torch.randn(2, 2), sampler, steps=4)
+
+
+def test_a_latent_that_is_not_finite_is_told():
+    def broken(x, t):
+        return torch.where((t > 0.5) & (x[:, :1] > 0), torch.nan, -x)
+
+    with pytest.raises(SamplingError, match="1 of 2 are not finite"):
+        encode(
+            FunctionScore(broken, VPSDE()), torch.tensor([[1.0], [-1.0]]), Exponential(1), steps=9
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda s: encode(s, torch.ones(2, 2).long()), TypeError, "x: expected a floating-point"),
+        (lambda s: encode(None, torch.ones(2, 2)), TypeError, "score: expected a Score"),
+        (
+            lambda s: interpolate(s, torch.ones(2, 2), torch.ones(3, 2), [0.5]),
+            ValueError,
+            "x0, x1: expected the same shape",
+        ),
+        (
+            lambda s: interpolate(s, torch.ones(2, 2), torch.ones(2, 2), 0.5),
+            ValueError,
+            r"weights: expected shape \(m,\)",
+        ),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call(mixture(VPSDE()))
+
+
+# --- presets
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=repr)
+def test_presets_print_themselves_and_run(preset):
+    assert eval(repr(preset), vars(samplers)) == preset
+    for sde in (VPSDE(), SubVPSDE(), VESDE()):
+        x = sample(mixture(sde), (4, 2), preset, steps=6, generator=generator())
+        assert bool(x.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [ddpm(), edm_heun(), edm_heun(churn=10.0, steps=40), dpm_solver(), dpm_solver(3, eta=1.0),
+     unipc(), deis(), sa_solver()],
+    ids=repr,
+)  # fmt: skip
+def test_presets_sample_the_data(preset):
+    """Their own grid and steps: modes, and widths within them, to ten percent."""
+    score = mixture(VESDE())
+    x = sample(score, (2000, 2), preset, generator=generator())
+    upper = x[:, 0] > 0
+    assert float(upper.float().mean()) == pytest.approx(0.3, abs=0.045)
+    for mode, mean in ((x[upper], (1.0, 0.8)), (x[~upper], (-1.0, -1.0))):
+        torch.testing.assert_close(mode.mean(0), torch.tensor(mean), rtol=0, atol=0.05)
+        torch.testing.assert_close(mode.std(0), torch.tensor([0.2, 0.2]), rtol=0.1, atol=0)
+
+
+def test_ddpm_on_its_own_table():
+    sde = DDPM.linear(N=20)
+    score = mixture(sde)
+    preset = ddpm(grid=Knots(), steps=19)
+    times, _ = trajectory(score, (2, 2), preset, generator=generator())
+    assert torch.equal(times, sde.times.flip(0))
+
+
+# --- adaptive steps
+
+
+def evaluations(sampler, score, start, seed=1):
+    """Run and count, per sample, how many points were looked at."""
+    counts = torch.zeros(len(start))
+
+    class Counting(samplers.chunked.Chunked):
+        def __init__(self, inner, rows):
+            super().__init__(inner, 10**6)
+            self.index = rows
+
+        def rows(self, index):
+            return Counting(self.score, self.index[index])
+
+        def denoised(self, x, t):
+            counts[self.index] += 1
+            return super().denoised(x, t)
+
+    source = generator(seed)
+    counting = Counting(score, torch.arange(len(start)))
+    times = sampler.grid(score.sde, 1)
+    *_, x = walk(counting, start, times, sampler,
+                 lambda x: torch.randn(x.shape, generator=source, dtype=x.dtype))  # fmt: skip
+    return x, counts
+
+
+@SDES
+def test_tighter_tolerances_cost_more_and_step_sizes_follow_the_sample(sde):
+    score = mixture(sde)
+    start = score.sample(64, sde.T, generator(), torch.float64)
+    _, loose = evaluations(AdaptiveSDE(0.1), score, start)
+    _, tight = evaluations(AdaptiveSDE(0.01), score, start)
+    assert float(tight.mean()) > 2 * float(loose.mean())
+    assert len(tight.unique()) > 3
+
+
+def test_a_refused_step_keeps_its_noise():
+    """With a first step far too long, every sample refuses several times; the law must not care.
+
+    The exact mean squared distance of Gaussian data is known; drawing anew after refusals biases
+    it.
+    """
+    sde, variance = VPSDE(), 0.01
+    score = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.tensor([[[variance]]]), sde)
+    t, s = (float(sde.time_at(torch.tensor(v, dtype=torch.float64))) for v in (0.5, 3.0))
+    start = score.sample(20000, t, generator(), torch.float64)
+    refusals = []
+    original = samplers.adaptive._Walk.settle
+
+    def watch(self, accepted, *rest):
+        refusals.append(float((~accepted).double().mean()))
+        return original(self, accepted, *rest)
+
+    samplers.adaptive._Walk.settle = watch
+    try:
+        source = generator(1)
+        (x,) = walk(
+            score, start, torch.tensor([t, s], dtype=torch.float64), AdaptiveSDE(0.05, first=2.5),
+            lambda x: torch.randn(x.shape, generator=source, dtype=x.dtype),
+        )  # fmt: skip
+    finally:
+        samplers.adaptive._Walk.settle = original
+    assert refusals[0] > 0.5
+    exact = float(sde.alpha(s) ** 2 * variance + sde.sigma(s) ** 2)
+    spread = 4 * math.sqrt(2 / 20000)
+    assert float(x.square().mean()) / exact == pytest.approx(1.0, abs=spread + 0.02)
+
+
+def test_stored_pieces_of_a_path_add_up():
+    """G of two halves, faded and joined, is G of the whole; and the halves are independent."""
+    n, eta = 40000, 0.8
+    source = generator()
+    walk_ = samplers.adaptive._Walk.begin(
+        torch.zeros(n, 1, dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0.0,
+        torch.ones(n, dtype=torch.float64),
+    )  # fmt: skip
+
+    def draw(walk_, target):
+        z = torch.randn(n, 1, generator=source, dtype=torch.float64)
+        return walk_.draw(torch.full((n,), target, dtype=torch.float64), z, eta)
+
+    def move(walk_, place):
+        accepted = torch.ones(n, dtype=torch.bool)
+        there = torch.full((n,), place, dtype=torch.float64)
+        return walk_.settle(accepted, walk_.x, there, walk_.time, walk_.length)
+
+    def variance(length):
+        return -math.expm1(-2 * eta**2 * length)
+
+    walk_, whole = draw(walk_, 2.0)
+    walk_, first = draw(walk_, 0.7)
+    walk_ = move(walk_, 0.7)
+    assert torch.equal(walk_.knot(), torch.full((n,), 2.0, dtype=torch.float64))
+    walk_, second = draw(walk_, 2.0)
+    walk_ = move(walk_, 2.0)
+    assert bool(walk_.knot().isinf().all())
+    torch.testing.assert_close(math.exp(-(eta**2) * 1.3) * first + second, whole)
+    tolerance = 5 * math.sqrt(2 / n)
+    for piece, length in ((whole, 2.0), (first, 0.7), (second, 1.3)):
+        assert float(piece.var()) / variance(length) == pytest.approx(1.0, abs=tolerance)
+    assert abs(float((first * second).mean())) < 5 / math.sqrt(n)
+
+
+# --- corrections with a density
+
+
+def test_metropolis_needs_a_density_and_takes_a_given_one():
+    score = mixture(VPSDE())
+    plain = FunctionScore(lambda x, t: score(x, t), VPSDE())
+    with pytest.raises(TypeError, match="log_prob: expected a function"):
+        sample(plain, (2, 2), PredictorCorrector(Ancestral(), MetropolisLangevin()), steps=2)
+    own, given = (
+        sample(
+            s, (5, 2), PredictorCorrector(Ancestral(), corrector), steps=5, generator=generator()
+        )
+        for s, corrector in (
+            (score, MetropolisLangevin()),
+            (plain, MetropolisLangevin(log_prob=score.log_prob)),
+        )
+    )
+    torch.testing.assert_close(own, given)
