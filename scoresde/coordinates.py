@@ -9,9 +9,9 @@ Then dz/d ln ρ = −R/S: Gaussian data stand still, and what is left for the so
 have beyond a Gaussian. In the angle θ = atan(ρ/b), with b the scale of the data, the whole way from
 ρ = 0 to ρ = ∞ is an interval of length π/2, and d ln ρ/dθ = (ρ² + b²)/(bρ).
 
-Along the flow d log p_z/dθ = −∇_z · (dz/dθ), and p_x(x) = p_z(z)/∏ S_x with S_x = αS. The divergence
-is invariant under the scaling by S, ∇_z·(dz/dθ) = ∇_w·h with h = S dz/dθ = −R d ln ρ/dθ, and is taken
-of h, whose Jacobian is symmetric.
+Along the flow d log p_z/dθ = −∇_z · (dz/dθ), and p_x(x) = p_z(z)/∏ S_x with S_x = αS. The
+divergence is invariant under the scaling by S, ∇_z·(dz/dθ) = ∇_w·h with h = S dz/dθ = −R d ln
+ρ/dθ, and is taken of h, whose Jacobian is symmetric.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Flow(ABC):
     def terminal(
         self, z: Tensor, latent: Tensor, prior: Distribution | None
     ) -> tuple[Tensor, Tensor]:
-        """Return log p_z at the noise end, and what matching its moments is worth there, ``(batch,)``.
+        """Return log p_z at the noise end, and what matching its moments is worth, ``(batch,)``.
 
         Args:
             z: where the flow ends, ``(batch, d)``.
@@ -76,13 +76,16 @@ class Flow(ABC):
             prior: the law at T; None for the moment-matched Gaussian where moments are known, else
                 the SDE's own.
         """
+        volume = self.log_volume(self.end)
+        if prior is not None and not self.score.moments.known:
+            return prior.log_prob(latent) + volume, torch.full_like(z[:, 0], torch.nan)
         own = self.score.sde.prior(self.event_shape, dtype=latent.dtype, device=latent.device)
-        standard = own.log_prob(latent) + self.log_volume(self.end)
-        matched = standard_normal(z) if self.score.moments.known else None
-        mismatch = torch.full_like(standard, torch.nan) if matched is None else matched - standard
-        if prior is not None:
-            return prior.log_prob(latent) + self.log_volume(self.end), mismatch
-        return (standard if matched is None else matched), mismatch
+        standard = own.log_prob(latent) + volume
+        if not self.score.moments.known:
+            return standard, torch.full_like(standard, torch.nan)
+        matched = standard_normal(z)
+        terminal = matched if prior is None else prior.log_prob(latent) + volume
+        return terminal, matched - standard
 
     @abstractmethod
     def slope(
@@ -129,6 +132,11 @@ class GaussianFlow(Flow):
         self.sde: GaussianSDE = score.sde
         self.moments = score.moments
         self.event_shape = tuple(event_shape)
+        if self.moments.mean.ndim and self.moments.mean.shape != self.event_shape:
+            raise ValueError(
+                f"x: expected shape (batch, {', '.join(map(str, self.moments.mean.shape))}), that of "
+                f"the data whose moments the score knows, got an event of shape {self.event_shape}"
+            )
         spread = float(self.moments.variance.mean().sqrt())
         self.pivot = (spread if spread > 0 else 1.0) if pivot is None else pivot
         self.t_min = self.sde.t_min if t_min is None else t_min
@@ -276,7 +284,7 @@ def _evaluate(
     streams: Streams | None,
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, Linear | None]:
-    """Return a field's value, estimates of its divergence, and the symmetric part of its Jacobian."""
+    """Return a field's value, its divergence, and the symmetric part of its Jacobian."""
     if trace is None or streams is None:
         return field(z), z.new_zeros(len(z), 0), None
     value, divergence, jacobian = trace.linearize(field, z, streams, differentiable=differentiable)

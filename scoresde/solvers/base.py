@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Linear(NamedTuple):
-    """A matrix ``left diag(values) right`` per sample that stands in for the field's Jacobian ∂v/∂z.
+    """A matrix ``left diag(values) right`` per sample: a stand-in for the Jacobian ∂v/∂z.
 
     Attributes:
         values: ``(m, r)``, real.
@@ -68,8 +68,8 @@ class Solution:
     Attributes:
         state: z at the end ``(batch, d)``, or the last good value where it did not arrive.
         integral: ∫ q ``(batch,)``.
-        standard_error: standard error of the integral from the noise of q ``(batch,)``; 0 for an exact
-            q, NaN where a single estimate does not tell.
+        standard_error: standard error of the integral from the noise of q ``(batch,)``; 0 for an
+            exact q, NaN where a single estimate does not tell.
         error: estimated error of the integral from the discretisation ``(batch,)``.
         reached: τ of ``state`` ``(batch,)``.
         evaluations: evaluations of the field ``(batch,)``, int64.
@@ -109,6 +109,7 @@ class Solver(ABC):
             z: initial state ``(batch, d)``, float64.
             start: initial τ.
             end: final τ.
-            tolerance: wanted error, of the state relative to 1 + |z| and of the integral per dimension.
+            tolerance: wanted error, of the state relative to 1 + |z| and of the integral per
+                dimension.
             noisy: whether the integrand is a noisy estimate, which must not steer the steps.
         """

@@ -1,0 +1,133 @@
+r"""Data → log p, with an error budget: the door, and what comes out of it.
+
+The value is the density of the noised data at t_min, taken at the point x itself; it tends to that
+of the data as t_min → 0. What separates the returned number from it is told apart, in nats: the
+noise of the trace estimate, the error of the integration, and the stand-in used for the law at T.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from scoresde._streams import Streams
+from scoresde.coordinates import Flow
+from scoresde.dequantization import bits_per_dim, check_dequantized
+from scoresde.solvers import Solver
+from scoresde.traces import Trace
+
+
+@dataclass(frozen=True)
+class Query:
+    """Everything a method needs besides the points.
+
+    Attributes:
+        flow: the probability flow of the score, in its best variables.
+        trace: how divergences are told.
+        solver: how paths are integrated.
+        tolerance: wanted error in bits per dimension.
+        prior: the law at T, or None for the flow's own choice.
+        streams: one random stream per point of the whole batch.
+    """
+
+    flow: Flow
+    trace: Trace
+    solver: Solver
+    tolerance: float
+    prior: Distribution | None
+    streams: Streams
+
+
+class Method(ABC):
+    """A way from points to log-densities; members are frozen dataclasses."""
+
+    @abstractmethod
+    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+        """Return the likelihood of some rows.
+
+        Args:
+            query: the score's flow and how to follow it.
+            x: the points of these rows, ``(m, *event)``.
+            rows: which rows of the whole batch they are, ``(m,)``; streams and conditions are
+                theirs.
+        """
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-densities of a batch and what is known of their errors, per sample, in nats.
+
+    Attributes:
+        log_prob: log p_{t_min}(x) ``(batch,)``.
+        standard_error: standard error from the trace's probes ``(batch,)``; 0 for an exact trace,
+            NaN if a solver with a single fixed probe can't tell.
+        solver_error: estimated error of the integration ``(batch,)``; NaN if the solver gives none,
+            infinite where it did not arrive.
+        prior_mismatch: log-density of the latent under the moment-matched law at T less that under
+            the SDE's own prior ``(batch,)``: what the choice of the terminal law is worth, and the
+            floor under every likelihood that uses the latter. NaN if the score has no moments.
+        latent: the state at T the flow takes x to, ``(batch, *event)``.
+        evaluations: evaluations of the score ``(batch,)``.
+        divergences: evaluations that came with a divergence ``(batch,)``.
+        converged: whether the integration arrived, with an estimated error of at most ten times the
+            tolerance ``(batch,)`` (the estimate is an upper bound, often far above the true error);
+            where not, log_prob is the best value there is.
+        t_min: the time at which the density is taken; see :func:`log_likelihood`.
+        points: x itself ``(batch, *event)``.
+    """
+
+    log_prob: Tensor
+    standard_error: Tensor
+    solver_error: Tensor
+    prior_mismatch: Tensor
+    latent: Tensor
+    evaluations: Tensor
+    divergences: Tensor
+    converged: Tensor
+    t_min: float
+    points: Tensor
+
+    def bits_per_dim(
+        self, *, levels: int | None = None, scale: float | Tensor | None = None
+    ) -> Tensor:
+        """Return −log₂ p per dimension in the unit of the raw data, ``(batch,)``.
+
+        Args:
+            levels: number of levels of the (dequantized) integer data, None for continuous data.
+            scale: width of all levels together in the model's coordinates: 2 for data in [−1, 1].
+
+        Raises:
+            ValueError: if ``levels`` is given and x looks as if it had not been dequantized.
+
+        References:
+            Theis et al., *A note on the evaluation of generative models*, 2016, arXiv:1511.01844.
+        """
+        if levels is not None:
+            check_dequantized("x", self.points)
+        event_shape = self.points.shape[1:]
+        return bits_per_dim(self.log_prob, event_shape, levels=levels, scale=scale)
+
+    @property
+    def error(self) -> Tensor:
+        """Two standard errors and the solver's error together, in nats ``(batch,)``."""
+        return 2 * self.standard_error + self.solver_error
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.log_prob)
+
+    def __repr__(self) -> str:
+        """Show the mean and the budget."""
+        n, d = len(self), max(1, math.prod(self.points.shape[1:]))
+        mean = self.log_prob.double().mean()
+        return (
+            f"Likelihood({n} samples, mean log p = {mean:.4f} nats = {-mean / d / math.log(2):.4f} "
+            f"bits/dim at t = {self.t_min:g}; largest standard error "
+            f"{self.standard_error.max():.2g}, solver error {self.solver_error.max():.2g}, "
+            f"{int(self.converged.sum())} converged, "
+            f"{self.evaluations.double().mean():.1f} evaluations)"
+        )
