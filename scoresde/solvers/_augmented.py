@@ -37,7 +37,7 @@ class Augmented:
         tau: how far they got.
         y: their state there, ``(m, d + k)``.
         d: number of coordinates of z.
-        finite: whether the latest slope was finite, ``(m,)``.
+        finite: whether the latest slopes were finite, ``(m,)``.
         busy: whether the field is being evaluated, so that an exception is its own.
     """
 

@@ -24,6 +24,7 @@ class _March(Augmented):
         state, integrals = ratio[:, : self.d], ratio[:, self.d :]
         rms = state.square().mean(1, keepdim=True).sqrt()
         worst = torch.cat([rms, integrals.abs()], dim=1).amax(1)
+        self.finite = worst.isfinite()
         # the library reads NaN as a step of 0; a large number makes it retry with a smaller one
         self._worst = worst.nan_to_num(_HUGE, _HUGE).clamp(max=_HUGE)
         return self._worst.max()
