@@ -457,6 +457,16 @@ def test_chunks_do_not_matter(chunk, dtype):
     torch.testing.assert_close(estimates[:, 0], divergence(field, x))
 
 
+@pytest.mark.parametrize("trace", [*FAMILY, ExactTrace(chunk=D), ExactTrace(chunk=D - 1)], ids=repr)
+def test_a_jacobian_that_comes_for_nothing_is_the_jacobian(trace):
+    field, x, s = curved(), randn(3, D), streams(3)
+    value, estimates, matrix = trace.linearize(field, x, s)
+    torch.testing.assert_close((value, estimates), trace(field, x, s))
+    assert (matrix is not None) == (trace.exact and trace.chunk >= D)
+    if matrix is not None:
+        torch.testing.assert_close(matrix, jacobian(field, x))
+
+
 class Sizes(TorchDispatchMode):
     """Notes the largest tensor that any operation makes."""
 
