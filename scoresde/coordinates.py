@@ -32,6 +32,9 @@ from scoresde.solvers.base import Evaluation, Linear
 from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
 
+_SPECTRAL_UP_TO = 64
+"""Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
+
 
 class Flow(ABC):
     """The probability flow of a score as an initial-value problem dz/dτ, z of shape ``(batch, d)``.
@@ -132,10 +135,11 @@ class GaussianFlow(Flow):
         self.sde: GaussianSDE = score.sde
         self.moments = score.moments
         self.event_shape = tuple(event_shape)
-        if self.moments.mean.ndim and self.moments.mean.shape != self.event_shape:
+        known = self.moments.mean.shape
+        if known and known != self.event_shape:
             raise ValueError(
-                f"x: expected shape (batch, {', '.join(map(str, self.moments.mean.shape))}), that of "
-                f"the data whose moments the score knows, got an event of shape {self.event_shape}"
+                f"x: expected shape (batch, {', '.join(map(str, known))}), that of the data whose "
+                f"moments the score knows, got an event of shape {self.event_shape}"
             )
         spread = float(self.moments.variance.mean().sqrt())
         self.pivot = (spread if spread > 0 else 1.0) if pivot is None else pivot
@@ -287,6 +291,8 @@ def _evaluate(
     """Return a field's value, its divergence, and the symmetric part of its Jacobian."""
     if trace is None or streams is None:
         return field(z), z.new_zeros(len(z), 0), None
+    if z.shape[1] > _SPECTRAL_UP_TO:
+        return *trace(field, z, streams, differentiable=differentiable), None
     value, divergence, jacobian = trace.linearize(field, z, streams, differentiable=differentiable)
     if jacobian is None:
         return value, divergence, None

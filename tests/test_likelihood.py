@@ -361,3 +361,12 @@ def test_bad_input(change: dict[str, object], error: type[Exception], message: s
     score, x = arguments.pop("score"), arguments.pop("x")
     with pytest.raises(error, match=message):
         log_likelihood(score, x, **arguments)
+
+
+def test_a_single_fresh_probe_has_an_error_bar_too() -> None:
+    score = mixture(VPSDE(), 16, "anisotropic")
+    point = score.sample(1, 0.0, seeded(1), dtype=torch.float64)
+    x = point.expand(200, 16).contiguous()
+    result = log_likelihood(score, x, trace=Hutchinson(), generator=seeded(2))
+    claimed = float(result.standard_error.square().mean().sqrt())
+    assert 0.8 < claimed / float(result.log_prob.std()) < 1.6

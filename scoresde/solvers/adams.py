@@ -9,13 +9,14 @@ Every sample has its own time, step, order and history of k slopes. A step of si
 and integrates q with the same weights. The defect e = z⁺ − p controls the step; if the integrand is
 exact, so does the difference between two orders of its integral.
 
-Where the Jacobian J is known, z′ = J (z − z_n) + P(τ) is solved exactly, with P through v − J (z − z_n):
-the linearised exponential Adams method (Hochbruck & Ostermann 2011). Any J gives the same order; the
-true one takes the stiffness out, by which explicit methods crawl at points off the data.
+Where the Jacobian J is known, z′ = J (z − z_n) + P(τ) is solved exactly, with P through
+v − J (z − z_n): the linearised exponential Adams method. Any J gives the same order; the true one
+takes the stiffness out, by which explicit methods crawl at points off the data.
 
 Along any path, the integral of q misses the change of log p by ∇log p · (path − flow); its share in
-each step, ½(a + a′)·(e′ − e), and the doubt about the integral make up the error estimate. Their signs
-vary, so that squares are summed.
+each step, ½(a + a′)·(e′ − e), and the doubt about the integral make up the error estimate. Their
+signs vary, so that squares are summed. A noisy integrand neither steers nor doubts: two orders of
+its integral differ by noise.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Adams(Solver):
     r"""The adaptive Adams predictor–corrector (PEC), one evaluation a step.
 
     Args:
-        order: most slopes in the history, 1 to 8.
+        order: most slopes in the history, 2 to 8.
         max_evaluations: where a sample gives up, with the best it has.
 
     Raises:
@@ -87,7 +88,7 @@ class Adams(Solver):
     fresh = True
 
     def __post_init__(self) -> None:
-        check_integer("order", self.order, minimum=1)
+        check_integer("order", self.order, minimum=2)
         check_integer("max_evaluations", self.max_evaluations, minimum=2)
         if self.order > 8:
             raise ValueError(f"order: expected at most 8, got {self.order}")
@@ -104,12 +105,18 @@ class Adams(Solver):
     ) -> Solution:
         """Integrate every sample with its own steps (see :meth:`Solver.solve`)."""
         walk = self._begin(field, z, start, end, tolerance)
-        out = _Arrivals(z, walk)
+        out = _Arrivals(z)
+        if start == end:
+            out.record(walk, torch.full_like(walk.rows, int(Status.CONVERGED)))
+            return out.solution()
         smallest = 1e-12 * abs(end - start)
         while len(walk.rows):
             left = end - walk.tau
             step = torch.where(walk.step.abs() < left.abs(), walk.step, left)
-            trial, accepted, factor = self._step(field, walk, step, tolerance, noisy)
+            trial, error = self._step(field, walk, step, tolerance, noisy)
+            accepted = error <= 1
+            factor = _SAFETY * error.clamp(min=1e-10) ** (-1 / (walk.order + 1).to(error.dtype))
+            factor = factor.clamp(_SHRINK, _GROW)
             walk = _merge(accepted, trial, replace(walk, evaluations=trial.evaluations))
             arrived = accepted & (step == left)
             walk.tau = torch.where(arrived, end, walk.tau)
@@ -119,6 +126,7 @@ class Adams(Solver):
             status = torch.full_like(walk.rows, int(Status.CONVERGED))
             status = torch.where(spent, int(Status.MAX_EVALUATIONS), status)
             status = torch.where(stuck, int(Status.STEP_TOO_SMALL), status)
+            status = torch.where(stuck & error.isinf(), int(Status.NOT_FINITE), status)
             done = arrived | stuck | spent
             index = done.nonzero().squeeze(1)
             if len(index):
@@ -127,7 +135,7 @@ class Adams(Solver):
         return out.solution()
 
     def _begin(self, field: Field, z: Tensor, start: float, end: float, tolerance: float) -> _Walk:
-        """Evaluate twice, at the start and an Euler step away, and choose a first step from both."""
+        """Evaluate twice, at the start and an Euler step on, and choose a first step."""
         n, d = z.shape
         K = self.order
         rows = torch.arange(n, device=z.device)
@@ -168,8 +176,8 @@ class Adams(Solver):
 
     def _step(
         self, field: Field, w: _Walk, step: Tensor, tolerance: float, noisy: bool
-    ) -> tuple[_Walk, Tensor, Tensor]:
-        """Try one step; return the state after it, whether to accept it, and the factor of the next."""
+    ) -> tuple[_Walk, Tensor]:
+        """Try one step; return the state after it, and its error over the allowed one."""
         k, h = w.order, step.unsqueeze(1)
         past = (w.nodes - w.tau.unsqueeze(1)) / h
         present = torch.cat([torch.ones_like(past[:, :1]), past], dim=1)
@@ -179,6 +187,8 @@ class Adams(Solver):
         tau = w.tau + step
         v, q, a, linear = Evaluation(*field(tau, p, w.rows, w.evaluations))
         mean, spread = _average(q)
+        if noisy and q.shape[1] == 1:
+            spread = _roughness(w, tau, mean)
         slopes = torch.cat([v.unsqueeze(1), w.slopes], dim=1)
         states = torch.cat([p.unsqueeze(1), w.states], dim=1)
         rates = torch.cat([mean.unsqueeze(1), w.rates], dim=1)
@@ -189,13 +199,10 @@ class Adams(Solver):
         doubt = step * ((weights_moulton - weights_lower) * rates).sum(1)
         d = w.z.shape[1]
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()))) / tolerance
-        if not noisy:
-            error = torch.maximum(error, doubt.abs() / (d * tolerance))
+        doubt = torch.zeros_like(doubt) if noisy else doubt
+        error = torch.maximum(error, doubt.abs() / (d * tolerance))
         finite = error.isfinite() & z.isfinite().all(1)
         error = torch.where(finite, error, torch.inf)
-        accepted = error <= 1
-        factor = _SAFETY * error.clamp(min=1e-10) ** (-1 / (k + 1).to(error.dtype))
-        factor = factor.clamp(_SHRINK, _GROW)
         weights = h * weights_moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
         gradient = torch.zeros_like(z) if a is None else a
         detour = 0.5 * ((gradient + w.gradient) * (defect - w.defect)).sum(1)
@@ -219,13 +226,13 @@ class Adams(Solver):
             weights=weights[:, :-1],
             **_linear(linear, z),
         )
-        return after, accepted, factor
+        return after, error
 
 
 class _Arrivals:
     """Where finished samples are written, in the order of the batch."""
 
-    def __init__(self, z: Tensor, walk: _Walk) -> None:
+    def __init__(self, z: Tensor) -> None:
         n = len(z)
         self._state = z
         self._columns = z.new_zeros(n, 4)
@@ -253,7 +260,7 @@ def _linear(linear: Linear | None, z: Tensor) -> dict[str, Tensor]:
 
 
 def _fit(nodes: Tensor, count: Tensor) -> Tensor:
-    """Matrix ``(m, n, n)`` from values at the first ``count`` of ``nodes`` to the coefficients of x^i."""
+    """Matrix ``(m, n, n)`` from values at the first ``count`` nodes to coefficients of x^i."""
     n = nodes.shape[1]
     power = torch.arange(n, device=nodes.device)
     used = power < count.unsqueeze(1)
@@ -310,6 +317,14 @@ def _average(q: Tensor) -> tuple[Tensor, Tensor]:
         return q.new_zeros(len(q)), q.new_zeros(len(q))
     mean = q.mean(1)
     return mean, q.var(1) / k if k > 1 else torch.zeros_like(mean)
+
+
+def _roughness(w: _Walk, tau: Tensor, rate: Tensor) -> Tensor:
+    """Variance of a single estimate of q, by its distance from the line through the last two."""
+    (t1, t2), (q1, q2) = w.nodes[:, :2].unbind(1), w.rates[:, :2].unbind(1)
+    reach = torch.where(w.order > 1, (tau - t1) / (t1 - t2), 0.0)
+    miss = rate - q1 - reach * torch.where(w.order > 1, q1 - q2, 0.0)
+    return miss**2 / (1 + (1 + reach) ** 2 + reach**2)
 
 
 def _push(history: Tensor, value: Tensor) -> Tensor:
