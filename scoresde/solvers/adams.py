@@ -71,7 +71,7 @@ class Adams(Solver):
     r"""The adaptive Adams predictor–corrector (PEC), one evaluation a step.
 
     Args:
-        order: most slopes in the history, 2 to 8.
+        order: most slopes that a polynomial goes through, 1 to 8.
         max_evaluations: where a sample gives up, with the best it has.
 
     Raises:
@@ -88,7 +88,7 @@ class Adams(Solver):
     fresh = True
 
     def __post_init__(self) -> None:
-        check_integer("order", self.order, minimum=2)
+        check_integer("order", self.order, minimum=1)
         check_integer("max_evaluations", self.max_evaluations, minimum=2)
         if self.order > 8:
             raise ValueError(f"order: expected at most 8, got {self.order}")
@@ -137,7 +137,7 @@ class Adams(Solver):
     def _begin(self, field: Field, z: Tensor, start: float, end: float, tolerance: float) -> _Walk:
         """Evaluate twice, at the start and an Euler step on, and choose a first step."""
         n, d = z.shape
-        K = self.order
+        K = max(self.order, 2)
         rows = torch.arange(n, device=z.device)
         zero = z.new_zeros(n)
         tau = torch.full_like(zero, start)
