@@ -51,7 +51,7 @@ SAMPLERS = [
     PredictorCorrector(Ancestral(), MetropolisLangevin()),
 ]
 FEW = [Exponential(3), Exponential(2, eta=1.0), Heun(), Heun(eta=1.0), Churn(Heun(), gamma=0.1)]
-ADAPTIVE = [AdaptiveSDE(0.03), AdaptiveSDE(0.03, eta=0.5, first=3.0), ProbabilityFlow()]
+ADAPTIVE = [AdaptiveSDE(0.03), AdaptiveSDE(0.05, eta=0.5, first=3.0), ProbabilityFlow()]
 
 
 def mixture(sde):
@@ -181,11 +181,14 @@ def test_a_step_by_the_bare_norm_has_another_law():
 
 
 def corrected(score, corrector, t, steps=300):
-    x, noise = score.sample(4000, t, generator(0)), generator(1)
+    x, source = score.sample(4000, t, generator(0)), generator(1)
     time = torch.tensor(t, dtype=torch.float64)
+
+    def draw(x):
+        return torch.randn(x.shape, generator=source)
+
     for _ in range(steps):
-        z = torch.randn(x.shape, generator=noise)
-        x, _ = corrector.step(score, x, time, time, None, lambda x, z=z: z)
+        x, _ = corrector.step(score, x, time, time, None, draw)
     return x
 
 

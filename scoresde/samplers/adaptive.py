@@ -28,7 +28,7 @@ from scoresde.samplers.base import Noise, Sampler, gaussian
 from scoresde.score import Score
 from scoresde.sdes import GaussianSDE
 
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 4.0
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 2.0
 _EXPONENT = 1 / 1.5
 """The error of a step is O(h^{3/2}), for its noise is O(h^{1/2})."""
 
@@ -44,14 +44,16 @@ class AdaptiveSDE(Sampler):
     refused one. The loop looks at the device after each round, to see who has arrived.
 
     Args:
-        tolerance: error of a step, relative to the scale √(α²c + σ²) of the state, root mean square
-            over its coordinates; c is the mean variance of the data, 1 if it is not known.
+        tolerance: error of a step, root mean square over the coordinates, relative to the noise σ
+            left in the state.
         eta: η > 0; 1 is the reverse SDE.
         first: length in log-SNR λ of the first step tried.
+        longest: of any step. Where all is noise, and where none is, x̂ hardly changes, and a longer
+            step could leap over all that lies between without noticing.
 
     Example:
         >>> AdaptiveSDE(tolerance=0.02)
-        AdaptiveSDE(tolerance=0.02, eta=1.0, first=0.1)
+        AdaptiveSDE(tolerance=0.02, eta=1.0, first=0.1, longest=0.5)
 
     References:
         Jolicoeur-Martineau et al., *Gotta go fast when generating data with score-based models*,
@@ -60,14 +62,16 @@ class AdaptiveSDE(Sampler):
         with memory*, 2017, arXiv:1602.06356.
     """
 
-    tolerance: float = 0.01
+    tolerance: float = 0.1
     eta: float = 1.0
     first: float = 0.1
+    longest: float = 0.5
 
     def __post_init__(self) -> None:
         check_positive("tolerance", self.tolerance)
         check_positive("eta", self.eta, cure="for the flow use ProbabilityFlow()")
         check_positive("first", self.first)
+        check_positive("longest", self.longest)
 
     @property
     def default_steps(self) -> int:
@@ -103,7 +107,8 @@ class AdaptiveSDE(Sampler):
         """Try one step for every sample."""
         score = score.rows(walk.rows)
         walk = walk.look(score)
-        target = torch.minimum(walk.place + walk.length, walk.knot()).clamp(max=end)
+        length = walk.length.clamp(max=self.longest)
+        target = torch.minimum(walk.place + length, walk.knot()).clamp(max=end)
         time, h = sde.time_at(target), target - walk.place
         walk, kick = walk.draw(target, z, self.eta)
 
@@ -116,8 +121,7 @@ class AdaptiveSDE(Sampler):
         change = score.denoised(x, time) - walk.denoised
         change = expand(alpha * (1 - zeroth / c), x) * change
 
-        scale = torch.sqrt(alpha**2 * score.moments.variance.mean().to(alpha) + sigma**2)
-        error = flatten(change).double().square().mean(1).sqrt() / (self.tolerance * scale)
+        error = flatten(change).double().square().mean(1).sqrt() / (self.tolerance * sigma)
         factor = (_SAFETY * error**-_EXPONENT).nan_to_num(nan=_GROW).clamp(_SHRINK, _GROW)
         accepted = ~((error > 1) & (h > smallest))
         return walk.settle(accepted, x + change, target, time, h * factor)
