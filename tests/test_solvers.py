@@ -351,7 +351,6 @@ def test_a_coupled_batch_stops_together():
     assert (solution.reached == solution.reached[0]).all()
 
 
-@pytest.mark.xfail(strict=True, reason="a noisy integrand is not looked at")
 def test_a_noisy_integrand_that_is_not_finite_is_a_failure_for_adams():
     z = torch.ones(3, 2, dtype=torch.float64)
     field = failing("nan integrand")
@@ -363,7 +362,7 @@ def test_a_noisy_integrand_that_is_not_finite_is_a_failure_for_adams():
 @pytest.mark.parametrize(
     "solver",
     [
-        pytest.param(Adams(), marks=pytest.mark.xfail(strict=True, reason="equal nodes")),
+        Adams(),
         TorchDiffEq(),
         SciPy(),
     ],
@@ -505,7 +504,7 @@ def test_no_integral_for_a_sampler(solver):
     assert not solution.standard_error.any()
 
 
-@ADAPTERS
+@MEMBERS
 def test_nothing_to_do(solver):
     problem = Logistic(3, 2)
     solution = solve(solver, problem, 0.7, 0.7, 1e-5)
@@ -514,11 +513,6 @@ def test_nothing_to_do(solver):
     assert not solution.status.any()
     assert (solution.reached == 0.7).all()
     assert solution.evaluations.max() <= 4
-
-
-@pytest.mark.xfail(strict=True, reason="a step of 0 is read as a failure")
-def test_nothing_to_do_for_adams():
-    test_nothing_to_do(Adams(max_evaluations=20))
 
 
 @MEMBERS
@@ -562,7 +556,7 @@ def test_standard_errors_under_fresh_noise():
     problem = Logistic(1, 2)
     for name in ("rate", "omega", "origin"):
         setattr(problem, name, getattr(problem, name).expand(n, 2))
-    for k in (2, 4):
+    for k in (1, 2, 4):
         field = noisy(problem, Streams.draw(n, generator(k)), k, 3.0)
         z = problem.at(0.0)
         solution = Adams().solve(field, z, 0.0, 2.0, tolerance=1e-5, noisy=True)
@@ -605,21 +599,10 @@ def test_exact_integrands_have_no_standard_error(solver):
 
 
 @ADAPTERS
-def test_one_noisy_estimate_does_not_tell_its_noise(solver):
+def test_one_fixed_estimate_does_not_tell_its_noise(solver):
     solution = solve(solver, Logistic(3, 2), 0.0, 1.0, 1e-4, noisy=True)
     assert solution.standard_error.isnan().all()
     assert solution.integral.isfinite().all()
-
-
-@pytest.mark.xfail(strict=True, reason="the spread of a single estimate is taken to be 0")
-def test_one_noisy_estimate_does_not_tell_adams_its_noise():
-    field = noisy(Logistic(3, 2), Streams.draw(3, generator()), 1, 3.0)
-    z = Logistic(3, 2).at(0.0)
-    solution = Adams().solve(field, z, 0.0, 1.0, tolerance=1e-4, noisy=True)
-    exact = Logistic(3, 2).integral(0.0, 1.0)
-    error = (solution.integral - exact).abs()
-    known = solution.standard_error.isfinite()
-    assert (error[known] < 10 * solution.standard_error[known]).all()
 
 
 # --- the error estimate
