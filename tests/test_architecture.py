@@ -24,13 +24,14 @@ FLOORS = (  # from the ground up; private modules such as _shapes are the ground
     {"score", "exact", "coordinates", "predictions", "moments"},
     {"losses", "samplers", "likelihood", "guidance"},
     {"training", "interop", "testing", "plots"},
-    {"__main__"},
-    {"__init__"},
+    {"commands"},
+    {"__init__", "__main__"},
 )
 NEIGHBOURS = {1, 3}  # floors (the ground is 0) whose rooms never import each other
 
 SEAMS = {  # what users bring: a public door may refuse what is not one, but never asks which one
     "GaussianSDE",
+    "Method",
     "Prediction",
     "ProbeLaw",
     "SDE",

@@ -23,7 +23,7 @@ from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.chunked import Chunked
 from scoresde.samplers.grids import Grid
 from scoresde.score import Score
-from scoresde.sdes import SDE, GaussianSDE
+from scoresde.sdes import SDE
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def sample(
     knots = sampling_times(sampler, score.sde, steps, times)
     x = _start(score, shape, start, generator)
     if denoise is None:
-        denoise = isinstance(score.sde, GaussianSDE)
+        denoise = score.sde.gaussian
     noise = partial(normal_like, generator=generator)
     return run(
         score, x, knots, sampler, noise, denoise=denoise, progress=progress, callback=callback,
