@@ -109,7 +109,8 @@ class Adams(Solver):
         if start == end:
             out.record(walk, torch.full_like(walk.rows, int(Status.CONVERGED)))
             return out.solution()
-        smallest = 1e-12 * abs(end - start)
+        eps = torch.finfo(z.dtype).eps
+        smallest = max(1e-12 * abs(end - start), 64 * eps * max(abs(start), abs(end)))
         while len(walk.rows):
             left = end - walk.tau
             step = torch.where(walk.step.abs() < left.abs(), walk.step, left)
@@ -201,7 +202,7 @@ class Adams(Solver):
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()))) / tolerance
         doubt = torch.zeros_like(doubt) if noisy else doubt
         error = torch.maximum(error, doubt.abs() / (d * tolerance))
-        finite = error.isfinite() & z.isfinite().all(1)
+        finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = h * weights_moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
         gradient = torch.zeros_like(z) if a is None else a
@@ -267,7 +268,7 @@ def _fit(nodes: Tensor, count: Tensor) -> Tensor:
     square = used.unsqueeze(2) & used.unsqueeze(1)
     vandermonde = nodes.unsqueeze(2) ** power.to(nodes.dtype)
     identity = torch.eye(n, dtype=nodes.dtype, device=nodes.device)
-    inverse = torch.linalg.inv(torch.where(square, vandermonde, identity))
+    inverse = torch.linalg.inv_ex(torch.where(square, vandermonde, identity)).inverse
     return torch.where(square, inverse, 0.0)
 
 
