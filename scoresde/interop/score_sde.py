@@ -1,0 +1,527 @@
+r"""Checkpoints of score_sde_pytorch, the official code of score SDEs.
+
+Such a file is a pickled dictionary of ``model`` (a state dict, names prefixed by ``module.``),
+``ema`` (whose ``shadow_params`` are the averages of the trainable parameters: a bare list in their
+order), ``optimizer`` and ``step``.  It holds weights, not what they mean; that is a convention of
+the training, of which the configuration tells:
+
+| ``training.sde`` | ``continuous`` | diffusion | label at time t | output |
+|---|---|---|---|---|
+| "vpsde" | True | ``VPSDE`` | 999 t | noise |
+| "subvpsde" | any | ``SubVPSDE`` | 999 t | noise |
+| "vesde" | True | ``VESDE`` | σ(t) | score |
+| "vpsde" | False | ``VPSDE(…).discretize(N)`` | index of the table | noise |
+| "vesde" | False | ``NCSN(sigmas)`` | index, 0 for the largest σ | score |
+
+Noise is the official −σ(t) times score, with σ in float64.  Networks of VP and sub-VP see images in
+[-1, 1], those of VE images in [0, 1] (``model.network.centered`` says which); samples come in the
+same range.
+
+Discrete times.  Here entry i of a table belongs to t = (i + 1) T/N, so that t = 0 is the data;
+there, to t = i T/(N − 1), so that t = 0 is the first noise level already.  At the knots both are
+the same network at the same noise level, and a time t there is (t (N − 1) + 1)/N here.  Between
+knots, where the official code takes α and σ of the knot below (VP) or the nearest knot (VE), here
+α and σ move on; labels are as there, linear (VP) or rounded (VE).
+
+References:
+    Song et al., *Score-based generative modeling through stochastic differential equations*, 2021,
+    arXiv:2011.13456; its code, github.com/yang-song/score_sde_pytorch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoresde._checks import check_file, describe
+from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
+from scoresde.predictions import (
+    NOISE,
+    SCORE,
+    Label,
+    Prediction,
+    TimeLabel,
+    by_index,
+    by_sigma,
+)
+from scoresde.score import ScoreModel
+from scoresde.sdes import NCSN, VESDE, VPSDE, GaussianSDE, SubVPSDE
+
+__all__ = ["DescendingIndex", "load"]
+
+Config = Mapping[str, Any]
+Weights = dict[str, Tensor]
+
+_TAPS = (1.0, 3.0, 3.0, 1.0)
+
+
+def load(
+    path: str | Path,
+    config: Config | None = None,
+    *,
+    ema: bool = True,
+    sde: GaussianSDE | None = None,
+    device: torch.device | str = "cpu",
+) -> ScoreModel:
+    r"""Read a checkpoint as a score: network, diffusion, label and prediction.
+
+    Without ``model.name`` in the configuration the architecture is inferred from the names and
+    shapes of the tensors (U-Nets and NCSNv2).  What these do not show (filters without weights,
+    residual sums divided by √2) is then taken from the configuration or else as published.  The
+    diffusion of a network with Fourier features or of an NCSNv2 is inferred as well (VE); for all
+    others ``training.sde`` and ``training.continuous`` must be told.  Either way every name and
+    shape is checked.
+
+    Args:
+        path: the file.
+        config: entries of the official configuration, flat (``{"training.sde": "vpsde", …}``) or
+            nested by section (``config.to_dict()``); a part of them will do, None is no entry.
+        ema: whether to take the averaged weights, as published results do, or the raw ones.
+        sde: the diffusion to use in place of the one that the table above tells, such as one with
+            another ``t_min``; label and prediction stay.
+        device: where to put the model.
+
+    Returns:
+        The model in evaluation mode, in float32, for images ``(batch, channels, height, width)`` in
+        [-1, 1] if ``model.network.centered``, else in [0, 1].
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        TypeError: if ``config`` is no dictionary.
+        ValueError: if the file is damaged, foreign or holds more than data; if a tensor is missing,
+            unexpected or of another shape (the first is named); or if the configuration does not
+            tell enough, or what the library does not have.
+
+    Example:
+        >>> import tempfile
+        >>> network = NCSNpp(width=8, multipliers=(1, 2), blocks=1, fourier_scale=16.0)
+        >>> average = [p.detach() for p in network.parameters() if p.requires_grad]
+        >>> state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "checkpoint.pth"
+        ...     torch.save({"model": state, "ema": {"shadow_params": average}}, path)
+        ...     model = load(path)
+        >>> model.sde, model.label
+        (VESDE(sigma_min=0.01, sigma_max=50), SigmaLabel())
+        >>> model(torch.rand(2, 3, 8, 8), 0.5).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    file = check_file("path", path)
+    told = _flat(config)
+    content = _read(file)
+    weights = _weights(content, file)
+    ladder = _ladder(weights, told)
+    design = _design(weights, told)
+    process = _process(design, told, ladder)
+    arguments = process.customs | _ends(ladder) | design.arguments
+    with torch.device("meta"):
+        plan = design.build(arguments)
+    _check_names_and_shapes(plan, weights)
+    state = weights | (_averages(content, plan, file) if ema else {})
+    with torch.random.fork_rng(devices=[]):  # the draws of a constructor are replaced at once
+        network = design.build(arguments)
+    network.load_state_dict(state)
+    model = ScoreModel(
+        network, process.sde if sde is None else sde, process.prediction, process.label
+    )
+    return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class DescendingIndex(Label):
+    """The label is the index of the nearest noise level, 0 for the largest: N − 1 − i, rounded.
+
+    A model with this label is saved like any other, and read with
+    ``ScoreModel.load(path, label=DescendingIndex())``.
+    """
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return the index at ``t``, counted from the noise end."""
+        return (sde.index_at(sde.T) - sde.index_at(t)).round()
+
+
+# --- the file
+
+
+def _allowed() -> list[Any]:
+    """What a checkpoint may name besides tensors: NumPy's float64, as all versions write it.
+
+    The learning rate of a warm-up is such a number.
+    """
+    scalar: Any = np.float64(0.0).__reduce__()[0]
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        np.dtypes.Float64DType,
+    ]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may break any step of the reading
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"path: expected a checkpoint of score_sde_pytorch, got {path}, which is damaged, of "
+            f"another kind or holds code, and was not executed; take another copy ({reason})"
+        ) from error
+    if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
+        found = sorted(map(str, content)) if isinstance(content, dict) else describe(content)
+        raise ValueError(
+            f"path: expected a dictionary with 'model' and 'ema', got {path} with {found}; "
+            "checkpoints of other programs need their own reader"
+        )
+    return content
+
+
+def _part(content: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
+    """Return an entry of a dictionary of the file, or say that it isn't there."""
+    value = content.get(name)
+    if not isinstance(value, kind):
+        came = describe(value) if name in content else "none"
+        raise ValueError(
+            f"path: expected an entry {name!r} ({kind.__name__}) in {path}, got {came}; "
+            "with ema=False the averages are not needed"
+        )
+    return value
+
+
+def _weights(content: Mapping[str, Any], path: Path) -> Weights:
+    """Return the tensors of ``model``, without the prefix of data-parallel training."""
+    weights = {}
+    for name, value in _part(content, "model", dict, path).items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(f"model: expected a tensor of numbers {name!r}, got {describe(value)}")
+        weights[str(name).removeprefix("module.")] = value.detach()
+    return weights
+
+
+def _averages(content: Mapping[str, Any], network: nn.Module, path: Path) -> Weights:
+    """Return the averages by name: the list has the order of the trainable parameters."""
+    shadow = _part(_part(content, "ema", dict, path), "shadow_params", list, path)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if len(shadow) != len(trained):
+        raise ValueError(
+            f"ema: expected {len(trained)} averages, one per trainable parameter, got "
+            f"{len(shadow)}; ema=False reads the raw weights"
+        )
+    for index, (value, (name, parameter)) in enumerate(zip(shadow, trained.items(), strict=True)):
+        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            raise ValueError(
+                f"ema: expected entry {index} to be the average of {name}, of shape "
+                f"{tuple(parameter.shape)}, got {describe(value)}; ema=False reads the raw weights"
+            )
+    return {name: value.detach() for name, value in zip(trained, shadow, strict=True)}
+
+
+def _check_names_and_shapes(network: nn.Module, weights: Weights) -> None:
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise ValueError(
+                f"model: expected a tensor {name!r} of shape {tuple(tensor.shape)} in the file, "
+                "got none; compare the architecture with the configuration of the training"
+            )
+        if weights[name].shape != tensor.shape:
+            raise ValueError(
+                f"model: expected {name!r} of shape {tuple(tensor.shape)}, got "
+                f"{tuple(weights[name].shape)} in the file; compare the architecture with the "
+                "configuration of the training"
+            )
+    for name, tensor in weights.items():
+        if name not in expected:
+            raise ValueError(
+                f"model: expected no tensor {name!r}, got one of shape {tuple(tensor.shape)}; the "
+                "file belongs to a larger or another network"
+            )
+
+
+# --- the configuration
+
+
+def _flat(config: Config | None) -> dict[str, Any]:
+    """Return the entries as ``section.key``, whichever way they come."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            "config: expected a dictionary of official entries such as "
+            f"{{'training.sde': 'vpsde'}}, got {describe(config)}; call config.to_dict()"
+        )
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = value.items() if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": v for name, v in inner}
+    return flat
+
+
+def _ladder(weights: Weights, told: Config) -> Tensor:
+    """Return the ladder of the file, largest first, unless it is none or not the one told."""
+    ladder = weights.get("sigmas")
+    if ladder is None or ladder.ndim != 1 or len(ladder) < 2 or not bool((ladder > 0).all()):
+        came = "none" if ladder is None else describe(ladder)
+        raise ValueError(
+            f"model: expected a tensor 'sigmas' of positive noise levels in the file, got {came}; "
+            "every network of score_sde_pytorch has one"
+        )
+    for key, level in (("model.sigma_max", ladder[0]), ("model.sigma_min", ladder[-1])):
+        if not math.isclose(told.get(key, float(level)), float(level), rel_tol=1e-6):
+            raise ValueError(
+                f"config: expected {key} = {float(level):g} as in the file's 'sigmas', got "
+                f"{told[key]!r}; configuration and file belong to different trainings"
+            )
+    return ladder
+
+
+def _ends(ladder: Tensor) -> dict[str, Any]:
+    """Return a network's arguments for its ladder; the logarithms' last digits are noise."""
+    low, high = (float(f"{float(level):.10g}") for level in (ladder[-1], ladder[0]))
+    return {"sigma_min": low, "sigma_max": high, "scales": len(ladder)}
+
+
+# --- the diffusion, and how the network is told of it
+
+
+class _Process(NamedTuple):
+    sde: GaussianSDE
+    prediction: Prediction
+    label: Label
+    customs: dict[str, Any]
+    """Arguments of the networks that go with it, where nothing else is told."""
+
+
+_CENTERED: dict[str, Any] = {"centered": True, "scale_by_sigma": False}
+_BY_SIGMA: dict[str, Any] = {"centered": False, "scale_by_sigma": True}
+
+
+def _process(design: _Design, told: Config, ladder: Tensor) -> _Process:
+    told = design.training | dict(told)
+    kind, continuous = (_entry(told, f"training.{key}") for key in ("sde", "continuous"))
+    betas = told.get("model.beta_min", 0.1), told.get("model.beta_max", 20.0)
+    match kind, bool(continuous):
+        case "vpsde", True:
+            return _Process(VPSDE(*betas), NOISE, TimeLabel(999.0), _CENTERED)
+        case "vpsde", False:
+            return _Process(VPSDE(*betas).discretize(len(ladder)), NOISE, by_index, _CENTERED)
+        case "subvpsde", _:
+            return _Process(SubVPSDE(*betas), NOISE, TimeLabel(999.0), _CENTERED)
+        case "vesde", True:
+            ends = _ends(ladder)
+            return _Process(VESDE(ends["sigma_min"], ends["sigma_max"]), SCORE, by_sigma, _BY_SIGMA)
+        case "vesde", False:
+            return _Process(NCSN(ladder), SCORE, DescendingIndex(), _BY_SIGMA)
+    raise ValueError(
+        f"config: expected training.sde to be 'vpsde', 'subvpsde' or 'vesde', got {kind!r}; these "
+        "are the names of the official configurations"
+    )
+
+
+def _entry(told: Config, key: str) -> Any:
+    if key not in told:
+        raise ValueError(
+            f"config: expected an entry {key!r}, got {sorted(told) or 'none'}; the file does not "
+            "tell how this network was trained: pass for instance "
+            "config={'training.sde': 'vpsde', 'training.continuous': True}"
+        )
+    return told[key]
+
+
+# --- the architecture
+
+
+class _Design(NamedTuple):
+    network: type[nn.Module]
+    arguments: dict[str, Any]
+    training: dict[str, Any]
+    """Entries of the configuration that go without saying."""
+
+    def build(self, arguments: dict[str, Any]) -> nn.Module:
+        """Make the network of those arguments that it has."""
+        known = inspect.signature(self.network).parameters
+        return self.network(**{key: value for key, value in arguments.items() if key in known})
+
+
+_NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "ncsnpp": (NCSNpp, {}),
+    "ddpm": (DDPMUNet, {}),
+    "ncsnv2_64": (NCSNv2, {"design": 64}),
+    "ncsnv2_128": (NCSNv2, {"design": 128}),
+    "ncsnv2_256": (NCSNv2, {"design": 256}),
+}
+
+_ENTRIES = {
+    "data.num_channels": "channels",
+    "data.channels": "channels",
+    "data.centered": "centered",
+    "model.nf": "width",
+    "model.ch_mult": "multipliers",
+    "model.num_res_blocks": "blocks",
+    "model.dropout": "dropout",
+    "model.scale_by_sigma": "scale_by_sigma",
+    "model.num_scales": "scales",
+    "model.progressive_input": "progressive_input",
+    "model.progressive": "progressive",
+    "model.progressive_combine": "combine",
+    "model.skip_rescale": "rescale",
+    "model.init_scale": "init_scale",
+}
+
+_ONLY = {
+    "model.normalization": ("GroupNorm", "InstanceNorm++"),
+    "model.nonlinearity": ("swish", "elu"),
+    "model.resblock_type": ("biggan", "ddpm"),
+    "model.embedding_type": ("fourier", "positional"),
+    "model.conditional": (True,),
+    "model.resamp_with_conv": (True,),
+}
+
+
+def _design(weights: Weights, told: Config) -> _Design:
+    """Return the architecture that is told by name, or else the one that the tensors show."""
+    for key, values in _ONLY.items():
+        if key in told and told[key] not in values:
+            raise ValueError(f"config: expected {key} to be one of {values}, got {told[key]!r}")
+    name = told.get("model.name")
+    if name is None:
+        seen = _refinenet(weights) if "begin_conv.weight" in weights else _unet(weights)
+    elif name in _NETWORKS:
+        network, arguments = _NETWORKS[name]
+        seen = _Design(network, arguments, {})
+    else:
+        raise ValueError(
+            f"config: expected model.name to be one of {', '.join(_NETWORKS)}, got {name!r}; other "
+            "networks are not part of the library"
+        )
+    return seen._replace(arguments=seen.arguments | _arguments(told))
+
+
+def _arguments(told: Config) -> dict[str, Any]:
+    """Return the constructors' arguments for the entries that are told."""
+    found = {argument: told[key] for key, argument in _ENTRIES.items() if key in told}
+    if {"data.image_size", "model.attn_resolutions", "model.ch_mult"} <= told.keys():
+        sizes = [told["data.image_size"] // 2**i for i in range(len(told["model.ch_mult"]))]
+        attended = told["model.attn_resolutions"]
+        found["attention"] = [level for level, size in enumerate(sizes) if size in attended]
+    if "model.resblock_type" in told:
+        found["biggan"] = told["model.resblock_type"] == "biggan"
+    if "model.fir" in told:
+        found["taps"] = told.get("model.fir_kernel", _TAPS) if told["model.fir"] else None
+    if "model.embedding_type" in told:
+        fourier = told["model.embedding_type"] == "fourier"
+        found["fourier_scale"] = float(told.get("model.fourier_scale", 16.0)) if fourier else None
+    return found
+
+
+def _refinenet(weights: Weights) -> _Design:
+    """Return the NCSNv2 whose tensors these are."""
+    width, channels = weights["begin_conv.weight"].shape[:2]
+    deeper = [any(name.startswith(f"res{stage}.") for name in weights) for stage in ("5", "31")]
+    arguments = {"channels": channels, "width": width, "design": (64, 128, 256)[sum(deeper)]}
+    return _Design(NCSNv2, arguments, {"training.sde": "vesde", "training.continuous": False})
+
+
+def _unet(weights: Weights) -> _Design:
+    """Return the U-Net whose tensors these are, from its layers in the order of their use.
+
+    Every layer has a letter: R residual block, A attention, S change of size, P step of a pyramid
+    beside the main path, N normalisation, C convolution. Down path, middle and up path then read
+    like ``RARA S RARA RAR RRRA S RRRA NC``, and the letters S part them into levels.
+    """
+    layers = list(_layers(weights))
+    fourier = bool(layers) and "W" in layers[0]
+    start = 3 if fourier else 2
+    biggan = any("Conv_2.weight" in layer for layer in layers)
+    body = layers[start:]
+    letters = "".join(_letter(layer, biggan) for layer in body)
+    parts = letters[1:].split("S")
+    lowest = len(parts) // 2
+    blocks = (parts[lowest].count("R") - 3) // 2
+    if not re.fullmatch(r"C[RASPNC]*C", letters) or len(parts) % 2 == 0 or blocks < 1:
+        raise ValueError(
+            "model: expected the layers of a U-Net in 'all_modules', or those of an NCSNv2, got "
+            f"{_summary(weights)}; tell the architecture by config={{'model.name': …}}"
+        )
+    levels = _levels(body, letters)
+    width, channels = body[0]["weight"][:2]
+    arguments: dict[str, Any] = {
+        "channels": channels,
+        "width": width,
+        "multipliers": [max(out // width, 1) for out in levels[: lowest + 1]],
+        "blocks": blocks,
+        "attention": [i for i, part in enumerate(parts[: lowest + 1]) if re.match("P?RA", part)],
+        "biggan": biggan,
+        "fourier_scale": 16.0 if fourier else None,
+        **_pyramids(body, letters, parts),
+    }
+    training = {"training.sde": "vesde", "training.continuous": True} if fourier else {}
+    return _Design(NCSNpp if biggan else DDPMUNet, arguments, training)
+
+
+Layer = dict[str, tuple[int, ...]]
+"""Shapes of the tensors of a layer, by their names inside."""
+
+
+def _layers(weights: Weights) -> Iterator[Layer]:
+    """Yield the layers of the flat list ``all_modules`` up to the first gap."""
+    found: dict[int, Layer] = {}
+    for name, tensor in weights.items():
+        if match := re.fullmatch(r"all_modules\.(\d+)\.(.+)", name):
+            found.setdefault(int(match[1]), {})[match[2]] = tuple(tensor.shape)
+    index = 0
+    while index in found:
+        yield found[index]
+        index += 1
+
+
+def _letter(layer: Layer, biggan: bool) -> str:
+    convolution = layer.get("Conv2d_0.weight") or layer.get("Conv_0.weight")
+    if "Conv_1.weight" in layer and convolution:
+        keeps_width = convolution[0] == convolution[1]
+        return "S" if biggan and keeps_width and "Conv_2.weight" in layer else "R"
+    if "NIN_3.W" in layer:
+        return "A"
+    if convolution:
+        return "P" if biggan else "S"
+    return {1: "N", 4: "C"}.get(len(layer.get("weight", ())), "?")
+
+
+def _levels(body: list[Layer], letters: str) -> list[int]:
+    """Return the width of each part between changes of size, which its residual blocks have."""
+    firsts = re.finditer(r"(?:^|S)[^RS]*(R)", letters)
+    return [body[first.start(1)]["Conv_0.weight"][0] for first in firsts]
+
+
+def _pyramids(body: list[Layer], letters: str, parts: list[str]) -> dict[str, Any]:
+    """Return what the steps of the pyramids beside the main path show."""
+    steps = [layer for layer, letter in zip(body, letters, strict=True) if letter == "P"]
+    plain = any(layer.get("Conv_0.weight", (0,))[-1] == 3 for layer in steps)
+    seen: dict[str, Any] = {"taps": _TAPS if steps and not plain else None}
+    down = parts[1].startswith("P") if len(parts) > 1 else False
+    skip = steps[0].get("Conv_0.weight", ()) if down else ()
+    seen["progressive_input"] = "none"
+    if down:
+        seen["progressive_input"] = "input_skip" if skip[-1:] == (1,) else "residual"
+    if seen["progressive_input"] == "input_skip":
+        joined = body[letters.index("P") + 1]["Conv_0.weight"][1]
+        seen["combine"] = "cat" if joined == 2 * skip[0] else "sum"
+    if "P" in parts[-1]:
+        seen["progressive"] = "residual"
+    else:
+        seen["progressive"] = "output_skip" if letters.count("N") > 1 else "none"
+    return seen
+
+
+def _summary(weights: Weights) -> str:
+    names = list(weights)
+    return f"{len(names)} tensors ({', '.join(names[:3])}, …)"
