@@ -73,6 +73,10 @@ class Streams:
         """Return independent signs ±1 in float64, ``(m, *shape)``."""
         return 1.0 - 2.0 * (self.bits(shape) & 1).to(torch.float64)
 
+    def uniforms(self, shape: tuple[int, ...]) -> Tensor:
+        """Return independent numbers in (0, 1) in float64, ``(m, *shape)``."""
+        return (_shift(self.bits(shape, salt=3), 11).to(torch.float64) + 0.5) * 2.0**-53
+
     def normals(self, shape: tuple[int, ...]) -> Tensor:
         """Return independent standard normals in float64, ``(m, *shape)`` (Box–Muller)."""
         scale = 2.0**-53

@@ -1,7 +1,20 @@
 """Data → log p, with an error budget for every sample."""
 
 from scoresde.likelihood.base import Likelihood, Method, Query
+from scoresde.likelihood.bound import VariationalBound, variational_bound
+from scoresde.likelihood.distribution import ScoreDistribution
 from scoresde.likelihood.door import log_likelihood
 from scoresde.likelihood.flow import FlowIntegral
+from scoresde.likelihood.path_integral import PathIntegral
 
-__all__ = ["FlowIntegral", "Likelihood", "Method", "Query", "log_likelihood"]
+__all__ = [
+    "FlowIntegral",
+    "Likelihood",
+    "Method",
+    "PathIntegral",
+    "Query",
+    "ScoreDistribution",
+    "VariationalBound",
+    "log_likelihood",
+    "variational_bound",
+]

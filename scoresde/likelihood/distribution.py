@@ -1,0 +1,237 @@
+"""A score as one of PyTorch's distributions: log_prob and sample of the same law.
+
+The probability flow carries the law at T to a density at t_min: ``log_prob`` follows it from data
+to noise, ``sample`` from noise to data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from scoresde._checks import check_floating, check_integers, check_positive
+from scoresde._random import normal
+from scoresde.coordinates import flow_of
+from scoresde.likelihood.base import Likelihood, Method
+from scoresde.likelihood.door import log_likelihood
+from scoresde.score import Score
+from scoresde.solvers import Adams, Solver
+from scoresde.solvers.base import Evaluation
+from scoresde.traces import Trace
+
+Draw = Callable[..., Tensor]
+"""Called as ``draw(score, (n, *event), generator=generator)``; returns samples of that shape."""
+
+_DRAW_TOLERANCE = 1e-4
+"""Wanted error of each step of the flow that samples, relative to 1 + |z|, z of unit variance."""
+
+
+class ScoreDistribution(Distribution):
+    r"""The law that a score describes, as a ``torch.distributions.Distribution``.
+
+    How densities are computed is fixed here, once, in the terms of :func:`log_likelihood`, so that
+    code which knows nothing of scores can call ``log_prob(value)`` and ``sample(shape)``. Both run
+    without gradients. With ``generator``, here or in a call, PyTorch's global state is left as it
+    was; a generator in a call comes first.
+
+    Args:
+        score: the score, which knows its diffusion.
+        event_shape: shape of one sample.
+        sampler: how samples are drawn, called as ``sampler(score, (n, *event),
+            generator=generator)``, such as ``functools.partial(sample, sampler=Ancestral())``; None
+            for the probability flow, whose samples have exactly the law of ``log_prob``.
+        method: which density (see :func:`log_likelihood`, for this and all that follows).
+        trace: how divergences are told.
+        solver: the integrator of the flow.
+        tolerance: wanted error of log_prob in bits per dimension.
+        prior: the law at T.
+        t_min: the time at which points are taken to be samples.
+        batch_size: how many points to integrate together.
+        generator: source of all randomness; None for PyTorch's global one.
+        dtype: of the samples; PyTorch's default if None.
+        validate_args: whether values are checked, as everywhere in ``torch.distributions``.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if a value is not a real point of the event's shape, or a number is out of
+            range.
+
+    Example:
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
+        >>> law = ScoreDistribution(score, (2,), generator=torch.Generator().manual_seed(0))
+        >>> x = law.sample((4, 5))
+        >>> x.shape, law.log_prob(x).shape
+        (torch.Size([4, 5, 2]), torch.Size([4, 5]))
+        >>> law.log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as in the base class)
+    has_rsample = False
+
+    def __init__(
+        self,
+        score: Score,
+        event_shape: Sequence[int],
+        sampler: Draw | None = None,
+        *,
+        method: Method | None = None,
+        trace: Trace | None = None,
+        solver: Solver | None = None,
+        tolerance: float = 1e-3,
+        prior: Distribution | None = None,
+        t_min: float | None = None,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(score, Score):
+            raise TypeError(
+                f"score: expected a Score, got {type(score).__name__}; wrap a network in "
+                "ScoreModel(network, sde), a function in FunctionScore(function, sde)"
+            )
+        if sampler is not None and not callable(sampler):
+            raise TypeError(
+                "sampler: expected None or a function (score, shape, generator=…), got "
+                f"{sampler!r}; a recipe becomes one as functools.partial(sample, sampler=recipe)"
+            )
+        check_positive("tolerance", tolerance)
+        self.score = score
+        self.sampler = sampler
+        self.method = method
+        self.trace = trace
+        self.solver = solver
+        self.tolerance = tolerance
+        self.prior = prior
+        self.t_min = t_min
+        self.batch_size = batch_size
+        self.generator = generator
+        self.dtype = dtype
+        event = torch.Size(check_integers("event_shape", event_shape, minimum=1))
+        super().__init__(torch.Size(), event, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of R^event."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: ScoreDistribution | None = None
+    ) -> ScoreDistribution:
+        """Return independent copies of this law, as many as ``batch_shape`` says."""
+        new = self._get_checked_instance(ScoreDistribution, _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def likelihood(self, value: Tensor, generator: torch.Generator | None = None) -> Likelihood:
+        """Return log p of points ``(batch, *event)`` with its error budget.
+
+        Args:
+            value: the points.
+            generator: source of the probes; None for that of the distribution.
+        """
+        return log_likelihood(
+            self.score,
+            value,
+            trace=self.trace,
+            method=self.method,
+            solver=self.solver,
+            tolerance=self.tolerance,
+            generator=self._source(generator),
+            batch_size=self.batch_size,
+            prior=self.prior,
+            t_min=self.t_min,
+        )
+
+    def log_prob(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return log p in nats.
+
+        Args:
+            value: points ``(…, *event)``, to be broadcast with the batch shape.
+            generator: source of the probes; None for that of the distribution.
+
+        Returns:
+            The log-densities ``(…)``.
+        """
+        check_floating("value", value)
+        if self._validate_args:
+            self._validate_sample(value)
+        value = value.expand(torch.broadcast_shapes(value.shape, self._extended_shape()))
+        lead = value.shape[: value.ndim - len(self.event_shape)]
+        if not value.numel():
+            return value.new_zeros(lead)
+        points = value.reshape(lead.numel(), *self.event_shape)
+        return self.likelihood(points, generator).log_prob.reshape(lead)
+
+    def sample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw samples.
+
+        Args:
+            sample_shape: how many.
+            generator: source of randomness; None for that of the distribution.
+
+        Returns:
+            Points ``(*sample_shape, *batch_shape, *event)``.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        count = shape[: len(shape) - len(self.event_shape)].numel()
+        if not count:
+            return torch.zeros(shape, dtype=self.dtype)
+        draw = self._follow_the_flow if self.sampler is None else self.sampler
+        drawn = draw(self.score, (count, *self.event_shape), generator=self._source(generator))
+        return drawn.reshape(shape).to(self.dtype or torch.get_default_dtype())
+
+    def _source(self, generator: torch.Generator | None) -> torch.Generator | None:
+        return self.generator if generator is None else generator
+
+    @torch.no_grad()
+    def _follow_the_flow(
+        self, score: Score, shape: tuple[int, ...], *, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw from the law at T that log_prob assumes, and follow the flow to t_min."""
+        flow = flow_of(score, self.event_shape, self.t_min)
+        device = score.moments.mean.device
+
+        def velocity(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:
+            return flow.slope(tau, z, rows)
+
+        if self.prior is None and score.moments.known:
+            z = normal(
+                (shape[0], flow.dimension), generator=generator, dtype=torch.float64, device=device
+            )
+        else:
+            prior = self.prior or score.sde.prior(self.event_shape, dtype=torch.float64)
+            with _standing_in(generator):
+                latent = prior.sample(torch.Size(shape[:1])).to(device)
+            z = flow.enter(latent, flow.end)
+        solver = Adams() if self.solver is None else self.solver
+        solution = solver.solve(velocity, z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE)
+        return flow.leave(solution.state, flow.start)
+
+    def __repr__(self) -> str:
+        """Show the event's shape and the diffusion."""
+        return (
+            f"ScoreDistribution(event_shape={tuple(self.event_shape)}, "
+            f"batch_shape={tuple(self.batch_shape)}, sde={self.score.sde!r})"
+        )
+
+
+@contextmanager
+def _standing_in(generator: torch.Generator | None) -> Iterator[None]:
+    """Let ``generator`` stand in for the CPU's global one, which distributions draw from."""
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield
