@@ -61,12 +61,19 @@ def bits_off(result: Likelihood, score: GaussianMixture, x: Tensor) -> Tensor:
     return (result.log_prob.double() - truth).abs() / (x[0].numel() * math.log(2))
 
 
-@pytest.mark.parametrize("kind", ["smooth", "thin", "anisotropic"])
-@pytest.mark.parametrize("d", [1, 2, 16])
-@pytest.mark.parametrize("sde", SDES, ids=repr)
+CASES = [
+    (sde, d, kind)
+    for sde in SDES
+    for d in (1, 2, 16)
+    for kind in ("smooth", "thin", "anisotropic")
+    if sde in SDES[:3] or (d, kind) == (2, "anisotropic")
+]
+
+
+@pytest.mark.parametrize(("sde", "d", "kind"), CASES, ids=str)
 def test_closed_form(sde: GaussianSDE, d: int, kind: str) -> None:
     score = mixture(sde, d, kind)
-    x = score.sample(16, sde.t_min, seeded(1), dtype=torch.float64)
+    x = score.sample(8, sde.t_min, seeded(1), dtype=torch.float64)
     default = log_likelihood(score, x)
     assert bits_off(default, score, x).max() < 1e-3
     assert default.converged.all()
@@ -115,8 +122,7 @@ def test_the_budget_covers_the_error() -> None:
 @pytest.mark.parametrize("d", [1, 2])
 def test_density_integrates_to_one(d: int) -> None:
     score = mixture(VPSDE(), d)
-    score.sde.t_min = 1e-3
-    n = 61 if d == 1 else 41
+    n = 61 if d == 1 else 31
     axis = torch.linspace(-5, 5, n, dtype=torch.float64)
     x = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
     total = log_likelihood(score, x, tolerance=1e-2).log_prob.exp().sum() * (10 / (n - 1)) ** d
@@ -330,6 +336,14 @@ def test_bits_per_dim() -> None:
     quantised = torch.randint(0, 256, (64, 4), generator=seeded(2)) / 127.5 - 1
     with pytest.raises(ValueError, match="dequantize"):
         log_likelihood(score, quantised, tolerance=1.0).bits_per_dim(levels=256, scale=2.0)
+
+
+def test_inference_mode_does_not_matter() -> None:
+    score = mixture(VPSDE(), 2)
+    x = score.sample(2, 0.0, seeded(1))
+    with torch.inference_mode():
+        inside = log_likelihood(score, x.clone(), tolerance=1e-2)
+    assert torch.equal(inside.log_prob, log_likelihood(score, x, tolerance=1e-2).log_prob)
 
 
 def test_it_prints_its_budget() -> None:

@@ -93,6 +93,7 @@ def log_likelihood(
     check_positive("tolerance", tolerance)
     if t_min is not None:
         check_between("t_min", t_min, 0.0, score.sde.T)
+    x = x.clone() if x.is_inference() else x.detach()
     event_shape = x.shape[1:]
     if trace is None:
         trace = ExactTrace() if math.prod(event_shape) <= _EXACT_UP_TO else Hutchinson(probes=2)
@@ -103,7 +104,11 @@ def log_likelihood(
     streams = Streams.draw(len(x), generator, x.device)
     query = Query(flow, trace, solver, tolerance, prior, streams)
     parts = []
-    with torch.no_grad(), tqdm(total=len(x), disable=not progress, unit="sample") as bar:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        tqdm(total=len(x), disable=not progress, unit="sample") as bar,
+    ):
         for rows in torch.arange(len(x), device=x.device).split(size):
             parts.append(method(query, x[rows], rows))
             bar.update(len(rows))

@@ -216,7 +216,9 @@ class Adams(Solver):
             variance=w.variance + weights[:, -1] ** 2 * spreads[:, -1],
             defect=defect,
             gradient=gradient,
-            error=w.error + (_CAUTION * doubt) ** 2 + (_CAUTION * detour) ** 2,
+            error=w.error
+            + (_CAUTION * doubt) ** 2
+            + (_CAUTION * detour.nan_to_num(torch.inf)) ** 2,
             order=(k + 1).clamp(max=self.order),
             evaluations=w.evaluations + 1,
             nodes=torch.cat([tau.unsqueeze(1), w.nodes[:, :-1]], dim=1),
