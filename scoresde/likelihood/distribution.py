@@ -165,8 +165,6 @@ class ScoreDistribution(Distribution):
             self._validate_sample(value)
         value = value.expand(torch.broadcast_shapes(value.shape, self._extended_shape()))
         lead = value.shape[: value.ndim - len(self.event_shape)]
-        if not value.numel():
-            return value.new_zeros(lead)
         points = value.reshape(lead.numel(), *self.event_shape)
         return self.likelihood(points, generator).log_prob.reshape(lead)
 
