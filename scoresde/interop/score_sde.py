@@ -17,11 +17,11 @@ Noise is the official −σ(t) times score, with σ in float64.  Networks of VP 
 [-1, 1], those of VE images in [0, 1] (``model.network.centered`` says which); samples come in the
 same range.
 
-Discrete times.  Here entry i of a table belongs to t = (i + 1) T/N, so that t = 0 is the data;
-there, to t = i T/(N − 1), so that t = 0 is the first noise level already.  At the knots both are
-the same network at the same noise level, and a time t there is (t (N − 1) + 1)/N here.  Between
-knots, where the official code takes α and σ of the knot below (VP) or the nearest knot (VE), here
-α and σ move on; labels are as there, linear (VP) or rounded (VE).
+Discrete times.  Here entry i of a table belongs to t = (i + 1) T/N, since t = 0 is the data; the
+official samplers read the table at t (N − 1).  VP cuts the fraction off: at t = (i + 1)/N both have
+α and σ of entry i; the label there is i + 1 − t, not rounded, and here the i of the training.  (For
+an official label ℓ take t = (ℓ + 1)/N.)  VE rounds: entry i there is at t = i/(N − 1).  Between
+knots α and σ move on here and jump there.
 
 References:
     Song et al., *Score-based generative modeling through stochastic differential equations*, 2021,
@@ -200,10 +200,11 @@ def _part(content: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
 def _weights(content: Mapping[str, Any], path: Path) -> Weights:
     """Return the tensors of ``model``, without the prefix of data-parallel training."""
     weights = {}
-    for name, value in _part(content, "model", dict, path).items():
+    for key, value in _part(content, "model", dict, path).items():
+        name = str(key).removeprefix("module.")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise ValueError(f"model: expected a tensor of numbers {name!r}, got {describe(value)}")
-        weights[str(name).removeprefix("module.")] = value.detach()
+        weights[name] = value.detach()
     return weights
 
 
@@ -447,7 +448,7 @@ def _unet(weights: Weights) -> _Design:
     parts = letters[1:].split("S")
     lowest = len(parts) // 2
     blocks = (parts[lowest].count("R") - 3) // 2
-    if not re.fullmatch(r"C[RASPNC]*C", letters) or len(parts) % 2 == 0 or blocks < 1:
+    if not re.fullmatch(r"C[RASPNC]*NC", letters) or len(parts) % 2 == 0 or blocks < 1:
         raise ValueError(
             "model: expected the layers of a U-Net in 'all_modules', or those of an NCSNv2, got "
             f"{_summary(weights)}; tell the architecture by config={{'model.name': …}}"
@@ -515,10 +516,11 @@ def _pyramids(body: list[Layer], letters: str, parts: list[str]) -> dict[str, An
     if seen["progressive_input"] == "input_skip":
         joined = body[letters.index("P") + 1]["Conv_0.weight"][1]
         seen["combine"] = "cat" if joined == 2 * skip[0] else "sum"
-    if "P" in parts[-1]:
+    outputs = [body[out.end() - 1]["weight"][0] for out in re.finditer("NC", letters)]
+    if outputs[0] != outputs[-1]:  # the last is the image
         seen["progressive"] = "residual"
     else:
-        seen["progressive"] = "output_skip" if letters.count("N") > 1 else "none"
+        seen["progressive"] = "output_skip" if len(outputs) > 1 else "none"
     return seen
 
 
