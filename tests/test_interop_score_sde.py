@@ -239,7 +239,7 @@ def test_official_likelihoods(continuous):
     bound = 2e-3 if continuous.centered else 1e-2
     torch.testing.assert_close(bits.float(), continuous["lik_bpd"], rtol=0, atol=bound)
     assert relative(result.latent.float(), continuous["lik_z"]) < (
-        2e-2 if continuous.centered else 0.1
+        1e-2 if continuous.centered else 5e-2
     )
 
 
@@ -433,6 +433,43 @@ def test_published_kinds_are_inferred(path, network):
     x = torch.randn(2, 2, 8, 8)
     label = torch.tensor([0.3, 0.5])
     assert torch.equal(model.network(x, label), network(x, label))
+
+
+PYRAMIDS = {"progressive": "output_skip", "progressive_input": "input_skip"}
+FOURIER = {"fourier_scale": 16.0, "scale_by_sigma": True, "centered": False}
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (NCSNpp, {"blocks": 8}),
+        (NCSNpp, FOURIER),
+        (NCSNpp, {"taps": None, "progressive_input": "none"}),
+        (NCSNpp, FOURIER | PYRAMIDS | {"multipliers": (1, 1, 2, 2, 2, 2, 2), "attention": (4,)}),
+        (DDPMUNet, {}),
+        (DDPMUNet, {"multipliers": (1, 1, 2, 2, 4, 4), "attention": (4,)}),
+    ],
+)
+def test_published_sizes_are_inferred(network, options):
+    with torch.device("meta"):
+        published = network(**options)
+        design = score_sde._design(published.state_dict(), {})
+        inferred = design.build(design.arguments)
+    shapes = [
+        {name: tensor.shape for name, tensor in each.state_dict().items()}
+        for each in (inferred, published)
+    ]
+    assert type(inferred) is network
+    assert shapes[0] == shapes[1]
+    visible = ("multipliers", "blocks", "attention", "taps", "progressive", "progressive_input")
+    for name in visible:
+        assert getattr(inferred, name) == getattr(published, name), name
+
+
+def test_old_file_format(path):
+    content = torch.load(write(path, tiny(), optimizer=None), weights_only=True)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert load(path, VP_TRAINING).network.multipliers == (1, 2)
 
 
 # --- files that are refused
