@@ -56,7 +56,7 @@ FAMILY = (
     Heun(),
     Heun(eta=1.0),
     Churn(Heun()),
-    AdaptiveSDE(),
+    AdaptiveSDE(tolerance=0.5),
     ProbabilityFlow(),
     TorchSDE(),
     TorchSDE("srk"),
