@@ -18,7 +18,7 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.user ## learn, draw and score handwritten digits (writes demo_output/)
-	$(BIN)/python -m scoresde demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m scoresde demo
 
 test: $(VENV)/.dev ## run the tests
 	$(PYTEST)

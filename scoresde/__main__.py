@@ -1,0 +1,85 @@
+"""The command line: ``scoresde demo | train | sample | likelihood | inspect``.
+
+User errors are one line on standard error and exit code 2; ``--debug`` shows where they come from.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+
+from scoresde import __version__
+from scoresde.commands import COMMANDS
+from scoresde.samplers import SamplingError
+
+_USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, ArithmeticError, SamplingError)
+
+_INTERRUPTED = 130
+"""What a shell takes for a stop by Ctrl-C."""
+
+
+class _Help(RawDescriptionHelpFormatter):
+    """Help with the examples as they are written, and names that stay beside their words."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all commands."""
+    parser = ArgumentParser(
+        prog="scoresde",
+        description="Score-based generative modelling through stochastic differential equations.",
+        epilog="scoresde COMMAND --help tells all of a command; begin with scoresde demo.",
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"scoresde {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=textwrap.fill(command.description, 78),
+            epilog=f"examples:\n{command.example}",
+            formatter_class=_Help,
+        )
+        command.add_options(own)
+        own.add_argument(
+            "--debug",
+            action="store_true",
+            help="show where an error comes from (default: one line)",
+        )
+        own.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: the words after the program's name; those of this process if None.
+
+    Returns:
+        The exit code: 0 if all went well, 2 for a user error, 130 after Ctrl-C.
+    """
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as exit_:  # --help, --version, or words that argparse refuses
+        return exit_.code if isinstance(exit_.code, int) else 2
+    try:
+        options.run(options)
+    except KeyboardInterrupt as stop:
+        print(f"scoresde: {stop or 'stopped'}", file=sys.stderr)
+        return _INTERRUPTED
+    except _USER_ERRORS as error:
+        if options.debug:
+            raise
+        print(f"scoresde: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""The commands of the command line, one file each.
+
+A command is a :class:`~scoresde.commands.base.Command`: its words, its options, its work. A new one
+is one file and one line here.
+"""
+
+from scoresde.commands import demo, inspect, likelihood, sample, train
+from scoresde.commands.base import Command
+
+COMMANDS: tuple[Command, ...] = (
+    demo.COMMAND,
+    train.COMMAND,
+    sample.COMMAND,
+    likelihood.COMMAND,
+    inspect.COMMAND,
+)
+"""In the order in which ``--help`` lists them."""
+
+__all__ = ["COMMANDS", "Command"]
