@@ -187,7 +187,7 @@ def test_bad_input(call, error, message):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=repr)
 def test_presets_print_themselves_and_run(preset):
-    assert eval(repr(preset), vars(samplers)) == preset
+    assert eval(repr(preset), vars(samplers) | {"inf": math.inf}) == preset
     for sde in (VPSDE(), SubVPSDE(), VESDE()):
         x = sample(mixture(sde), (4, 2), preset, steps=6, generator=generator())
         assert bool(x.isfinite().all())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from scoresde._checks import check_between
-from scoresde._shapes import expand
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, place
 from scoresde.score import Score
 
 
@@ -51,11 +50,11 @@ class Ancestral(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        sde = gaussian(score.sde)
-        h = sde.half_logsnr(s) - sde.half_logsnr(t)
-        kept = torch.exp(sde.log_sigma(s) - sde.log_sigma(t) - h)
-        gained = -torch.expm1(-2 * h)
-        small, large = sde.sigma(s) * gained.sqrt(), sde.transition(s, t)[1]
+        here, there = place(score.sde, t), place(score.sde, s)
+        h = there.half_logsnr - here.half_logsnr
+        gained = -math.expm1(-2 * h)
+        small, large = (end.sigma * math.sqrt(gained) for end in (there, here))
         spread = small ** (1 - self.variance) * large**self.variance
-        mean = expand(kept, x) * x + expand(sde.alpha(s) * gained, x) * score.denoised(x, t)
-        return mean + expand(spread, x) * noise(x), None
+        mean = x * math.exp(there.log_sigma - here.log_sigma - h)
+        mean.add_(score.denoised(x, t), alpha=there.alpha * gained)
+        return mean.add_(noise(x), alpha=spread), None

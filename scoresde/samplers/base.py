@@ -10,10 +10,11 @@ go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.lo
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,14 +83,52 @@ class Sampler(ABC):
         Args:
             score: the score, which knows its diffusion.
             x: the state at t, ``(batch, *event)``.
-            t: where we are, float64, ``()`` on the CPU or ``(batch,)``.
-            s: where we go, shaped like ``t``.
+            t: where we are, float64, ``()``, on the CPU whatever the device of ``x``.
+            s: where we go, likewise.
             state: what :meth:`init` or the step before returned.
             noise: ``noise(x)`` draws independent N(0, 1) like ``x``.
 
         Returns:
             The state at s, shaped like ``x``, and what the next step is to find.
         """
+
+
+class Place(NamedTuple):
+    """A time as a Gaussian diffusion sees it, in plain numbers that cost a device nothing."""
+
+    log_alpha: float
+    log_sigma: float
+
+    @property
+    def half_logsnr(self) -> float:
+        """λ = log α − log σ."""
+        return self.log_alpha - self.log_sigma
+
+    @property
+    def alpha(self) -> float:
+        """α."""
+        return math.exp(self.log_alpha)
+
+    @property
+    def sigma(self) -> float:
+        """σ."""
+        return math.exp(self.log_sigma)
+
+    @property
+    def ratio(self) -> float:
+        """ρ = σ/α."""
+        return math.exp(-self.half_logsnr)
+
+
+def place(sde: SDE, t: Tensor) -> Place:
+    """Return where a time ``()`` lies on the two curves.
+
+    Raises:
+        TypeError: if the diffusion has none.
+    """
+    curves = gaussian(sde)
+    time = curves.interior(t)
+    return Place(float(curves.log_alpha(time)), float(curves.log_sigma(time)))
 
 
 def gaussian(sde: SDE) -> GaussianSDE:

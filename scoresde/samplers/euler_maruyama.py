@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from scoresde._checks import check_nonnegative
-from scoresde._shapes import expand
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.score import Score
-from scoresde.sdes import Reverse
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,14 @@ class EulerMaruyama(Sampler):
         """Whether no noise is drawn."""
         return self.eta == 0
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Reverse:
-        """Return the reversed SDE."""
-        return score.sde.reverse(score, self.eta)
-
     def step(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Reverse, noise: Noise
-    ) -> tuple[Tensor, Reverse]:
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        mean = x - expand(t - s, x) * state.drift(x, t)
+        h, g = float(t - s), float(score.sde.diffusion(t))
+        eta = float(self.eta(t)) if callable(self.eta) else self.eta
+        mean = x.sub(score.sde.drift(x, t), alpha=h)
+        mean.add_(score(x, t), alpha=0.5 * (1 + eta**2) * g**2 * h)
         if self.deterministic:
-            return mean, state
-        spread = state.diffusion(t) * (t - s).sqrt()
-        return mean + expand(spread, x) * noise(x), state
+            return mean, None
+        return mean.add_(noise(x), alpha=eta * g * math.sqrt(h)), None

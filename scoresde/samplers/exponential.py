@@ -25,10 +25,10 @@ import numpy as np
 from torch import Tensor
 
 from scoresde._checks import check_between, check_integer, check_nonnegative
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Place, Sampler, place
 from scoresde.samplers.grids import UniformLogSNR
 from scoresde.score import Score
-from scoresde.sdes import SDE, GaussianSDE
+from scoresde.sdes import SDE
 
 _LONGEST = 3.0
 """Steps longer than this many times the one before do not extrapolate: they are of order one."""
@@ -61,17 +61,6 @@ class DDIMNoise:
     def __call__(self, h: float) -> float:
         """Return η = √(−ln(1 − eta² (1 − e^{−2h})) / 2h) for a step of length h in λ."""
         return math.sqrt(-math.log1p(self.eta**2 * math.expm1(-2 * h)) / (2 * h))
-
-
-class _Place(NamedTuple):
-    """A time as the curves see it."""
-
-    log_alpha: float
-    log_sigma: float
-
-    @property
-    def half_logsnr(self) -> float:
-        return self.log_alpha - self.log_sigma
 
 
 class _Value(NamedTuple):
@@ -137,8 +126,7 @@ class Multistep(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Memory, noise: Noise
     ) -> tuple[Tensor, _Memory]:
         """Go from t to s, both ``()``; one evaluation of the score."""
-        sde = gaussian(score.sde)
-        here, there = _place(sde, t), _place(sde, s)
+        here, there = place(score.sde, t), place(score.sde, s)
         latest = _Value(here.half_logsnr, self.read(score, x, t))
         values = (latest, *state.values)[: max(self.order, self.corrector)]
         if self.corrector and state.leg is not None:
@@ -153,7 +141,7 @@ class Multistep(Sampler):
         """Return what is interpolated, shaped like ``x``."""
 
     @abstractmethod
-    def leg(self, here: _Place, there: _Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+    def leg(self, here: Place, there: Place, x: Tensor, eta: float, noise: Noise) -> Leg:
         """Return the step between two places, without the integral."""
 
     def moments(self, c: float, count: int) -> np.ndarray:
@@ -173,9 +161,9 @@ class Multistep(Sampler):
         weights = np.linalg.solve(
             np.vander(places, increasing=True).T, self.moments(leg.rate * leg.length, len(values))
         )
-        x = leg.base
+        x = leg.base.clone() if self.corrector else leg.base
         for weight, (_, value) in zip(weights.tolist(), values, strict=True):
-            x = x.add(value, alpha=leg.gain * weight)
+            x.add_(value, alpha=leg.gain * weight)
         return x
 
 
@@ -234,14 +222,14 @@ class Exponential(Multistep):
         """Return x̂."""
         return score.denoised(x, t)
 
-    def leg(self, here: _Place, there: _Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+    def leg(self, here: Place, there: Place, x: Tensor, eta: float, noise: Noise) -> Leg:
         """Return the step in terms of x̂."""
         h = there.half_logsnr - here.half_logsnr
         base = x * math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
         if eta:
-            spread = math.exp(there.log_sigma) * math.sqrt(-math.expm1(-2 * eta**2 * h))
-            base = base.add(noise(x), alpha=spread)
-        return Leg(base, math.exp(there.log_alpha), 1 + eta**2, here.half_logsnr, h)
+            spread = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
+            base.add_(noise(x), alpha=spread)
+        return Leg(base, there.alpha, 1 + eta**2, here.half_logsnr, h)
 
     def moments(self, c: float, count: int) -> np.ndarray:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or what was published for it."""
@@ -282,14 +270,13 @@ class DEIS(Multistep):
         """Return ε̂."""
         return score.noise(x, t)
 
-    def leg(self, here: _Place, there: _Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+    def leg(self, here: Place, there: Place, x: Tensor, eta: float, noise: Noise) -> Leg:
         """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""
         h = there.half_logsnr - here.half_logsnr
-        sigma = math.exp(there.log_sigma)
         base = x * math.exp(there.log_alpha - here.log_alpha)
         if eta:
-            base = base.add(noise(x), alpha=eta * sigma * math.sqrt(math.expm1(2 * h)))
-        return Leg(base, (1 + eta**2) * sigma, -1.0, here.half_logsnr, h)
+            base.add_(noise(x), alpha=eta * there.sigma * math.sqrt(math.expm1(2 * h)))
+        return Leg(base, (1 + eta**2) * there.sigma, -1.0, here.half_logsnr, h)
 
 
 def exponential_moments(c: float, count: int) -> np.ndarray:
@@ -305,8 +292,3 @@ def exponential_moments(c: float, count: int) -> np.ndarray:
     for k in range(1, count):
         moments[k] = 1 - k / c * moments[k - 1]
     return moments
-
-
-def _place(sde: GaussianSDE, t: Tensor) -> _Place:
-    time = sde.interior(t)
-    return _Place(float(sde.log_alpha(time)), float(sde.log_sigma(time)))

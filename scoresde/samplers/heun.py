@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from scoresde._checks import check_nonnegative
-from scoresde._shapes import expand
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, place
 from scoresde.samplers.grids import Karras
 from scoresde.score import Score
 from scoresde.sdes import SDE
@@ -60,14 +59,12 @@ class Heun(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s; two evaluations of the score."""
-        sde = gaussian(score.sde)
-        alpha, ratio = sde.alpha(s), torch.exp(-sde.half_logsnr(s))
-        before = torch.exp(-sde.half_logsnr(t))
-        push = expand((1 + self.eta**2) * alpha * (ratio - before), x)
-        base = expand(alpha / sde.alpha(t), x) * x
+        here, there = place(score.sde, t), place(score.sde, s)
+        push = (1 + self.eta**2) * there.alpha * (there.ratio - here.ratio)
+        base = x * math.exp(there.log_alpha - here.log_alpha)
         if self.eta:
-            spread = self.eta * alpha * torch.sqrt(before**2 - ratio**2)
-            base = base + expand(spread, x) * noise(x)
+            spread = self.eta * there.alpha * math.sqrt(here.ratio**2 - there.ratio**2)
+            base.add_(noise(x), alpha=spread)
         slope = score.noise(x, t)
-        there = score.noise(base + push * slope, s)
-        return base + push * (0.5 * (slope + there)), None
+        later = score.noise(base.add(slope, alpha=push), s)
+        return base.add_(slope, alpha=0.5 * push).add_(later, alpha=0.5 * push), None

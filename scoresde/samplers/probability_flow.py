@@ -34,6 +34,7 @@ class ProbabilityFlow(Sampler):
         ValueError: unless ``tolerance`` is positive.
 
     Example:
+        >>> import torch
         >>> from scoresde import FunctionScore, VPSDE
         >>> from scoresde.samplers import sample
         >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
@@ -95,6 +96,7 @@ def transport(
         a ``RuntimeWarning`` and the best value there is.
 
     Example:
+        >>> import torch
         >>> from scoresde import FunctionScore, VPSDE
         >>> score = FunctionScore(lambda x, t: -x, VPSDE())
         >>> transport(score, torch.ones(1, 2), 1e-5, 1.0)

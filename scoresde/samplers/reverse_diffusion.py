@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde._shapes import expand
 from scoresde.samplers.base import Noise, Sampler, gaussian
 from scoresde.score import Score
 
@@ -32,6 +31,6 @@ class ReverseDiffusion(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        a, b = gaussian(score.sde).transition(s, t)
-        mean = expand(2 - a, x) * x + expand(b**2, x) * score(x, t)
-        return mean + expand(b, x) * noise(x), None
+        a, b = (float(value) for value in gaussian(score.sde).transition(s, t))
+        mean = (x * (2 - a)).add_(score(x, t), alpha=b**2)
+        return mean.add_(noise(x), alpha=b), None
