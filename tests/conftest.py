@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -43,8 +42,3 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip("the reference arrays are not beside this checkout")
     return GOLDEN
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Take addresses out of test names: all workers must know a test by the same one."""
-    item._nodeid = re.sub(r" at 0x[0-9a-f]+", "", item.nodeid)

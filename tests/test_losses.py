@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import named
 from scipy import stats
 from scipy.integrate import quad, solve_ivp
 
@@ -133,7 +134,7 @@ def test_the_named_weightings_are_special_cases_of_matching(sde):
         (VESDE(), lambda t: (0.01 * 5000**t) ** 2 * 2 * math.log(5000)),
         (EDMSDE(), lambda t: 2 * t),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_likelihood_weighting_is_g_squared_on_the_error_of_the_score(sde, g2):
     t = times(sde)

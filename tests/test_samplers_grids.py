@@ -7,6 +7,7 @@ import torch
 from families import STRATEGIES
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import named
 
 from scoresde import DDPM, NCSN, SDE, VESDE, VPSDE
 from scoresde.samplers import (
@@ -68,7 +69,7 @@ def test_karras_is_the_published_formula():
         (LogMobius(0.5), lambda rho: math.log((rho + 0.1) / (rho + 2.0))),
         (Karras(5.0), lambda rho: rho**0.2),
     ],
-    ids=repr,
+    ids=named,
 )
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=repr)
 def test_ratio_grids_are_equidistant_in_their_function(grid, function, sde):

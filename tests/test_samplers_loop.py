@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naming import named
 from torch.distributions import Independent, Laplace
 
 from scoresde import MLP, SDE, VESDE, VPSDE, FunctionScore, GaussianMixture, ScoreModel
@@ -237,7 +238,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=lambda v: named(v)[:60])
 def test_bad_input_of_sample(change, error, message):
     arguments = {"score": SCORE, "shape": (4, 2), "sampler": Ancestral()} | change
     with pytest.raises(error, match=message):

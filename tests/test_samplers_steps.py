@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from naming import named
 
 from scoresde import VESDE, VPSDE, GaussianMixture, SubVPSDE
 from scoresde.samplers import (
@@ -82,7 +83,7 @@ def weak_errors(sampler, sde, steps, ends=(0.8, 0.35)):
         (TorchSDE("milstein"), 1, 20),
         (TorchSDE("srk"), 2, 10),
     ],
-    ids=str,
+    ids=named,
 )
 def test_weak_order_on_gaussian_data(sampler, order, steps, sde):
     coarse, fine = (weak_errors(sampler, sde, n) for n in (steps, 2 * steps))
