@@ -81,7 +81,7 @@ def need(module: str, extra: str) -> Any:
         >>> need("no_such_package", "plots")
         Traceback (most recent call last):
         ...
-        ModuleNotFoundError: no_such_package is needed here; … pip install 'scoresde[plots]'
+        ModuleNotFoundError: no_such_package is needed here; ... pip install 'scoresde[plots]'
     """
     try:
         return import_module(module)
