@@ -1,0 +1,109 @@
+"""Runs of the official samplers, replayed: recorded noise in, recorded states and samples out.
+
+The official code looks tables up at trunc(t (N − 1)) and tells networks t itself; here a
+discretised diffusion has entry i at its knot (i + 1)/N. The replays make their steps on the knots
+and let the network see the official times. Bounds are about ten times what one float32 rounding of
+the weights does to the reference.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde import VPSDE, FunctionScore
+from scoresde.interop import score_sde
+from scoresde.samplers import (
+    Ancestral,
+    AnnealedLangevin,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    walk,
+)
+
+
+class Recorded:
+    def __init__(self, draws):
+        self.draws = iter(draws)
+
+    def __call__(self, x):
+        return next(self.draws).to(x.dtype)
+
+
+def case(golden, name):
+    folder = golden / name
+    config = json.loads((folder / "config.json").read_text())["flat"]
+    model = score_sde.load(folder / "checkpoint_1.pth", config).requires_grad_(False)
+    arrays = np.load(folder / "expected.npz")
+    return model, {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+
+
+def relative(out, expected):
+    return float((out - expected).abs().max() / expected.abs().max())
+
+
+def on_knots(model, sde, times):
+    """The model's score on the knots of a table, seen at the official times (falling)."""
+
+    def score(x, t):
+        return model(x, times[len(times) - 1 - round(float(sde.index_at(t)))])
+
+    return FunctionScore(score, sde)
+
+
+def test_annealed_langevin_with_euler_maruyama(golden):
+    """VE, two corrections a time; Euler–Maruyama steps of 1/N on a grid of another spacing."""
+    model, arrays = case(golden, "ve_cifar10_ncsnpp_continuous")
+    times = torch.linspace(1.0, 1e-5, 10, dtype=torch.float64)
+    draws = arrays["pc_ald_draws"]
+    noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])  # the last step is its mean
+    sampler = PredictorCorrector(EulerMaruyama(), AnnealedLangevin(0.16), corrections=2)
+    x = draws[0] * model.sde.sigma_max
+    state = sampler.init(model, x, times[0])
+    for t in times:
+        x, state = sampler.step(model, x, t, t - 0.1, state, noise)
+    assert relative(x, arrays["pc_ald_sample"]) < 1e-4
+
+
+def test_langevin_with_reverse_diffusion(golden):
+    """VP, 25 scales: batch-mean norms and alpha = 1 − β_i, which our (α_t/α_s)² is on the table."""
+    model, arrays = case(golden, "vp_cifar10_ddpmpp_continuous")
+    table = VPSDE().discretize(25)
+    score = on_knots(model, table, torch.linspace(1.0, 1e-3, 25, dtype=torch.float64))
+    draws = arrays["pc_rdl_draws"]
+    noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
+    sampler = PredictorCorrector(ReverseDiffusion(), Langevin(0.16, published=True))
+    times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
+    *_, x = walk(score, draws[0], times, sampler, noise)
+    assert relative((x + 1) / 2, arrays["pc_rdl_sample"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_whole_chain_of_ddpm(golden):
+    """1000 ancestral steps, with the noise of the forward kernel."""
+    model, arrays = case(golden, "vp_ddpm_cifar10")
+    table = model.sde
+    N = len(table.times)
+    official = torch.linspace(1.0, 1e-3, N, dtype=torch.float64)
+
+    def score(x, t):
+        i = round(float(table.index_at(t)))
+        label = float(official[N - 1 - i]) * (N - 1)  # not rounded
+        between = (label + 1) / N
+        return -model.output(x, between) / float(table.sigma(t))
+
+    source = np.random.RandomState(int(arrays["full_seed"]))
+    shape = (int(arrays["full_ndraws"]), *arrays["full_first_draw"].shape)
+    draws = torch.from_numpy(source.standard_normal(shape).astype(np.float32))
+    assert torch.equal(draws[0], arrays["full_first_draw"])
+    noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
+    times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
+    steps = walk(FunctionScore(score, table), draws[0], times, Ancestral(variance=1.0), noise)
+    recorded = dict(zip(arrays["full_steps"].tolist(), arrays["full_x_out"], strict=True))
+    for k, x in enumerate(steps):
+        if k in recorded and k < N - 1:
+            assert relative(x, recorded[k]) < 1e-5
+    assert relative((x + 1) / 2, arrays["full_sample"]) < 1e-5
