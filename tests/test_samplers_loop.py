@@ -7,11 +7,13 @@ from torch.distributions import Independent, Laplace
 
 from scoresde import MLP, SDE, VESDE, VPSDE, FunctionScore, GaussianMixture, ScoreModel
 from scoresde.samplers import (
+    AdaptiveSDE,
     Ancestral,
     AnnealedLangevin,
     EulerMaruyama,
     Langevin,
     PredictorCorrector,
+    ProbabilityFlow,
     ReverseDiffusion,
     SamplingError,
     TorchSDE,
@@ -136,12 +138,32 @@ def test_times_may_end_at_zero_and_start_anywhere():
         assert bool(x.isfinite().all())
 
 
-def test_a_condition_goes_with_its_rows():
-    labels = torch.arange(5)
-    model = network(classes=5).given(classes=labels)
-    whole = sample(model, (5, 2), Ancestral(), steps=3, generator=generator())
-    chunks = sample(model, (5, 2), Ancestral(), steps=3, generator=generator(), batch_size=2)
-    torch.testing.assert_close(whole, chunks)
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [(Ancestral(), 3), (AdaptiveSDE(0.5), 1), (ProbabilityFlow(), 1)],
+    ids=repr,
+)
+def test_a_condition_goes_with_its_rows(sampler, steps):
+    """Whole, in chunks, and one by one where no noise is shared."""
+    torch.manual_seed(1)
+    model = network(classes=5).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model = model.given(classes=torch.arange(5))
+    start = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
+    one, two = (model.rows(slice(i, i + 1)).denoised(start[:1], 0.5) for i in (0, 1))
+    assert not torch.allclose(one, two)
+    whole, chunks = (
+        sample(model, None, sampler, start=start, steps=steps, generator=generator(), batch_size=b)
+        for b in (None, 2)
+    )
+    torch.testing.assert_close(whole, chunks, rtol=1e-4, atol=1e-4)
+    if sampler.deterministic:
+        alone = [
+            sample(model.rows(slice(i, i + 1)), None, sampler, start=start[i : i + 1], steps=steps)
+            for i in range(5)
+        ]
+        torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_flow_through_the_walk_and_not_through_sample():

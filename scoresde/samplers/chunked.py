@@ -39,6 +39,10 @@ class Chunked(Score):
         """Return the score, shaped like ``x``."""
         return self._map(lambda part, x, t: part(x, t), x, t)
 
+    def rows(self, index: Tensor | slice) -> Chunked:
+        """Return the score of a part of the batch, evaluated a few rows at a time."""
+        return Chunked(self.score.rows(index), self.batch_size)
+
     def _read(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
         return self._map(lambda part, x, t: part._read(view, x, t), x, t)
 

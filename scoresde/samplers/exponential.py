@@ -63,7 +63,7 @@ class DDIMNoise:
         return math.sqrt(-math.log1p(self.eta**2 * math.expm1(-2 * h)) / (2 * h))
 
 
-class _Value(NamedTuple):
+class Value(NamedTuple):
     """What the score said at a place."""
 
     half_logsnr: float
@@ -86,7 +86,7 @@ class Leg(NamedTuple):
 class _Memory(NamedTuple):
     """The last values, latest first, and the last step."""
 
-    values: tuple[_Value, ...] = ()
+    values: tuple[Value, ...] = ()
     leg: Leg | None = None
 
 
@@ -127,14 +127,14 @@ class Multistep(Sampler):
     ) -> tuple[Tensor, _Memory]:
         """Go from t to s, both ``()``; one evaluation of the score."""
         here, there = place(score.sde, t), place(score.sde, s)
-        latest = _Value(here.half_logsnr, self.read(score, x, t))
+        latest = Value(here.half_logsnr, self.read(score, x, t))
         values = (latest, *state.values)[: max(self.order, self.corrector)]
         if self.corrector and state.leg is not None:
             x = self._complete(state.leg, values[: self.corrector])
         h = there.half_logsnr - here.half_logsnr
         eta = float(self.eta(h)) if callable(self.eta) else self.eta
         leg = self.leg(here, there, x, eta, noise)
-        return self._complete(leg, self._trusted(values, h)), _Memory(values, leg)
+        return self._complete(leg, self.trusted(values, h)), _Memory(values, leg)
 
     @abstractmethod
     def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
@@ -148,15 +148,15 @@ class Multistep(Sampler):
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh."""
         return exponential_moments(c, count)
 
-    def _trusted(self, values: tuple[_Value, ...], h: float) -> tuple[_Value, ...]:
-        """Return the values to extrapolate from."""
+    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
+        """Return the values that a step of length h extrapolates from."""
         if len(values) > 1:
             before = values[0].half_logsnr - values[1].half_logsnr
             if abs(h) > _LONGEST * abs(before):
                 return values[:1]
         return values[: self.order]
 
-    def _complete(self, leg: Leg, values: tuple[_Value, ...]) -> Tensor:
+    def _complete(self, leg: Leg, values: tuple[Value, ...]) -> Tensor:
         places = [(value.half_logsnr - leg.start) / leg.length for value in values]
         weights = np.linalg.solve(
             np.vander(places, increasing=True).T, self.moments(leg.rate * leg.length, len(values))
@@ -188,7 +188,7 @@ class Exponential(Multistep):
 
     Args:
         order: how many values the polynomial goes through; the order of convergence as an ODE
-        solver.
+            solver.
         eta: η >= 0, or a function of the step's length h in λ; 0 is the probability flow, 1 the
             reverse SDE. The law does not depend on it, how errors add up does.
         corrector: when the value at the end of a step is known, remake the step with a polynomial
@@ -230,6 +230,10 @@ class Exponential(Multistep):
             spread = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
             base.add_(noise(x), alpha=spread)
         return Leg(base, there.alpha, 1 + eta**2, here.half_logsnr, h)
+
+    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
+        """Return the values to extrapolate from; the papers' methods trust all."""
+        return values[: self.order] if self.published else super().trusted(values, h)
 
     def moments(self, c: float, count: int) -> np.ndarray:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or what was published for it."""

@@ -121,7 +121,7 @@ def sample(
         progress: show a progress bar.
         callback: called with a :class:`Frame` at the start and after every step.
         batch_size: how many rows the network sees at once; the samples are those of the whole
-        batch.
+            batch.
 
     Returns:
         The samples ``(n, *event)``.
