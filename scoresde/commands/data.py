@@ -80,11 +80,11 @@ class ArrayRows(Rows):
         self.name, self.array, self.shape, self.levels = name, array, array.shape, levels
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return rows as a tensor of the array's dtype (at least float32 if it is floating)."""
-        part = np.ascontiguousarray(self.array[start:stop])
-        if part.dtype.kind == "f":
-            return torch.from_numpy(part.astype(np.promote_types(part.dtype, np.float32)))
-        return torch.from_numpy(part.astype(np.int64))
+        """Return rows as a tensor: float32 or float64, uint8 or int64."""
+        part = self.array[start:stop]
+        smallest = np.float32 if part.dtype.kind == "f" else np.int64
+        dtype = np.uint8 if part.dtype == np.uint8 else np.promote_types(part.dtype, smallest)
+        return torch.from_numpy(part.astype(dtype))
 
 
 class ImageRows(Rows):
@@ -103,7 +103,7 @@ class ImageRows(Rows):
         self.shape = (len(self.files), *self._image(self.files[0]).shape)
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return images ``(n, channels, height, width)``, int64."""
+        """Return images ``(n, channels, height, width)``, uint8."""
         images = []
         for file in self.files[start:stop]:
             images.append(self._image(file))
@@ -119,7 +119,7 @@ class ImageRows(Rows):
         try:
             with pillow.open(file) as picture:
                 mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-                pixels = np.asarray(picture.convert(mode), dtype=np.int64)
+                pixels = np.array(picture.convert(mode))
         except pillow.UnidentifiedImageError:
             raise ValueError(
                 f"data: expected an image, got {file}, which Pillow can't read"
@@ -296,7 +296,7 @@ def bins_of(rows: Rows, options: Namespace) -> Bins | None:
     Raises:
         ValueError: if the data are integers of which nobody says how many levels they have.
     """
-    levels = options.levels or rows.levels
+    levels = rows.levels if options.levels is None else options.levels
     if levels is not None:
         return Bins(levels, *options.range)
     if not rows.read(0, 1).is_floating_point():
