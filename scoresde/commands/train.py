@@ -61,6 +61,10 @@ SDES: dict[str, Callable[[], GaussianSDE]] = {
 }
 
 
+LABEL_SCALE = 3.0
+"""Factor on the log-SNR that networks see: smooth enough in it that solvers need few steps."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is minimised: a weighting and the law of the times."""
@@ -97,15 +101,24 @@ def network_for(event_shape: tuple[int, ...], options: Namespace) -> nn.Module:
     is_image = len(event_shape) == 3 and event_shape[0] <= 4 and min(event_shape[1:]) >= 4
     kind = options.network or ("unet" if is_image else "mlp")
     if kind == "mlp":
-        width, depth = options.width or 256, options.depth or 3
-        return MLP(event_shape, width, depth, dropout=options.dropout, label_scale=100.0)
+        width, depth = _sizes(options, 256, 3)
+        return MLP(event_shape, width, depth, dropout=options.dropout, label_scale=LABEL_SCALE)
     if len(event_shape) != 3:
         raise ValueError(
             f"--network: expected images (channels, height, width) for unet, got samples of shape "
             f"{event_shape}; use --network mlp"
         )
-    width, depth = options.width or 64, options.depth or 2
-    return UNet(event_shape[0], width, blocks=depth, dropout=options.dropout, label_scale=100.0)
+    width, depth = _sizes(options, 64, 2)
+    return UNet(
+        event_shape[0], width, blocks=depth, dropout=options.dropout, label_scale=LABEL_SCALE
+    )
+
+
+def _sizes(options: Namespace, width: int, depth: int) -> tuple[int, int]:
+    return (
+        width if options.width is None else options.width,
+        depth if options.depth is None else options.depth,
+    )
 
 
 def count_parameters(network: nn.Module) -> int:
