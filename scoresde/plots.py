@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,14 +73,7 @@ def figure(width: float = 8.0, height: float = 5.0, dpi: float = 150.0) -> Figur
         >>> figure(4.0, 3.0, dpi=100.0).get_size_inches().tolist()
         [4.0, 3.0]
     """
-    try:
-        import matplotlib.figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plots: Matplotlib is needed to draw; install it with pip install 'scoresde[plots]'",
-            name=error.name,
-        ) from None
-    return matplotlib.figure.Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    return _need("matplotlib.figure").Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def style() -> Any:
@@ -91,9 +85,7 @@ def style() -> Any:
         >>> axes.spines["top"].get_visible()
         False
     """
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)
+    return _need("matplotlib").rc_context(_STYLE)
 
 
 def sample_grid(
@@ -176,6 +168,7 @@ def path_strip(
     ax.set_xticks(_centres(len(labels), pixels.shape[3]))
     ax.set_xticklabels([f"{t:.2g}" for t in labels])
     ax.tick_params(axis="x", length=0)
+    ax.set_xlabel("time t")
     return ax
 
 
@@ -322,8 +315,7 @@ def likelihood_histogram(
     finite = {name: values[values.isfinite()].double().cpu() for name, values in groups.items()}
     if sum(map(len, finite.values())) == 0:
         raise ValueError("groups: expected some finite values, got none; check the likelihoods")
-    everything = torch.cat(list(finite.values()))
-    low, high = (float(end) for end in torch.aminmax(everything))
+    low, high = (float(end) for end in torch.aminmax(torch.cat(list(finite.values()))))
     margin = 0.02 * (high - low) or 0.5
     count = check_integer("bins", bins, 1) + 1
     edges = torch.linspace(low - margin, high + margin, count, dtype=torch.float64).tolist()
@@ -349,6 +341,17 @@ def likelihood_histogram(
     ax.set_title(title)
     ax.legend()
     return ax
+
+
+def _need(module: str) -> Any:
+    """Return a module of Matplotlib, which is not needed before something is drawn."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plots: Matplotlib is needed to draw; install it with pip install 'scoresde[plots]'",
+            name=error.name,
+        ) from None
 
 
 def _pixels(name: str, images: Tensor, limits: tuple[float, float]) -> Tensor:
