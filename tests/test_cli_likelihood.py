@@ -1,0 +1,213 @@
+"""``scoresde likelihood``: rows are kept as they are finished, and nothing else decides them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde import MLP, VPSDE, Moments, ScoreModel, log_likelihood
+from scoresde.__main__ import main
+from scoresde.commands import likelihood as command
+
+LEVELS = np.random.default_rng(0).integers(0, 4, size=(7, 1, 2, 2)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with integer data of four levels, and a model that knows their shape."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("levels.npz", x=LEVELS, other=LEVELS[:3])
+    torch.manual_seed(0)
+    network = MLP((1, 2, 2), width=8, depth=1)
+    torch.nn.init.normal_(network.output.weight, std=0.1)
+    moments = Moments(torch.zeros(1, 2, 2), 0.3 * torch.ones(4), known=True)
+    ScoreModel(network, VPSDE(), moments=moments).save("model.safetensors")
+    return tmp_path
+
+
+def ask(words: str, out: str = "rows.npz") -> int:
+    line = f"likelihood model.safetensors levels.npz --key x --levels 4 --tolerance 0.01 {words}"
+    return main([*line.split(), "--out", out])
+
+
+def rows(path: str = "rows.npz") -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def numbers(found: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: found[name].tolist() for name in found if name != "seconds"}
+
+
+class Stop(Exception):  # noqa: N818
+    """What happens to the machine in the middle of a run."""
+
+
+def interrupted_after(batches: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until ``batches`` batches are finished, and then stop without warning."""
+    calls = 0
+
+    def failing(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > batches:
+            raise Stop
+        return log_likelihood(*arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "log_likelihood", failing)
+        with pytest.raises(Stop):
+            ask(words)
+
+
+def test_the_numbers_are_those_of_the_library(folder: Path) -> None:
+    assert ask("--exact --seed 3") == 0
+    found = rows()
+    assert found["row"].tolist() == list(range(7))
+    bins = command.Bins(4)
+    recipe = command.Recipe(bins, None, 0.01, 3)
+    x = recipe.points(torch.from_numpy(LEVELS), 0)
+    assert torch.equal(bins.quantize(x), torch.from_numpy(LEVELS).long())
+    truth = log_likelihood(ScoreModel.load("model.safetensors"), x, tolerance=0.01)
+    np.testing.assert_allclose(found["log_prob"], truth.log_prob.numpy(), atol=1e-5)
+    bits = truth.bits_per_dim(levels=4, scale=2.0)
+    np.testing.assert_allclose(found["bits_per_dim"], bits.numpy(), atol=1e-5)
+    assert found["converged"].dtype == bool
+    assert (found["evaluations"] > 0).all()
+
+
+@pytest.mark.parametrize("trace", ["--exact", "--probes 2"])
+def test_the_batch_size_changes_nothing(folder: Path, trace: str) -> None:
+    # what is left is the rounding of products of matrices of another size, amplified by the control
+    # of the steps; other probes or other noise would change log_prob by some 0.3
+    for size in (3, 64):
+        assert ask(f"{trace} --batch-size {size}", f"{size}.npz") == 0
+    part, whole = rows("3.npz"), rows("64.npz")
+    for name in ("log_prob", "standard_error"):
+        np.testing.assert_allclose(part[name], whole[name], atol=5e-3)
+
+
+def test_another_seed_is_another_draw(folder: Path) -> None:
+    assert ask("--seed 1", "1.npz") == 0
+    assert ask("--seed 2", "b.npz") == 0
+    assert (rows("1.npz")["log_prob"] != rows("b.npz")["log_prob"]).all()
+
+
+@pytest.mark.parametrize("trace", ["--exact", "--probes 1"])
+def test_a_stopped_run_goes_on_behind_its_last_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trace: str
+) -> None:
+    words = f"{trace} --batch-size 2"
+    interrupted_after(2, words, monkeypatch)
+    assert not Path("rows.npz").exists()
+    partial = Path("rows.npz.partial")
+    kept = partial.read_text().splitlines()
+    assert len(kept) == 1 + 4
+    assert ask(words) == 0
+    assert "going on after row 4 of 7" in capsys.readouterr().out
+    assert not partial.exists()
+    assert ask(words, "straight.npz") == 0
+    assert numbers(rows()) == numbers(rows("straight.npz"))
+    assert rows()["row"].tolist() == list(range(7))
+
+
+def test_a_line_cut_short_is_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(1, "--batch-size 2", monkeypatch)
+    partial = Path("rows.npz.partial")
+    partial.write_bytes(partial.read_bytes()[:-20])
+    assert ask("--batch-size 2") == 0
+    assert ask("--batch-size 2", "straight.npz") == 0
+    found, straight = rows(), rows("straight.npz")
+    np.testing.assert_allclose(found["log_prob"], straight["log_prob"], atol=5e-3)
+    assert found["row"].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("words", ["--seed 1", "--exact", "--range 0 1"])
+def test_rows_of_another_run_are_refused(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+) -> None:
+    interrupted_after(1, "--batch-size 2", monkeypatch)
+    before = Path("rows.npz.partial").read_bytes()
+    assert ask(words) == 2
+    assert "--restart" in capsys.readouterr().err
+    assert Path("rows.npz.partial").read_bytes() == before
+    assert ask(f"{words} --restart") == 0
+    assert len(rows()["row"]) == 7
+
+
+def test_a_foreign_partial_file_is_left_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("rows.npz.partial").write_text("dear diary\n")
+    assert ask("") == 2
+    assert "rows.npz.partial" in capsys.readouterr().err
+    assert Path("rows.npz.partial").read_text() == "dear diary\n"
+
+
+def test_all_formats_hold_the_same(folder: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert ask("") == 0
+    assert ask("", "rows.csv") == 0
+    assert ask("", "rows.parquet") == 0
+    truth = numbers(rows())
+    with Path("rows.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    table = parquet.read_table("rows.parquet").to_pydict()
+    for name in ("log_prob", "bits_per_dim", "solver_error"):
+        assert [float(line[name]) for line in lines] == truth[name]
+        assert table[name] == truth[name]
+    assert [line["converged"] == "True" for line in lines] == truth["converged"]
+    assert table["converged"] == truth["converged"]
+
+
+def test_the_summary_has_its_error_bar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("--probes 2") == 0
+    text = capsys.readouterr().out
+    found = rows()
+    bits = found["bits_per_dim"]
+    assert f"{bits.mean():.4f} ± {bits.std(ddof=1) / 7**0.5:.4f} bits/dim" in text
+    assert f"{int(found['converged'].sum())} of 7 converged" in text
+    assert f"{found['evaluations'].mean():.1f} evaluations" in text
+    assert f"{found['standard_error'].max():.2g} nats" in text
+
+
+def test_floats_on_a_lattice_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("floats.npy", LEVELS.astype(np.float32) / 2 - 1)
+    assert main(["likelihood", "model.safetensors", "floats.npy"]) == 2
+    assert "--levels" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_finished_row(folder: Path) -> None:
+    np.savez("levels.npz", x=np.tile(LEVELS, (20, 1, 1, 1)))
+    words = "likelihood model.safetensors levels.npz --levels 4 --batch-size 4 --out rows.npz"
+    line = [sys.executable, "-m", "scoresde", *words.split()]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        line, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    partial = Path("rows.npz.partial")
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.read_text().count("\n") > 8):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = partial.read_text().count("\n") - 1
+    assert 8 <= done < 140
+    told = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
+    assert "going on after row" in told.stdout
+    assert rows()["row"].tolist() == list(range(140))
