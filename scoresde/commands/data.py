@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ def open_data(name: str, key: str | None = None) -> Rows:
             f"digits-test, got {name!r}, which does not exist"
         )
     try:
-        opened = np.load(path, mmap_mode="r", allow_pickle=False)
+        opened = _load(path)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"data: expected an .npy or .npz file of numbers, got {name}, which NumPy can't read "
@@ -179,6 +180,14 @@ def open_data(name: str, key: str | None = None) -> Rows:
             raise ValueError(f"--key: expected an .npz file to look into, got {name}, one array")
         return ArrayRows(name, opened)
     return ArrayRows(name, _pick(opened, name, key))
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive and not zipfile.is_zipfile(path):  # np.load would leave it open
+        raise zipfile.BadZipFile("the end of the archive is missing")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _pick(archive: np.lib.npyio.NpzFile, name: str, key: str | None) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from scoresde._checks import check_state
 from scoresde.commands.base import (
     Command,
     add_device,
@@ -238,7 +239,7 @@ def run(options: Namespace) -> None:
     bins = bins_of(rows, options)
     learned, held_out = split(rows.read(), options.held_out, options.seed)
     data = training_set(learned, bins)
-    spread = float(data.tensors[0].std())
+    spread = float(check_state("data", data.tensors[0]).std())
     torch.manual_seed(options.seed)  # the initial weights
     network = network_for(rows.shape[1:], options)
     model = new_model(SDES[options.sde](), network, spread).to(device_of(options.device))
