@@ -8,13 +8,22 @@ made in float32 and rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["normal", "normal_like", "rademacher", "rademacher_like", "uniform", "uniform_like"]
+__all__ = [
+    "normal",
+    "normal_like",
+    "rademacher",
+    "rademacher_like",
+    "standing_in",
+    "uniform",
+    "uniform_like",
+]
 
 
 def _draw(
@@ -108,3 +117,23 @@ def rademacher(
 def rademacher_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Independent signs with the shape, dtype and device of ``x``."""
     return rademacher(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+@contextmanager
+def standing_in(generator: torch.Generator | None) -> Iterator[None]:
+    """Let ``generator`` stand in for the CPU's global one, which distributions draw from.
+
+    Example:
+        >>> law, before = torch.distributions.Normal(0.0, 1.0), torch.get_rng_state()
+        >>> with standing_in(torch.Generator().manual_seed(0)):
+        ...     x = law.sample()
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield

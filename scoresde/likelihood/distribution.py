@@ -6,15 +6,14 @@ to noise, ``sample`` from noise to data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from scoresde._checks import check_floating, check_integers, check_positive
-from scoresde._random import normal
+from scoresde._random import normal, standing_in
 from scoresde.coordinates import flow_of
 from scoresde.likelihood.base import Likelihood, Method
 from scoresde.likelihood.door import log_likelihood
@@ -208,7 +207,7 @@ class ScoreDistribution(Distribution):
             )
         else:
             prior = self.prior or score.sde.prior(self.event_shape, dtype=torch.float64)
-            with _standing_in(generator):
+            with standing_in(generator):
                 latent = prior.sample(torch.Size(shape[:1])).to(device)
             z = flow.enter(latent, flow.end)
         solver = Adams() if self.solver is None else self.solver
@@ -221,15 +220,3 @@ class ScoreDistribution(Distribution):
             f"ScoreDistribution(event_shape={tuple(self.event_shape)}, "
             f"batch_shape={tuple(self.batch_shape)}, sde={self.score.sde!r})"
         )
-
-
-@contextmanager
-def _standing_in(generator: torch.Generator | None) -> Iterator[None]:
-    """Let ``generator`` stand in for the CPU's global one, which distributions draw from."""
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))
-        yield

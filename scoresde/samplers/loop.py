@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from scoresde._checks import check_integer, check_state
-from scoresde._random import normal_like
+from scoresde._random import normal_like, standing_in
 from scoresde._shapes import as_time
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.chunked import Chunked
@@ -248,7 +248,7 @@ def _start(
     n, *event_shape = _check_shape(shape)
     dtype, device = _home(score)
     prior = score.sde.prior(tuple(event_shape), dtype=torch.promote_types(dtype, torch.float32))
-    with _global_generator(generator):
+    with standing_in(generator):
         return prior.sample(torch.Size((n,))).to(dtype=dtype, device=device)
 
 
@@ -268,18 +268,6 @@ def _home(score: nn.Module) -> tuple[torch.dtype, torch.device]:
             return parameter.dtype, parameter.device
     buffer = next(score.buffers(), torch.empty(()))
     return torch.get_default_dtype(), buffer.device
-
-
-@contextmanager
-def _global_generator(generator: torch.Generator | None) -> Iterator[None]:
-    """Let ``generator`` stand in for the CPU's global one, which distributions draw from."""
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))
-        yield
 
 
 @contextmanager
