@@ -13,8 +13,10 @@ Where the Jacobian J is known, z′ = J (z − z_n) + P(τ) is solved exactly, w
 v − J (z − z_n): the linearised exponential Adams method. Any J gives the same order; the true one
 takes the stiffness out, by which explicit methods crawl at points off the data.
 
-Along any path, the integral of q misses the change of log p by ∇log p · (path − flow); its share in
-each step, ½(a + a′)·(e′ − e), and the doubt about the integral make up the error estimate. Their
+Along any path, the integral of q misses the change of log p by the work of a = ∇log p along path −
+flow, Σ ½(a + a′)·(e′ − e) or, summed by parts, a_N·e_N − Σ ½(a′ − a)·(e′ + e). The latter's terms do
+not alternate with the sign of e and do not grow with the size of a, which an imperfect score
+overstates near the data. They and the doubts about the integral make up the error estimate; their
 signs vary, so that squares are summed. A noisy integrand neither steers nor doubts: two orders of
 its integral differ by noise.
 """
@@ -33,7 +35,7 @@ from scoresde.solvers.base import Evaluation, Field, Linear, Solution, Solver, S
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.3, 2.0
 _SERIES, _TERMS = 2.0, 24
-_CAUTION = 2.0
+_CAUTION = 4.0
 """What multiplies the root of the sum of squares of the steps' own error estimates."""
 
 
@@ -206,7 +208,7 @@ class Adams(Solver):
         error = torch.where(finite, error, torch.inf)
         weights = h * weights_moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
         gradient = torch.zeros_like(z) if a is None else a
-        detour = 0.5 * ((gradient + w.gradient) * (defect - w.defect)).sum(1)
+        detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
         after = _Walk(
             rows=w.rows,
             tau=tau,
@@ -216,9 +218,7 @@ class Adams(Solver):
             variance=w.variance + weights[:, -1] ** 2 * spreads[:, -1],
             defect=defect,
             gradient=gradient,
-            error=w.error
-            + (_CAUTION * doubt) ** 2
-            + (_CAUTION * detour.nan_to_num(torch.inf)) ** 2,
+            error=w.error + doubt**2 + detour.nan_to_num(torch.inf) ** 2,
             order=(k + 1).clamp(max=self.order),
             evaluations=w.evaluations + 1,
             nodes=torch.cat([tau.unsqueeze(1), w.nodes[:, :-1]], dim=1),
@@ -243,7 +243,9 @@ class _Arrivals:
 
     def record(self, walk: _Walk, status: Tensor) -> None:
         variance = walk.variance + (walk.weights**2 * walk.spreads).sum(1)
-        columns = torch.stack([walk.integral, variance.sqrt(), walk.error.sqrt(), walk.tau], dim=1)
+        last = (walk.gradient * walk.defect).sum(1).nan_to_num(torch.inf)
+        error = _CAUTION * (walk.error + last**2).sqrt()
+        columns = torch.stack([walk.integral, variance.sqrt(), error, walk.tau], dim=1)
         self._state = self._state.index_copy(0, walk.rows, walk.z)
         self._columns = self._columns.index_copy(0, walk.rows, columns)
         counts = torch.stack([walk.evaluations, status], dim=1)
