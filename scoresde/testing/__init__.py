@@ -1,0 +1,40 @@
+"""Property-based tests of diffusions, scores, samplers and solvers, yours included.
+
+    from scoresde.testing import check_sde
+    check_sde(MySDE())          # raises an AssertionError that names the law, with a counterexample
+
+Needs hypothesis: ``pip install 'scoresde[testing]'``.
+"""
+
+try:
+    import hypothesis  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "scoresde.testing needs hypothesis: install it with pip install 'scoresde[testing]'"
+    ) from error
+
+from scoresde.testing import strategies
+from scoresde.testing.checks import checks, family_of, parametrize_with_checks
+from scoresde.testing.properties import (
+    BrokenLawError,
+    Counterexample,
+    Family,
+    Property,
+    close,
+    holds,
+)
+from scoresde.testing.sdes import check_sde
+
+__all__ = [
+    "BrokenLawError",
+    "Counterexample",
+    "Family",
+    "Property",
+    "check_sde",
+    "checks",
+    "close",
+    "family_of",
+    "holds",
+    "parametrize_with_checks",
+    "strategies",
+]

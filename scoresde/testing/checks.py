@@ -1,0 +1,112 @@
+"""From objects to the laws they owe: one check for each, for pytest and for reports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, singledispatch
+from typing import TYPE_CHECKING, Any
+
+from scoresde.sdes import SDE
+from scoresde.testing.properties import Family, code
+from scoresde.testing.sdes import SDES
+
+if TYPE_CHECKING:
+    import pytest
+
+
+@singledispatch
+def family_of(subject: object) -> Family:
+    """Return the family whose laws an object owes.
+
+    Raises:
+        TypeError: if it belongs to none.
+    """
+    raise TypeError(
+        "subject: expected an SDE, a Score, a Sampler, a Solver, a Trace or a likelihood Method, "
+        f"got {type(subject).__name__}; derive from one of them, or wrap it in an adapter"
+    )
+
+
+@family_of.register
+def _(subject: SDE) -> Family:
+    return SDES
+
+
+def checks(
+    subject: Any, *, seed: int = 0, examples: int | None = None
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the name and the check of every law that an object owes.
+
+    Args:
+        subject: an SDE, a score, a sampler, …
+        seed: of the search.
+        examples: how many cases of each law are tried; its own number if None.
+
+    Yields:
+        The law's name, and a function without arguments that raises
+        :class:`~scoresde.testing.BrokenLawError` if it is broken.
+
+    Example:
+        >>> from scoresde import VPSDE
+        >>> [name for name, check in checks(VPSDE())][:2]
+        ['moment equations', 'semigroup']
+    """
+    family = family_of(subject)
+    for each in family.properties:
+        if each.applies(subject):
+            only, run = each.name, partial(family.check, subject, seed=seed, examples=examples)
+            yield only, partial(run, only=only)
+
+
+def parametrize_with_checks(
+    subjects: Sequence[Any],
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    skip: Mapping[str, str] | None = None,
+    seed: int = 0,
+    examples: int | None = None,
+) -> pytest.MarkDecorator:
+    """Make one pytest test of each law and each object; the test takes ``check`` and calls it.
+
+    Args:
+        subjects: SDEs, scores, samplers, …, of all kinds together.
+        expected_failures: law's name → reason: these must fail (``xfail(strict=True)``).
+        skip: law's name → reason: these are not run.
+        seed: of the search.
+        examples: how many cases of each law are tried; its own number if None.
+
+    Raises:
+        ValueError: if a name is none of a law that the objects owe.
+
+    Example:
+        >>> from scoresde import SubVPSDE, VPSDE
+        >>> @parametrize_with_checks([VPSDE(), SubVPSDE()])
+        ... def test_my_diffusions(check):
+        ...     check()
+    """
+    import pytest
+
+    marks = {name: pytest.mark.skip(reason=why) for name, why in (skip or {}).items()}
+    for name, why in (expected_failures or {}).items():
+        marks[name] = pytest.mark.xfail(reason=why, strict=True, raises=AssertionError)
+    owed = [
+        (f"{_label(subject)}-{name}", name, check)
+        for subject in subjects
+        for name, check in checks(subject, seed=seed, examples=examples)
+    ]
+    if unknown := marks.keys() - {name for _, name, _ in owed}:
+        raise ValueError(
+            f"expected_failures, skip: expected names of laws, got {sorted(unknown)}; there are "
+            f"{', '.join(repr(name) for name in dict.fromkeys(name for _, name, _ in owed))}"
+        )
+    parameters = [
+        pytest.param(check, id=label, marks=[marks[name]] if name in marks else [])
+        for label, name, check in owed
+    ]
+    return pytest.mark.parametrize("check", parameters)
+
+
+def _label(subject: Any) -> str:
+    """A short name, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", code(subject))[:60]

@@ -1,0 +1,138 @@
+"""What is drawn: diffusions, times, mixtures, shapes, samplers, with parameters and seeds.
+
+Everything is drawn as parameters and seeds, never as raw noise, so that a failing example shrinks
+to a simple one and prints as code that runs.
+
+    @given(st.data())
+    def test_something(data):
+        sde = data.draw(strategies.sdes())
+        t = data.draw(strategies.times(sde))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from hypothesis import strategies as st
+
+from scoresde.sdes import (
+    DDPM,
+    EDMSDE,
+    NCSN,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    GaussianSDE,
+    RectifiedFlow,
+    SubVPSDE,
+)
+
+# --- numbers
+
+
+def floats(low: float, high: float) -> st.SearchStrategy[float]:
+    """Draw a number in [low, high]."""
+    return st.floats(low, high, allow_nan=False)
+
+
+def logs(low: float, high: float) -> st.SearchStrategy[float]:
+    """Draw a number of few digits in [low, high], evenly on the logarithmic scale."""
+    exponents = floats(math.log(low), math.log(high))
+    return exponents.map(lambda v: min(max(float(f"{math.exp(v):.3g}"), low), high))
+
+
+def seeds(subject: object = None) -> st.SearchStrategy[int]:
+    """Draw the seed of a ``torch.Generator``."""
+    return st.integers(0, 2**31 - 1)
+
+
+def event_shapes(subject: object = None) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw the shape of one sample: a number, a vector, an image, a film."""
+    return st.sampled_from([(), (1,), (5,), (2, 3), (1, 8, 8), (3, 4, 4, 4)])
+
+
+def dtypes(subject: object = None) -> st.SearchStrategy[torch.dtype]:
+    """Draw a floating-point type that states are kept in."""
+    return st.sampled_from([torch.float64, torch.float32])
+
+
+def devices(subject: object = None) -> st.SearchStrategy[str]:
+    """Draw a device of this machine."""
+    return st.sampled_from(["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+
+
+# --- diffusions and their times
+
+
+def tables(low: float, high: float, longest: int = 12) -> st.SearchStrategy[torch.Tensor]:
+    """Draw a float64 table of different numbers in [low, high]."""
+    entries = st.lists(logs(low, high), min_size=2, max_size=longest, unique=True)
+    return entries.map(lambda values: torch.tensor(values, dtype=torch.float64))
+
+
+def _spread(sigmas: torch.Tensor) -> torch.Tensor:
+    """A ladder whose neighbours differ by 1 % at least."""
+    ladder = sigmas.sort().values
+    return ladder * 1.01 ** torch.arange(len(ladder), dtype=torch.float64)
+
+
+_ENDS = floats(0.5, 3.0)
+_RATES = st.tuples(floats(0.0, 5.0), floats(0.1, 30.0)).map(lambda r: (r[0], r[0] + r[1]))
+_LEVELS = st.tuples(logs(1e-3, 0.5), logs(2.0, 1e3)).map(lambda r: (r[0], r[0] * r[1]))
+
+FAMILIES: dict[str, st.SearchStrategy[GaussianSDE]] = {
+    "VPSDE": st.builds(lambda r, T: VPSDE(r[0], r[1], T=T), _RATES, _ENDS),
+    "SubVPSDE": st.builds(lambda r, T: SubVPSDE(r[0], r[1], T=T), _RATES, _ENDS),
+    "VESDE": st.builds(lambda r, T: VESDE(r[0], r[1], T=T), _LEVELS, _ENDS),
+    "CosineSDE": st.builds(CosineSDE, s=floats(0.0, 0.1), T=floats(0.5, 0.999)),
+    "EDMSDE": st.builds(lambda r: EDMSDE(*r), _LEVELS),
+    "RectifiedFlow": st.builds(RectifiedFlow, T=floats(0.5, 0.9999)),
+    "DDPM": st.builds(DDPM, tables(1e-4, 0.9), T=_ENDS),
+    "NCSN": st.builds(NCSN, tables(1e-3, 1e2).map(_spread), T=_ENDS),
+}
+"""One strategy for each Gaussian diffusion of the library, with valid parameters."""
+
+
+def sdes(*names: str) -> st.SearchStrategy[GaussianSDE]:
+    """Draw a Gaussian diffusion with parameters of its own.
+
+    Args:
+        *names: the families, such as ``"VPSDE"``; all of :data:`FAMILIES` if none is given.
+    """
+    return st.one_of(*(FAMILIES[name] for name in names or FAMILIES))
+
+
+@st.composite
+def times(draw: st.DrawFn, sde: SDE, closed: bool = False) -> float:
+    """Draw a time of a diffusion in [t_min, T], evenly on the logarithmic scale.
+
+    Args:
+        draw: Hypothesis' own.
+        sde: the diffusion.
+        closed: whether 0, t_min and T themselves are drawn often.
+    """
+    low = max(sde.t_min, 1e-5 * sde.T)
+    inside = logs(low / sde.T, 1.0).map(lambda part: min(max(part * sde.T, low), sde.T))
+    ends = st.sampled_from([sde.T, sde.t_min, 0.0])
+    return draw(st.one_of(inside, ends) if closed else inside)
+
+
+def closed_times(sde: SDE) -> st.SearchStrategy[float]:
+    """Draw a time in [0, T] whose ends 0, t_min and T come often."""
+    return times(sde, closed=True)
+
+
+def ascending(count: int) -> Callable[[SDE], st.SearchStrategy[list[float]]]:
+    """Return the strategy of ``count`` ascending times; gaps are parts of the rest, none tiny."""
+
+    @st.composite
+    def draw_times(draw: st.DrawFn, sde: SDE) -> list[float]:
+        first = draw(logs(1e-5, 1.0 if count == 1 else 0.5))
+        gaps = draw(st.lists(floats(0.05, 1.0), min_size=count, max_size=count))
+        parts = [sum(gaps[:i]) / sum(gaps) for i in range(count)]
+        return [float(f"{sde.T * (first + (1 - first) * part):.6g}") for part in parts]
+
+    return draw_times

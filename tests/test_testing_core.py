@@ -1,0 +1,193 @@
+"""How a counterexample is looked for, told and shown again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import scoresde
+import scoresde.testing.sdes
+from scoresde import VPSDE, SubVPSDE
+from scoresde.testing import (
+    BrokenLawError,
+    Family,
+    check_sde,
+    checks,
+    close,
+    family_of,
+    holds,
+    parametrize_with_checks,
+    strategies,
+)
+from scoresde.testing.properties import code
+
+
+class Doubled(VPSDE):
+    """g² where g is meant."""
+
+    def diffusion(self, t):
+        return super().diffusion(t) ** 2
+
+
+def message_of(call) -> str:
+    with pytest.raises(BrokenLawError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_a_broken_law_is_told_in_full():
+    text = message_of(lambda: check_sde(Doubled()))
+    for part in (
+        "moment equations: Doubled(",
+        "law    (log α)′ = f",
+        "where  t = ",
+        "found  2 f + g²/σ² is ",
+        "often  g instead of g²",
+        "again  scoresde.testing.sdes.moment_equations(Doubled(",
+    ):
+        assert part in text
+
+
+def test_the_last_line_shows_it_again():
+    text = message_of(lambda: check_sde(Doubled(), only="moment equations"))
+    line = re.search("again  (.*)", text)[1]
+    with pytest.raises(AssertionError, match="g²/σ²"):
+        eval(line, {"scoresde": scoresde, "Doubled": Doubled, "torch": torch})
+
+
+def test_a_search_depends_on_its_seed_alone():
+    texts = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        texts.append(message_of(lambda: check_sde(Doubled(), seed=5, examples=3)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert texts[0] == texts[1]
+
+
+def test_a_strategy_of_subjects_is_shrunk_too():
+    family = Family("number")
+
+    @family.owes("small", "n + m < 100", "size", m=lambda n: st.integers(0, n), examples=50)
+    def small(n, m):
+        holds(n + m < 100, f"n + m is {n + m}")
+
+    with pytest.raises(BrokenLawError) as caught:
+        family.check(st.integers(0, 1000))
+    (found,) = caught.value.counterexamples
+    assert found.subject + found.case["m"] == 100
+    assert caught.value.names == ("small",)
+    family.check(st.integers(0, 49))
+    family.check(70, fixed={"m": 3})
+    with pytest.raises(BrokenLawError, match="n \\+ m is 173"):
+        family.check(70, fixed={"m": 103})
+
+
+def test_an_exception_is_a_broken_law():
+    class Halting(VPSDE):
+        def drift(self, x, t):
+            raise RuntimeError("out of order")
+
+    assert "found  RuntimeError: out of order" in message_of(lambda: check_sde(Halting()))
+
+
+def test_looking_for_the_simplest_ends(monkeypatch):
+    """Time up at once: the first failure is told, and nothing else is run."""
+    monkeypatch.setattr("scoresde.testing.properties._SHRINKING", 0.0)
+    family, runs = Family("number"), []
+
+    @family.owes("never", "n < 0", "all", m=lambda n: st.integers())
+    def never(n, m):
+        runs.append(m)
+        raise AssertionError(str(m))
+
+    with pytest.raises(BrokenLawError) as caught:
+        family.check(1)
+    assert len(runs) == 1
+    assert caught.value.counterexamples[0].case == {"m": runs[0]}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "message"),
+    [
+        ([1.0, 2.0], [1.0, 2.5], r"x is 2 at index \[1\], expected 2.5: off by 0.5, tolerated"),
+        (1.0, 1.1, "x is 1, expected 1.1"),
+        (float("nan"), 1.0, "x is nan"),
+        (float("inf"), float("inf"), "x is inf"),
+    ],
+)
+def test_close_tells_the_worst_number(found, expected, message):
+    with pytest.raises(AssertionError, match=message):
+        close("x", found, expected, rtol=1e-3, atol=1e-3)
+    close("x", [1.0, 2.0], [1.0005, 1.9995], atol=1e-3)
+
+
+def test_code_makes_the_object_again():
+    names = vars(scoresde) | {"torch": torch}
+    for sde in (VPSDE(0.3, 7.0, T=1.5), scoresde.DDPM(torch.tensor([0.1, 0.2]).double())):
+        again = eval(code(sde), names)
+        assert code(again) == code(sde)
+        assert again.sigma(0.5) == sde.sigma(0.5)
+    assert code((1, 2.5, (3,), ["a"])) == "(1, 2.5, (3,), ['a'])"
+
+
+def test_unknown_laws_and_kinds_are_refused():
+    with pytest.raises(ValueError, match=r"only: expected names of .* SDEs, got 'moment'"):
+        check_sde(VPSDE(), only="moment")
+    with pytest.raises(TypeError, match="subject: expected an SDE, a Score"):
+        family_of(3)
+    with pytest.raises(ValueError, match="examples: expected an integer, at least 1"):
+        check_sde(VPSDE(), examples=0)
+    with pytest.raises(ValueError, match=r"expected_failures, skip: .* 'semigroup'"):
+        parametrize_with_checks([VPSDE()], skip={"semigroups": "no"})
+
+
+def test_checks_are_named_functions():
+    found = dict(checks(Doubled(), examples=3))
+    assert list(found)[:2] == ["moment equations", "semigroup"]
+    found["semigroup"]()
+    with pytest.raises(BrokenLawError):
+        found["moment equations"]()
+
+
+@parametrize_with_checks(
+    [Doubled(), SubVPSDE()],
+    skip={"semigroup": "shown elsewhere"},
+    examples=2,
+)
+def test_laws_become_tests(check, request):
+    if request.node.callspec.id.startswith("Doubled") and "moment" in request.node.callspec.id:
+        with pytest.raises(BrokenLawError):
+            check()
+    else:
+        check()
+
+
+@parametrize_with_checks([Doubled()], expected_failures={"moment equations": "g²"}, examples=2)
+def test_failures_may_be_expected(check):
+    check()
+
+
+def test_without_hypothesis_the_message_says_what_to_install():
+    program = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "import scoresde\n"
+        "try:\n    import scoresde.testing\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip install 'scoresde[testing]'" in result.stdout
+
+
+@given(data=st.data())
+def test_times_lie_inside(data):
+    sde = data.draw(strategies.sdes())
+    assert 0 <= data.draw(strategies.closed_times(sde)) <= sde.T
+    first, *_, last = data.draw(strategies.ascending(4)(sde))
+    assert 0 < first < last <= sde.T
