@@ -14,10 +14,10 @@ v − J (z − z_n): the linearised exponential Adams method. Any J gives the sa
 takes the stiffness out, by which explicit methods crawl at points off the data.
 
 Along any path, the integral of q misses the change of log p by the work of a = ∇log p along path −
-flow, Σ ½(a + a′)·(e′ − e) or, summed by parts, a_N·e_N − Σ ½(a′ − a)·(e′ + e). The latter's terms do
-not alternate with the sign of e and do not grow with the size of a, which an imperfect score
-overstates near the data. They and the doubts about the integral make up the error estimate; their
-signs vary, so that squares are summed. A noisy integrand neither steers nor doubts: two orders of
+flow, Σ ½(a + a′)·(e′ − e) or, summed by parts, a_N·e_N − Σ ½(a′ − a)·(e′ + e). The terms of the
+latter do not grow with the size of a, which an imperfect score overstates near the data. They and
+the doubts about the integral make up the error estimate; their signs vary, so that squares are
+summed. A noisy integrand neither steers nor doubts: two orders of
 its integral differ by noise.
 """
 
