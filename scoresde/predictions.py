@@ -16,6 +16,7 @@ so that no conversion cancels near the data end, where x̂ ≈ x/α.
 | VELOCITY | v = αε̂ − σx̂ | −σ²/(α(α²+σ²)) | −σ/(α²+σ²) | 1 |
 | FLOW | u = dx/dt of the probability flow | 2fσ²/(αg²) | −2σ²/(αg²) | 1 |
 | edm(σ_d) | F of EDM, ρ = σ/α, S² = σ_d²+ρ² | −ρ²/(αS²) | σ_d ρ/S | 1/(αS) |
+| DENOISER | D of EDM, x̂ from x/α | −1/α | 1 | 1/α |
 """
 
 from __future__ import annotations
@@ -143,12 +144,29 @@ class EDMPrediction(Prediction):
         return Coefficients(1 / (alpha * total), residual, self.sigma_data * ratio / total)
 
 
+@dataclass(frozen=True)
+class DenoiserPrediction(Prediction):
+    """The network is a denoiser D(x/α, ρ) = x̂ of EDM's kind, for data without a fading signal.
+
+    Every Gaussian diffusion is one of these after division by α; tell it ρ by ``by_ratio``.
+
+    References:
+        Karras et al. 2022, arXiv:2206.00364, eqs. 2 and 3.
+    """
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (1/α, −1/α, 1)."""
+        scale = torch.exp(-sde.log_alpha(t))
+        return Coefficients(scale, -scale, torch.ones_like(t))
+
+
 NOISE = NoisePrediction()
 SCORE = ScorePrediction()
 DATA = DataPrediction()
 VELOCITY = VelocityPrediction()
 FLOW = FlowPrediction()
 edm = EDMPrediction
+DENOISER = DenoiserPrediction()
 
 
 @dataclass(frozen=True)
@@ -181,6 +199,15 @@ class SigmaLabel(Label):
 
 
 @dataclass(frozen=True)
+class RatioLabel(Label):
+    """The label is ρ = σ/α, the noise level that EDM's and k-diffusion's denoisers are told."""
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return ρ(t)."""
+        return torch.exp(-sde.half_logsnr(t))
+
+
+@dataclass(frozen=True)
 class LogSNRLabel(Label):
     """The label is scale · λ(t), λ = log α − log σ; EDM's c_noise = ¼ ln ρ is scale = −¼."""
 
@@ -202,17 +229,20 @@ class IndexLabel(Label):
 
 by_time = TimeLabel()
 by_sigma = SigmaLabel()
+by_ratio = RatioLabel()
 by_half_logsnr = LogSNRLabel()
 by_index = IndexLabel()
 
 __all__ = [
     "DATA",
+    "DENOISER",
     "FLOW",
     "NOISE",
     "SCORE",
     "VELOCITY",
     "Coefficients",
     "DataPrediction",
+    "DenoiserPrediction",
     "EDMPrediction",
     "FlowPrediction",
     "IndexLabel",
@@ -220,12 +250,14 @@ __all__ = [
     "LogSNRLabel",
     "NoisePrediction",
     "Prediction",
+    "RatioLabel",
     "ScorePrediction",
     "SigmaLabel",
     "TimeLabel",
     "VelocityPrediction",
     "by_half_logsnr",
     "by_index",
+    "by_ratio",
     "by_sigma",
     "by_time",
     "edm",

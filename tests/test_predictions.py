@@ -28,7 +28,7 @@ from scoresde import (
     by_time,
     edm,
 )
-from scoresde.predictions import LogSNRLabel, Prediction, TimeLabel
+from scoresde.predictions import DENOISER, LogSNRLabel, Prediction, TimeLabel, by_ratio
 from scoresde.sdes import FAMILY
 
 MEMBERS = pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.__qualname__)
@@ -67,6 +67,7 @@ TARGETS: list[tuple[Prediction, Callable[[Truth], Tensor]]] = [
     (VELOCITY, lambda truth: truth.velocity),
     (FLOW, lambda truth: truth.flow),
     (edm(SIGMA_DATA), lambda truth: truth.inner),
+    (DENOISER, lambda truth: truth.data),
 ]
 SOURCES = pytest.mark.parametrize(("source", "target"), TARGETS, ids=lambda v: type(v).__name__)
 
@@ -222,6 +223,7 @@ def test_labels():
     torch.testing.assert_close(TimeLabel(999.0)(sde, t), 999 * t)
     torch.testing.assert_close(by_sigma(sde, t), sde.sigma(t))
     ratio = sde.sigma(t) / sde.alpha(t)
+    torch.testing.assert_close(by_ratio(sde, t), ratio)
     torch.testing.assert_close(by_half_logsnr(sde, t), -ratio.log())
     torch.testing.assert_close(LogSNRLabel(-0.25)(sde, t), ratio.log() / 4)  # c_noise of EDM
     with pytest.raises(NotImplementedError, match="VPSDE has no table"):
