@@ -20,7 +20,7 @@ PACKAGE = "scoresde"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (  # from the ground up; private modules such as _shapes are the ground itself
-    {"sdes", "networks", "solvers", "traces", "dequantization"},
+    {"sdes", "networks", "solvers", "traces", "operators", "dequantization"},
     {"score", "exact", "coordinates", "predictions", "moments"},
     {"losses", "samplers", "likelihood", "guidance"},
     {"training", "interop", "testing", "plots"},

@@ -1,0 +1,134 @@
+r"""What is observed of the data: linear maps A, by three products each.
+
+An observation is y = A x_0 + σ_y n. Whatever is done with it needs three things of A,
+
+    A x,        Aᵀ y,        (A Aᵀ + c)^{-1} y,        c >= 0,
+
+of which the last, for c = 0 on the range of A alone, gives the pseudo-inverse
+A⁺ = Aᵀ (A Aᵀ)^{-1}, the projection A⁺A onto what is seen, and the step of least squares
+argmin_u ‖y − A u‖² + c ‖u − x‖² = x + Aᵀ (A Aᵀ + c)^{-1} (y − A x).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from scoresde._linalg import conjugate_gradients
+from scoresde._modules import ExactModule
+from scoresde._shapes import Time, expand, flatten
+
+Shape = tuple[int, ...]
+
+
+class LinearOperator(ExactModule, ABC):
+    """A linear map A from events to observations, of the same law for every row.
+
+    A member defines :meth:`observed_shape`, :meth:`forward` and :meth:`adjoint`; if it knows the
+    eigenvalues of A Aᵀ, it is a :class:`Diagonalised`.
+
+    Example:
+        >>> import torch
+        >>> from scoresde.operators import AveragePool
+        >>> halve = AveragePool(2)
+        >>> x = torch.arange(16.0).reshape(1, 4, 4)
+        >>> halve(x)
+        tensor([[[ 2.5000,  4.5000],
+                 [10.5000, 12.5000]]])
+        >>> torch.allclose(halve(halve.pseudo_inverse(halve(x))), halve(x))
+        True
+    """
+
+    @abstractmethod
+    def observed_shape(self, event_shape: Sequence[int]) -> Shape:
+        """Return the shape of what is observed of one sample.
+
+        Args:
+            event_shape: the sample's shape.
+
+        Raises:
+            ValueError: if the operator does not take such samples.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Return A x ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return Aᵀ y ``(batch, *event)`` for ``y`` ``(batch, *observed)``."""
+
+    def solve(self, y: Tensor, shift: Time = 0.0) -> Tensor:
+        """Return (A Aᵀ + c)^{-1} y, here by conjugate gradients.
+
+        Args:
+            y: ``(batch, *observed)``.
+            shift: c >= 0, a number, ``()`` or ``(batch,)``; 0 is the pseudo-inverse of A Aᵀ.
+
+        Returns:
+            Shaped like ``y``.
+        """
+        c = expand(torch.as_tensor(shift, dtype=torch.float64), y)
+        return conjugate_gradients(
+            lambda v: self(self.adjoint(v)) + c * v,
+            y,
+            iterations=2 * math.prod(y.shape[1:]),
+            tolerance=10 * torch.finfo(y.dtype).eps,
+        )
+
+    @final
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """Return A⁺ y, the smallest x whose A x is nearest to ``y``: ``(batch, *event)``."""
+        return self.adjoint(self.solve(y))
+
+    @final
+    def project(self, x: Tensor) -> Tensor:
+        """Return A⁺A x, the part of ``x`` that is seen, shaped like ``x``."""
+        return self.pseudo_inverse(self(x))
+
+    @final
+    def matrix(self, event_shape: Sequence[int]) -> Tensor:
+        """Return A as a float64 matrix ``(m, d)`` on flattened samples of ``event_shape``."""
+        d = math.prod(event_shape)
+        device = next(self.buffers(), torch.empty(())).device
+        basis = torch.eye(d, dtype=torch.float64, device=device)
+        return flatten(self(basis.reshape(d, *event_shape))).T
+
+
+class Diagonalised(LinearOperator):
+    """An operator with A Aᵀ = U diag(e) Uᵀ known: U by two rotations, e by its eigenvalues."""
+
+    def rotate(self, y: Tensor) -> Tensor:
+        """Return Uᵀ y; here y itself."""
+        return y
+
+    def rotate_back(self, z: Tensor) -> Tensor:
+        """Return U z; here z itself."""
+        return z
+
+    @abstractmethod
+    def eigenvalues(self, y: Tensor) -> Tensor:
+        """Return e >= 0, of a shape that broadcasts to that of the rotated ``y``."""
+
+    def solve(self, y: Tensor, shift: Time = 0.0) -> Tensor:
+        """Return U (e + c)^{-1} Uᵀ y, where 1/0 is 0, shaped like ``y``."""
+        z = self.rotate(y)
+        values = self.eigenvalues(y).to(y)
+        least = values.amax() * max(y.shape[1:], default=1) * torch.finfo(y.dtype).eps
+        total = torch.where(values > least, values, 0.0) + expand(
+            torch.as_tensor(shift, dtype=torch.float64), y
+        )
+        inverse = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
+        return self.rotate_back(z * inverse)
+
+
+def misfit(operator: LinearOperator, expected: str, event_shape: Sequence[int], cure: str) -> None:
+    """Refuse samples that an operator does not take."""
+    raise ValueError(
+        f"x: expected samples of shape {expected} for {operator}, got {tuple(event_shape)}; {cure}"
+    )

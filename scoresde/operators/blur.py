@@ -1,0 +1,110 @@
+"""Convolution with a kernel: deblurring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde._checks import check_finite, check_floating, check_integer, check_positive
+from scoresde.operators.base import Diagonalised, Shape, misfit
+
+
+class Blur(Diagonalised):
+    r"""Circular convolution with a kernel over the last axes, diagonal in Fourier space.
+
+        y_i = Σ_j k_j x_{i−j},        A Aᵀ = F* diag(|k̂|²) F,
+
+    with the kernel's middle at j = 0 and the axes closed to rings, so that A keeps the shape.
+
+    Args:
+        kernel: any number of axes, none longer than those of a sample; odd sizes have a middle.
+
+    Raises:
+        ValueError: if the kernel has no axis, an even size or no finite values; when called, if a
+            sample is smaller than it.
+
+    Example:
+        >>> blur = Blur(torch.tensor([0.25, 0.5, 0.25]))
+        >>> blur(torch.tensor([[0.0, 0.0, 4.0, 0.0, 0.0]]))
+        tensor([[0., 1., 2., 1., 0.]])
+    """
+
+    kernel: Tensor
+
+    def __init__(self, kernel: Tensor) -> None:
+        super().__init__()
+        check_finite("kernel", check_floating("kernel", kernel))
+        if kernel.ndim == 0 or any(size % 2 == 0 for size in kernel.shape):
+            raise ValueError(
+                f"kernel: expected odd sizes along one axis or more, got {tuple(kernel.shape)}; "
+                "pad it with zeros so that it has a middle"
+            )
+        self.register_buffer("kernel", kernel.to(torch.float64).clone())
+
+    @classmethod
+    def gaussian(cls, std: float, dimensions: int = 2, radius: int | None = None) -> Blur:
+        """Return the blur with a Gaussian kernel, cut off and normalised to sum to one.
+
+        Args:
+            std: its standard deviation, in pixels.
+            dimensions: along how many axes, counted from the last.
+            radius: how many pixels it reaches to either side; 3 std, rounded up, if None.
+
+        Example:
+            >>> Blur.gaussian(1.0).kernel.shape
+            torch.Size([7, 7])
+        """
+        std = check_positive("std", std)
+        reach = int(-(-3 * std // 1)) if radius is None else check_integer("radius", radius, 0)
+        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2)
+        kernel = torch.ones((), dtype=torch.float64)
+        for _ in range(check_integer("dimensions", dimensions, minimum=1)):
+            kernel = kernel.unsqueeze(-1) * (line / line.sum())
+        return cls(kernel)
+
+    def observed_shape(self, event_shape: Sequence[int]) -> Shape:
+        """Return the shape itself."""
+        sizes = tuple(event_shape)[-self.kernel.ndim :]
+        short = any(n < k for n, k in zip(sizes, self.kernel.shape, strict=False))
+        if len(sizes) < self.kernel.ndim or short:
+            expected = f"(…, {', '.join(f'>= {k}' for k in self.kernel.shape)})"
+            misfit(self, expected, event_shape, "the kernel must fit into a sample; crop it")
+        return tuple(event_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution, shaped like ``x``."""
+        self.observed_shape(x.shape[1:])
+        return self.rotate_back(self.rotate(x) * self._transfer(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the convolution with the mirrored kernel, shaped like ``y``."""
+        return self.rotate_back(self.rotate(y) * self._transfer(y).conj())
+
+    def rotate(self, y: Tensor) -> Tensor:
+        """Return the Fourier transform over the kernel's axes."""
+        return torch.fft.fftn(y, dim=self._axes)
+
+    def rotate_back(self, z: Tensor) -> Tensor:
+        """Undo :meth:`rotate`."""
+        return torch.fft.ifftn(z, dim=self._axes).real
+
+    def eigenvalues(self, y: Tensor) -> Tensor:
+        """Return |k̂|²."""
+        return self._transfer(y).abs().square()
+
+    def extra_repr(self) -> str:
+        """Show the kernel's size."""
+        return f"kernel of shape {tuple(self.kernel.shape)}"
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(range(-self.kernel.ndim, 0))
+
+    def _transfer(self, x: Tensor) -> Tensor:
+        """Return k̂ on the frequencies of ``x``."""
+        placed = x.new_zeros(x.shape[-self.kernel.ndim :])
+        placed[tuple(slice(0, size) for size in self.kernel.shape)] = self.kernel.to(x)
+        middle = [-(size // 2) for size in self.kernel.shape]
+        return torch.fft.fftn(placed.roll(middle, dims=tuple(range(placed.ndim))))
