@@ -1,8 +1,9 @@
-"""Modules that carry numbers which must not be rounded."""
+"""Modules that carry numbers which must not be rounded, and modes that must not be forgotten."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -20,3 +21,25 @@ class ExactModule(nn.Module):
         for name, buffer in kept.items():
             self._buffers[name] = buffer.to(fn(buffer).device)
         return self
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put all modules into evaluation mode: dropout blurs results, batch norms couple rows.
+
+    Example:
+        >>> dropout = nn.Dropout()
+        >>> with evaluating(dropout):
+        ...     dropout.training
+        False
+        >>> dropout.training
+        True
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -7,7 +7,6 @@ which checks, draws the start, keeps an eye on the numbers and denoises at the e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from scoresde._checks import check_integer, check_state
+from scoresde._modules import evaluating
 from scoresde._random import normal_like, standing_in
 from scoresde._shapes import as_time
 from scoresde.samplers.base import Noise, Sampler
@@ -175,7 +175,7 @@ def run(
     if batch_size is not None:
         score = Chunked(score, check_integer("batch_size", batch_size, minimum=1))
     sums = []
-    with _evaluating(score):
+    with evaluating(score):
         if callback is not None:
             callback(Frame(0, steps, times[0], x, score))
         bar = tqdm(
@@ -268,19 +268,6 @@ def _home(score: nn.Module) -> tuple[torch.dtype, torch.device]:
             return parameter.dtype, parameter.device
     buffer = next(score.buffers(), torch.empty(()))
     return torch.get_default_dtype(), buffer.device
-
-
-@contextmanager
-def _evaluating(score: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode: dropout blurs samples, batch norms couple them."""
-    training = [module for module in score.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check_health(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
