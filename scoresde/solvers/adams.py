@@ -17,8 +17,9 @@ Along any path, the integral of q misses the change of log p by the work of a = 
 flow, Σ ½(a + a′)·(e′ − e) or, summed by parts, a_N·e_N − Σ ½(a′ − a)·(e′ + e). The terms of the
 latter do not grow with the size of a, which an imperfect score overstates near the data. They and
 the doubts about the integral make up the error estimate; their signs vary, so that squares are
-summed. A noisy integrand neither steers nor doubts: two orders of
-its integral differ by noise.
+summed. A noisy integrand neither steers nor doubts: two orders of its integral differ by noise.
+
+Gradients pass through states and integrals, not through what controls the steps or tells the error.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Adams(Solver):
     order: int = 5
     max_evaluations: int = 2000
     fresh = True
+    differentiable = True
 
     def __post_init__(self) -> None:
         check_integer("order", self.order, minimum=1)
@@ -154,6 +156,7 @@ class Adams(Solver):
         step = torch.sqrt(tolerance / bend.clamp(min=1e-300)).clamp(max=0.1 * abs(end - start))
         step = torch.minimum(step, 0.5 * tolerance**0.5 / slope.clamp(min=1e-300))
         step = torch.where(step.isfinite() & (step > 0), step, torch.full_like(step, abs(probe)))
+        step = step.detach()
         history = z.new_zeros(n, K)
         mean, spread = _average(q)
         return _Walk(
@@ -164,7 +167,7 @@ class Adams(Solver):
             integral=zero,
             variance=zero,
             defect=torch.zeros_like(z),
-            gradient=torch.zeros_like(z) if a is None else a,
+            gradient=torch.zeros_like(z) if a is None else a.detach(),
             error=zero,
             order=torch.ones_like(rows),
             evaluations=counts + 2,
@@ -191,23 +194,23 @@ class Adams(Solver):
         v, q, a, linear = Evaluation(*field(tau, p, w.rows, w.evaluations))
         mean, spread = _average(q)
         if noisy and q.shape[1] == 1:
-            spread = _roughness(w, tau, mean)
+            spread = _roughness(w, tau, mean).detach()
         slopes = torch.cat([v.unsqueeze(1), w.slopes], dim=1)
         states = torch.cat([p.unsqueeze(1), w.states], dim=1)
         rates = torch.cat([mean.unsqueeze(1), w.rates], dim=1)
         spreads = torch.cat([spread.unsqueeze(1), w.spreads], dim=1)
         z = w.z + _increment(w, step, moulton, states, slopes)
-        defect = z - p
+        defect = (z - p).detach()
         change = step * (weights_moulton * rates).sum(1)
-        doubt = step * ((weights_moulton - weights_lower) * rates).sum(1)
+        doubt = step * ((weights_moulton - weights_lower) * rates.detach()).sum(1)
         d = w.z.shape[1]
-        error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()))) / tolerance
+        error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()).detach())) / tolerance
         doubt = torch.zeros_like(doubt) if noisy else doubt
         error = torch.maximum(error, doubt.abs() / (d * tolerance))
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = h * weights_moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
-        gradient = torch.zeros_like(z) if a is None else a
+        gradient = torch.zeros_like(z) if a is None else a.detach()
         detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
         after = _Walk(
             rows=w.rows,
@@ -321,7 +324,7 @@ def _average(q: Tensor) -> tuple[Tensor, Tensor]:
     if k == 0:
         return q.new_zeros(len(q)), q.new_zeros(len(q))
     mean = q.mean(1)
-    return mean, q.var(1) / k if k > 1 else torch.zeros_like(mean)
+    return mean, q.detach().var(1) / k if k > 1 else torch.zeros_like(mean)
 
 
 def _roughness(w: _Walk, tau: Tensor, rate: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ class Solver(ABC):
 
     fresh: bool = False
     """Whether the integrand may be estimated anew, with other noise, at every node."""
+    differentiable: bool = False
+    """Whether gradients pass from a solution to the initial state and into the field."""
 
     @abstractmethod
     def solve(
