@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde._checks import check_file, describe
+from scoresde.interop._files import Weights, check_names_and_shapes, read_pickle
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 from scoresde.predictions import (
     NOISE,
@@ -59,7 +60,6 @@ from scoresde.sdes import NCSN, VESDE, VPSDE, GaussianSDE, SubVPSDE
 __all__ = ["DescendingIndex", "load"]
 
 Config = Mapping[str, Any]
-Weights = dict[str, Tensor]
 
 _TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -125,7 +125,7 @@ def load(
     arguments = process.customs | _ends(ladder) | design.arguments
     with torch.device("meta"):
         plan = design.build(arguments)
-    _check_names_and_shapes(plan, weights)
+    check_names_and_shapes(plan, weights)
     state = weights | (_averages(content, plan, file) if ema else {})
     with torch.random.fork_rng(devices=[]):  # the draws of a constructor are replaced at once
         network = design.build(arguments)
@@ -167,15 +167,7 @@ def _allowed() -> list[Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        with torch.serialization.safe_globals(_allowed()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may break any step of the reading
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"path: expected a checkpoint of score_sde_pytorch, got {path}, which is damaged, of "
-            f"another kind or holds code, and was not executed; take another copy ({reason})"
-        ) from error
+    content = read_pickle("path", path, "a checkpoint of score_sde_pytorch", _allowed())
     if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
         found = sorted(map(str, content)) if isinstance(content, dict) else describe(content)
         raise ValueError(
@@ -224,28 +216,6 @@ def _averages(content: Mapping[str, Any], network: nn.Module, path: Path) -> Wei
                 f"{tuple(parameter.shape)}, got {describe(value)}; ema=False reads the raw weights"
             )
     return {name: value.detach() for name, value in zip(trained, shadow, strict=True)}
-
-
-def _check_names_and_shapes(network: nn.Module, weights: Weights) -> None:
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in weights:
-            raise ValueError(
-                f"model: expected a tensor {name!r} of shape {tuple(tensor.shape)} in the file, "
-                "got none; compare the architecture with the configuration of the training"
-            )
-        if weights[name].shape != tensor.shape:
-            raise ValueError(
-                f"model: expected {name!r} of shape {tuple(tensor.shape)}, got "
-                f"{tuple(weights[name].shape)} in the file; compare the architecture with the "
-                "configuration of the training"
-            )
-    for name, tensor in weights.items():
-        if name not in expected:
-            raise ValueError(
-                f"model: expected no tensor {name!r}, got one of shape {tuple(tensor.shape)}; the "
-                "file belongs to a larger or another network"
-            )
 
 
 # --- the configuration

@@ -1,0 +1,108 @@
+"""Others' files are data: what all readers share, and nothing here runs what a file holds.
+
+Weights are read as tensors and plain values only, configurations as JSON, and a network takes
+weights after every name and shape has been compared, so that a wrong file is refused before memory
+is spent on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from scoresde._checks import describe
+
+Weights = dict[str, Tensor]
+
+
+def read_json(name: str, path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: if it is damaged or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{name}: expected JSON in {path}, which is damaged or of another kind "
+            f"({type(error).__name__}); take another copy"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{name}: expected a JSON object in {path}, got {describe(content)}; a configuration "
+            "has names and values"
+        )
+    return content
+
+
+def read_pickle(name: str, path: Path, kind: str, allowed: Sequence[Any] = ()) -> Any:
+    """Return the tensors and plain values in a PyTorch file, whose pickle is not executed.
+
+    Args:
+        name: the argument's name in the message.
+        path: the file.
+        kind: what the file is expected to be, in words.
+        allowed: what it may name besides tensors and plain values.
+
+    Raises:
+        ValueError: if it is damaged, foreign, or asks for more.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may break any step of the reading
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{name}: expected {kind}, got {path}, which is damaged, of another kind or holds code,"
+            f" and was not executed; take another copy ({reason})"
+        ) from error
+
+
+def read_safetensors(name: str, path: Path) -> Weights:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{name}: expected a safetensors file, got {path}, which is damaged or of another kind "
+            f"({error}); take another copy"
+        ) from None
+
+
+def check_names_and_shapes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not the network's, and name the first that differs.
+
+    Raises:
+        ValueError: if a tensor is missing, unexpected or of another shape.
+    """
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise ValueError(
+                f"model: expected a tensor {name!r} of shape {tuple(tensor.shape)} in the file, "
+                "got none; compare the architecture with the configuration of the training"
+            )
+        if weights[name].shape != tensor.shape:
+            raise ValueError(
+                f"model: expected {name!r} of shape {tuple(tensor.shape)}, got "
+                f"{tuple(weights[name].shape)} in the file; compare the architecture with the "
+                "configuration of the training"
+            )
+    for name, tensor in weights.items():
+        if name not in expected:
+            raise ValueError(
+                f"model: expected no tensor {name!r}, got one of shape {tuple(tensor.shape)}; the "
+                "file belongs to a larger or another network"
+            )
