@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
+from scoresde._checks import check_finite, check_floating, check_integer, check_positive
 from scoresde._modules import ExactModule
 from scoresde._random import normal, uniform
 from scoresde._shapes import Time, as_time, check_batch, check_data, flatten
 from scoresde.moments import Moments
+from scoresde.operators import LinearOperator
 from scoresde.predictions import SCORE
 from scoresde.score import PredictionScore
 from scoresde.sdes import GaussianSDE
@@ -150,6 +151,91 @@ class GaussianMixture(ExactModule, PredictionScore):
             chosen = k == component
             x[chosen] += scaled[chosen] @ self._eigenvectors[component].T
         return x.reshape(n, *self.event_shape).to(dtype or torch.get_default_dtype())
+
+    def posterior(self, operator: LinearOperator, y: Tensor, noise_std: float) -> GaussianMixture:
+        r"""Return the law of x_0 given y = A x_0 + σ_y n: a mixture again.
+
+            K_k = C_k Aᵀ S_k^{-1},    S_k = A C_k Aᵀ + σ_y² I,
+            m_k ← m_k + K_k (y − A m_k),    C_k ← (1 − K_k A) C_k,    w_k ← w_k N(y; A m_k, S_k).
+
+        Args:
+            operator: A.
+            y: one observation, of the observed shape.
+            noise_std: σ_y > 0.
+
+        Returns:
+            The mixture, under the same diffusion; weights that vanish in float64 are left out.
+
+        Raises:
+            ValueError: if y does not have the observed shape, or σ_y is not positive.
+
+        Example:
+            >>> from scoresde import VPSDE
+            >>> from scoresde.operators import Matrix
+            >>> prior = GaussianMixture(
+            ...     torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], VPSDE()
+            ... )
+            >>> total = Matrix(torch.ones(1, 2))
+            >>> prior.posterior(total, torch.ones(1), noise_std=1.0).means
+            tensor([[0.3333, 0.3333]], dtype=torch.float64)
+        """
+        seen = self.observed(operator, noise_std)
+        parts = seen._parts(check_finite("y", check_floating("y", y)).unsqueeze(0), 0.0)
+        weights = torch.softmax(parts.log_weighted[0], 0)
+        a = operator.matrix(self.event_shape)
+        across = self.covariances @ a.T  # C Aᵀ
+        pull = torch.linalg.solve(seen.covariances, across.mT).mT  # K
+        missed = flatten(y.to(a).unsqueeze(0) - seen.means)
+        means = flatten(self.means) + torch.einsum("kdm,km->kd", pull, missed)
+        # Joseph's form, a sum of squares, stays positive in floating point
+        kept = torch.eye(a.shape[1], dtype=a.dtype, device=a.device) - pull @ a
+        covariances = kept @ self.covariances @ kept.mT + noise_std**2 * pull @ pull.mT
+        likely = weights > 0
+        return GaussianMixture(
+            weights[likely],
+            means.reshape(self.means.shape)[likely],
+            (0.5 * (covariances + covariances.mT))[likely],
+            self.sde,
+        )
+
+    def observed(self, operator: LinearOperator, noise_std: float) -> GaussianMixture:
+        r"""Return the law of y = A x_0 + σ_y n: Σ_k w_k N(A m_k, A C_k Aᵀ + σ_y² I).
+
+        Its ``log_prob(y)`` is the evidence of an observation.
+
+        Args:
+            operator: A.
+            noise_std: σ_y > 0.
+
+        Returns:
+            The mixture on the observed shape, under the same diffusion.
+
+        Raises:
+            ValueError: if the operator does not take samples of this shape, or σ_y is not positive.
+
+        Example:
+            >>> from scoresde import VPSDE
+            >>> from scoresde.operators import Matrix
+            >>> prior = GaussianMixture(
+            ...     torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], VPSDE()
+            ... )
+            >>> prior.observed(Matrix(torch.ones(1, 2)), noise_std=1.0).covariances
+            tensor([[[3.]]], dtype=torch.float64)
+        """
+        if not isinstance(operator, LinearOperator):
+            raise TypeError(
+                f"operator: expected a LinearOperator such as Mask(mask), got {operator!r}"
+            )
+        check_positive("noise_std", noise_std, "take a small one: y then has a density")
+        a = operator.matrix(self.event_shape)
+        noise = noise_std**2 * torch.eye(len(a), dtype=a.dtype, device=a.device)
+        covariances = a @ self.covariances @ a.T
+        return GaussianMixture(
+            self.weights,
+            operator(self.means),
+            0.5 * (covariances + covariances.mT) + noise,
+            self.sde,
+        )
 
     def _parts(self, x: Tensor, t: Time) -> _Parts:
         time = as_time(t, self.sde.T)

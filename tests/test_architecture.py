@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 FLOORS = (  # from the ground up; private modules such as _shapes are the ground itself
     {"sdes", "networks", "solvers", "traces", "operators", "dequantization"},
     {"score", "exact", "coordinates", "predictions", "moments"},
-    {"losses", "samplers", "likelihood", "guidance"},
-    {"training", "interop", "testing", "plots"},
+    {"losses", "samplers", "likelihood"},
+    {"guidance", "training", "interop", "testing", "plots"},
     {"commands"},
     {"__init__", "__main__"},
 )
@@ -31,7 +31,10 @@ NEIGHBOURS = {1, 3}  # floors (the ground is 0) whose rooms never import each ot
 
 SEAMS = {  # what users bring: a public door may refuse what is not one, but never asks which one
     "GaussianSDE",
+    "LinearOperator",
+    "Measurement",
     "Method",
+    "Observation",
     "Prediction",
     "ProbeLaw",
     "SDE",

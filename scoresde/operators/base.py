@@ -73,7 +73,7 @@ class LinearOperator(ExactModule, ABC):
         Returns:
             Shaped like ``y``.
         """
-        c = expand(torch.as_tensor(shift, dtype=torch.float64), y)
+        c = _coefficient(shift, y)
         return conjugate_gradients(
             lambda v: self(self.adjoint(v)) + c * v,
             y,
@@ -120,11 +120,13 @@ class Diagonalised(LinearOperator):
         z = self.rotate(y)
         values = self.eigenvalues(y).to(y)
         least = values.amax() * max(y.shape[1:], default=1) * torch.finfo(y.dtype).eps
-        total = torch.where(values > least, values, 0.0) + expand(
-            torch.as_tensor(shift, dtype=torch.float64), y
-        )
+        total = torch.where(values > least, values, 0.0) + _coefficient(shift, y)
         inverse = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
         return self.rotate_back(z * inverse)
+
+
+def _coefficient(shift: Time, y: Tensor) -> Tensor:
+    return expand(torch.as_tensor(shift, dtype=torch.float64), y)
 
 
 def misfit(operator: LinearOperator, expected: str, event_shape: Sequence[int], cure: str) -> None:

@@ -21,6 +21,7 @@ class Grey(Diagonalised):
             many.
 
     Example:
+        >>> import torch
         >>> Grey()(torch.tensor([[0.3, 0.6, 0.9]]))
         tensor([[0.6000]])
         >>> Grey((0.299, 0.587, 0.114)).observed_shape((3, 8, 8))  # luma

@@ -1,0 +1,30 @@
+"""Conditions, restoration, inverse problems: scores of posteriors, and steps towards them.
+
+What conditions a score is a Score again (:class:`PosteriorScore` and its members); what works on
+the way is a Sampler that wraps a Sampler. The loop knows of neither. Since steps are made of
+samplers, this room stands on their floor.
+"""
+
+from scoresde.guidance.measurement import LogLikelihood, Measurement, Observation
+from scoresde.guidance.posterior import (
+    DPS,
+    MMPS,
+    DiffPIR,
+    PiGDM,
+    PosteriorScore,
+    TweediePosterior,
+    Update,
+)
+
+__all__ = [
+    "DPS",
+    "MMPS",
+    "DiffPIR",
+    "LogLikelihood",
+    "Measurement",
+    "Observation",
+    "PiGDM",
+    "PosteriorScore",
+    "TweediePosterior",
+    "Update",
+]

@@ -1,0 +1,172 @@
+r"""What was measured: the likelihood p(y|x_0) that turns a prior into a posterior.
+
+Either y = A x_0 + σ_y n for a linear operator A (:class:`Observation`), or any differentiable
+log-likelihood (:class:`LogLikelihood`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from scoresde._checks import check_nonnegative, check_state, check_tensor
+from scoresde._modules import ExactModule
+from scoresde._shapes import flatten
+from scoresde.operators import LinearOperator
+
+
+class Measurement(nn.Module, ABC):
+    """A likelihood of clean data: define :meth:`log_prob`, and :meth:`rows` if it holds rows."""
+
+    @property
+    def batch(self) -> int:
+        """How many measurements there are: one shared by all samples, or one per sample."""
+        return 1
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(y|x_0 = x) ``(batch,)``, differentiable, for ``x`` ``(batch, *event)``."""
+
+    def rows(self, index: Tensor | slice) -> Measurement:
+        """Return the measurements of a part of the batch."""
+        return self
+
+    def check_density(self) -> None:
+        """Refuse a measurement that has no density."""
+
+
+class LogLikelihood(Measurement):
+    """Any differentiable log-likelihood, linear or not.
+
+    Args:
+        function: from clean data ``(batch, *event)`` to log p(y|x) ``(batch,)``, row by row, up to
+            a constant.
+
+    Example:
+        >>> import torch
+        >>> radius = LogLikelihood(lambda x: -50 * (x.norm(dim=1) - 1) ** 2)  # a ring
+        >>> radius.log_prob(torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
+        tensor([ -0., -50.])
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {type(function).__name__}")
+        self.function = function
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the function's value ``(batch,)``."""
+        value = check_tensor("function", self.function(x))
+        if value.shape != x.shape[:1]:
+            raise ValueError(
+                f"function: expected one log-likelihood per sample, shape ({x.shape[0]},), got "
+                f"{tuple(value.shape)}; sum over all axes but the first"
+            )
+        return value
+
+
+class Observation(ExactModule, Measurement):
+    r"""A linear observation with Gaussian noise, y = A x_0 + σ_y n.
+
+        log p(y|x_0) = −‖y − A x_0‖²/(2σ_y²) − m log(σ_y √(2π)).
+
+    Args:
+        operator: A.
+        y: what was observed, ``(batch, *observed)``; a single row is shared by all samples.
+        noise_std: σ_y >= 0, in the unit of ``y``.
+
+    Raises:
+        TypeError: if ``operator`` is not a LinearOperator, or ``y`` not a floating-point tensor.
+        ValueError: if ``y`` is not finite or σ_y negative; when used, if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from scoresde.operators import AveragePool
+        >>> seen = Observation(AveragePool(2), torch.zeros(1, 2, 2), noise_std=0.1)
+        >>> seen.residual(torch.ones(5, 4, 4)).shape
+        torch.Size([5, 2, 2])
+    """
+
+    y: Tensor
+
+    def __init__(self, operator: LinearOperator, y: Tensor, noise_std: float = 0.0) -> None:
+        super().__init__()
+        if not isinstance(operator, LinearOperator):
+            raise TypeError(
+                f"operator: expected a LinearOperator such as Mask(mask), got {operator!r}; wrap a "
+                "matrix as Matrix(a), a function as FunctionOperator(f, event_shape)"
+            )
+        self.operator = operator
+        self.register_buffer("y", check_state("y", y).detach().clone())
+        self.noise_std = check_nonnegative("noise_std", noise_std)
+
+    @property
+    def batch(self) -> int:
+        """How many observations there are."""
+        return self.y.shape[0]
+
+    @property
+    def variance(self) -> float:
+        """σ_y²."""
+        return self.noise_std**2
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return y − A x ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
+        self.check_event(x.shape[1:])
+        if self.batch not in (1, x.shape[0]):
+            raise ValueError(
+                f"y: expected 1 observation for all samples or {x.shape[0]}, one for each, got "
+                f"{self.batch}; repeat them with y.repeat_interleave(samples, 0)"
+            )
+        return self.y.to(x) - self.operator(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(y|x_0 = x) in nats ``(batch,)``.
+
+        Raises:
+            ValueError: if σ_y = 0, where there is no density.
+        """
+        self.check_density()
+        squares = flatten(self.residual(x)).square()
+        constant = squares.shape[1] * math.log(self.noise_std * math.sqrt(2 * math.pi))
+        return -0.5 * squares.sum(1) / self.variance - constant
+
+    def rows(self, index: Tensor | slice) -> Observation:
+        """Return the observations of a part of the batch."""
+        if self.batch == 1:
+            return self
+        index = index.to(self.y.device) if isinstance(index, Tensor) else index
+        return Observation(self.operator, self.y[index], self.noise_std)
+
+    def check_event(self, event_shape: Sequence[int]) -> None:
+        """Refuse samples whose observation would not have the shape of y."""
+        observed = self.operator.observed_shape(event_shape)
+        if tuple(self.y.shape[1:]) != observed:
+            raise ValueError(
+                f"y: expected shape (batch, {', '.join(map(str, observed))}), what {self.operator} "
+                f"makes of samples {tuple(event_shape)}, got {tuple(self.y.shape)}"
+            )
+
+    def check_density(self) -> None:
+        """Refuse σ_y = 0, for what needs a density of y."""
+        if self.noise_std == 0:
+            raise ValueError(
+                "noise_std: expected σ_y > 0, since this needs a density of y, got 0; give a small "
+                "one, or take PiGDM, MMPS, DiffPIR or Imputation"
+            )
+
+    def check_noiseless(self) -> None:
+        """Refuse σ_y > 0, for what reproduces y to the letter."""
+        if self.noise_std != 0:
+            raise ValueError(
+                f"noise_std: expected 0, since this reproduces y to the letter, got "
+                f"{self.noise_std:g}; take PiGDM, MMPS or DiffPIR"
+            )
+
+    def extra_repr(self) -> str:
+        """Show y and σ_y."""
+        return f"y={tuple(self.y.shape)}, noise_std={self.noise_std:g}"
