@@ -2,12 +2,14 @@
 
 from scoresde.likelihood.base import Likelihood, Method, Query
 from scoresde.likelihood.bound import VariationalBound, variational_bound
+from scoresde.likelihood.discrete_bound import DiscreteBound, discrete_bound
 from scoresde.likelihood.distribution import ScoreDistribution
 from scoresde.likelihood.door import log_likelihood
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.likelihood.path_integral import PathIntegral
 
 __all__ = [
+    "DiscreteBound",
     "FlowIntegral",
     "Likelihood",
     "Method",
@@ -15,6 +17,7 @@ __all__ = [
     "Query",
     "ScoreDistribution",
     "VariationalBound",
+    "discrete_bound",
     "log_likelihood",
     "variational_bound",
 ]
