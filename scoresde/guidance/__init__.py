@@ -5,16 +5,11 @@ the way is a Sampler that wraps a Sampler. The loop knows of neither. Since step
 samplers, this room stands on their floor.
 """
 
+from scoresde.guidance.diffpir import DiffPIR
+from scoresde.guidance.dps import DPS
+from scoresde.guidance.kalman import MMPS, PiGDM
 from scoresde.guidance.measurement import LogLikelihood, Measurement, Observation
-from scoresde.guidance.posterior import (
-    DPS,
-    MMPS,
-    DiffPIR,
-    PiGDM,
-    PosteriorScore,
-    TweediePosterior,
-    Update,
-)
+from scoresde.guidance.posterior import PosteriorScore, TweediePosterior, Update
 
 __all__ = [
     "DPS",

@@ -170,3 +170,13 @@ class Observation(ExactModule, Measurement):
     def extra_repr(self) -> str:
         """Show y and σ_y."""
         return f"y={tuple(self.y.shape)}, noise_std={self.noise_std:g}"
+
+
+def check_observation(measurement: Measurement) -> Observation:
+    """Return what is a linear observation, and refuse what is not."""
+    if not isinstance(measurement, Observation):
+        raise TypeError(
+            f"observation: expected an Observation, which is linear, got {measurement!r}; for "
+            "other likelihoods take DPS"
+        )
+    return measurement

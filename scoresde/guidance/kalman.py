@@ -1,0 +1,161 @@
+"""Posterior scores that take x_0 given x_t for Gaussian: ΠGDM and MMPS."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from scoresde._checks import check_integer, check_positive
+from scoresde._linalg import Map, conjugate_gradients, inner
+from scoresde._shapes import expand, flatten
+from scoresde.guidance.measurement import Measurement, Observation, check_observation
+from scoresde.guidance.posterior import Look, TweediePosterior
+from scoresde.moments import Moments
+from scoresde.score import Score
+
+
+class KalmanPosterior(TweediePosterior):
+    """x_0 given x_t taken for N(x̂, V): g = Aᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
+
+    measurement: Observation
+
+    def __init__(
+        self,
+        score: Score,
+        observation: Observation,
+        moments: Moments | None,
+        iterations: int,
+        tolerance: float,
+    ) -> None:
+        super().__init__(score, check_observation(observation))
+        self.stand_in = score.moments if moments is None else moments
+        self.iterations = check_integer("iterations", iterations, minimum=1)
+        self.tolerance = check_positive("tolerance", tolerance)
+
+    @abstractmethod
+    def spread(self, look: Look) -> Map:
+        """Return v -> V v."""
+
+    def pull(self, look: Look) -> tuple[Tensor, Tensor]:
+        """Return g and −½ (y − A x̂)ᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
+        operator, noise = self.measurement.operator, self.measurement.variance
+        residual, spread = self.measurement.residual(look.clean), self.spread(look)
+        variance = self.remaining(look).mean(-1)
+        w = conjugate_gradients(
+            lambda v: operator(spread(operator.adjoint(v))) + noise * v,
+            residual,
+            iterations=self.iterations,
+            tolerance=self.tolerance,
+            precondition=lambda v: operator.solve(v, noise / variance) / expand(variance, v),
+        )
+        return operator.adjoint(w), -0.5 * inner(residual, w)
+
+    def remaining(self, look: Look) -> Tensor:
+        """Return c σ²/(α² c + σ²), the variances of Gaussian data given x_t: ``(…, 1 or d)``."""
+        c = self.stand_in.variance.reshape(-1)
+        alpha, sigma = (v.unsqueeze(-1).to(c.device) for v in (look.alpha, look.sigma))
+        return c * sigma**2 / (alpha**2 * c + sigma**2)
+
+
+class PiGDM(KalmanPosterior):
+    r"""Pseudoinverse-guided diffusion: V is what it is for Gaussian data of known moments.
+
+        V = E diag(c σ²/(α² c + σ²)) Eᵀ    for data N(m, E diag(c) Eᵀ);
+
+    the paper has c = 1. One evaluation and one product with its Jacobian.
+
+    Args:
+        score: the prior.
+        observation: y = A x_0 + σ_y n; σ_y = 0 is welcome.
+        moments: of the data; those the score knows if None, and variance 1 if it knows none.
+        iterations: how many steps of conjugate gradients are made at most; one is enough where V is
+            a multiple of 1.
+        tolerance: relative error at which they stop.
+
+    Example:
+        >>> import torch
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> from scoresde.operators import Matrix
+        >>> prior = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
+        >>> both = Observation(Matrix(torch.ones(1, 2)), torch.ones(1, 1), noise_std=1.0)
+        >>> PiGDM(prior, both).denoised(torch.zeros(1, 2), 1.0)  # nearly the posterior mean, 1/3
+        tensor([[0.3333, 0.3333]])
+
+    References:
+        Song et al., *Pseudoinverse-guided diffusion models for inverse problems*, ICLR 2023, eqs. 7
+        and 8; with the data's covariance: Peng et al. 2024, arXiv:2402.02149.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        observation: Observation,
+        moments: Moments | None = None,
+        iterations: int = 20,
+        tolerance: float = 1e-6,
+    ) -> None:
+        super().__init__(score, observation, moments, iterations, tolerance)
+
+    def spread(self, look: Look) -> Map:
+        """Return v -> V v of Gaussian data."""
+        variance, moments = self.remaining(look).to(look.clean), self.stand_in
+
+        def apply(v: Tensor) -> Tensor:
+            return moments.rotate_back(moments.rotate(flatten(v)) * variance).reshape(v.shape)
+
+        return apply
+
+    def with_parts(self, score: Score, measurement: Measurement) -> PiGDM:
+        """Return ΠGDM on another prior and observation."""
+        observation = check_observation(measurement)
+        return PiGDM(score, observation, self.stand_in, self.iterations, self.tolerance)
+
+
+class MMPS(KalmanPosterior):
+    r"""Moment-matching posterior sampling: V = (σ²/α) Jᵀ, the covariance as the score knows it.
+
+    Nothing needs to be known of the data, and the mean and covariance of p(x_0|x_t) are right
+    wherever the score is; its shape is still taken for Gaussian. One evaluation, and a product
+    with its Jacobian for every step of conjugate gradients and one more.
+
+    Args:
+        score: the prior.
+        observation: y = A x_0 + σ_y n; σ_y = 0 is welcome.
+        iterations: how many steps of conjugate gradients are made at most.
+        tolerance: relative error at which they stop.
+        moments: of the data, for the preconditioner alone; those the score knows if None.
+
+    Example:
+        >>> import torch
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> from scoresde.operators import Matrix
+        >>> prior = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
+        >>> both = Observation(Matrix(torch.ones(1, 2)), torch.ones(1, 1), noise_std=1.0)
+        >>> MMPS(prior, both).denoised(torch.zeros(1, 2), 1.0)  # nearly the posterior mean, 1/3
+        tensor([[0.3333, 0.3333]])
+
+    References:
+        Rozet et al., *Learning diffusion priors from observations by expectation maximization*,
+        2024, arXiv:2405.13712, algorithm 2 and eq. 17; Boys et al., *Tweedie moment projected
+        diffusions*, 2023, arXiv:2310.06721, eqs. 11 to 13 (TMPD, which keeps the diagonal of V).
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        observation: Observation,
+        iterations: int = 5,
+        tolerance: float = 1e-3,
+        moments: Moments | None = None,
+    ) -> None:
+        super().__init__(score, observation, moments, iterations, tolerance)
+
+    def spread(self, look: Look) -> Map:
+        """Return v -> (σ²/α) Jᵀ v."""
+        return look.covariance
+
+    def with_parts(self, score: Score, measurement: Measurement) -> MMPS:
+        """Return MMPS on another prior and observation."""
+        observation = check_observation(measurement)
+        return MMPS(score, observation, self.iterations, self.tolerance, self.stand_in)
