@@ -3,6 +3,6 @@
 One module per system, named after it.
 """
 
-from scoresde.interop import score_sde
+from scoresde.interop import diffusers, score_sde
 
-__all__ = ["score_sde"]
+__all__ = ["diffusers", "score_sde"]
