@@ -1,0 +1,1 @@
+"""What benchmarks/samplers.py measures, and against whom."""

@@ -1,0 +1,150 @@
+r"""Mixtures whose score is known, and the flow through them to ten digits.
+
+Everything is told in VE coordinates, y = x/α and ρ = σ/α, in which all Gaussian diffusions have one
+flow, dy/dρ = (y − D(y; ρ))/ρ with D = E[x_0 | y]: VP, sub-VP and VE differ in where it begins and
+ends, peers with other schedules likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from scoresde import EDMSDE, GaussianMixture, GaussianSDE
+
+_SMALL = 1e-4
+"""Below this ρ the flow is a half step away from its end, to more digits than are asked for."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mixture, and how many samples judge a law.
+
+    Attributes:
+        name: what tables call it.
+        parts: weights ``(K,)``, means ``(K, d)``, covariances ``(K, d, d)``.
+        samples: N of the tests of the law.
+    """
+
+    name: str
+    parts: tuple[Tensor, Tensor, Tensor]
+    samples: int = 20_000
+
+    @property
+    def dimension(self) -> int:
+        """Return d."""
+        return self.parts[1].shape[1]
+
+    def mixture(self, sde: GaussianSDE) -> GaussianMixture:
+        """Return the score under a diffusion."""
+        return GaussianMixture(*self.parts, sde)
+
+    @cached_property
+    def data(self) -> GaussianMixture:
+        """The mixture in VE coordinates, t = ρ."""
+        return self.mixture(EDMSDE(sigma_min=1e-9, sigma_max=1e4))
+
+    def denoised(self, y: Tensor, ratio: float | Tensor) -> Tensor:
+        """Return D(y; ρ), the score that all peers get."""
+        return self.data.denoised(y, float(ratio))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def grid25() -> Problem:
+    """Return 25 narrow modes on a grid in the plane, unequally heavy."""
+    line = torch.arange(-2.0, 3.0, dtype=torch.float64)
+    weights = 0.5 + torch.rand(25, generator=_seeded(0), dtype=torch.float64)
+    covariances = 0.05**2 * torch.eye(2, dtype=torch.float64).expand(25, 2, 2)
+    return Problem("grid25", (weights, torch.cartesian_prod(line, line), covariances))
+
+
+def gmm16() -> Problem:
+    """Return 10 components in 16 dimensions, standard deviations from 0.1 to 0.3."""
+    generator = _seeded(1)
+    means = 0.75 * torch.randn(10, 16, generator=generator, dtype=torch.float64)
+    stds = 0.1 + 0.2 * torch.rand(10, 16, generator=generator, dtype=torch.float64)
+    return Problem("gmm16", (torch.ones(10), means, torch.diag_embed(stds**2)))
+
+
+def lr64() -> Problem:
+    """Return 4 components in 64 dimensions, covariance of rank 8 plus a thin diagonal."""
+    generator = _seeded(2)
+    means = 0.6 * torch.randn(4, 64, generator=generator, dtype=torch.float64)
+    wide = 0.6 / math.sqrt(8) * torch.randn(4, 64, 8, generator=generator, dtype=torch.float64)
+    stds = 0.05 + 0.05 * torch.rand(4, 64, generator=generator, dtype=torch.float64)
+    covariances = wide @ wide.mT + torch.diag_embed(stds**2)
+    return Problem("lr64", (torch.ones(4), means, covariances), samples=4000)
+
+
+def held_out() -> tuple[Problem, ...]:
+    """Return problems that no setting was chosen on: other scales, widths and dimensions."""
+    generator = _seeded(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    eye = torch.eye(8, dtype=torch.float64)
+    turned = torch.linalg.qr(normal(6, 8, 8))[0]
+    wide = turned @ torch.diag(torch.logspace(-1.5, 0, 8, dtype=torch.float64) ** 2) @ turned.mT
+    angle = torch.arange(12, dtype=torch.float64) * (math.tau / 12)
+    ring = torch.stack([angle.cos(), angle.sin()], dim=1)
+    return (
+        Problem("ring", (torch.ones(12), ring, 0.02**2 * eye[:2, :2].expand(12, 2, 2))),
+        Problem("smooth8", (torch.ones(5), normal(5, 8) / 2, 0.25 * eye.expand(5, 8, 8))),
+        Problem("aniso8", (torch.ones(6), normal(6, 8), 0.5 * (wide + wide.mT))),
+        Problem("large8", (torch.ones(5), 8 * normal(5, 8), 0.5 * eye.expand(5, 8, 8))),
+    )
+
+
+PROBLEMS = (grid25(), gmm16(), lr64())
+
+
+@dataclass
+class Reference:
+    """The flow of a problem from given starts, by SciPy's DOP853 at 1e-10.
+
+    Attributes:
+        problem: whose flow.
+        noise: the starts are y = ρ_T · ``noise``, ``(n, d)``.
+    """
+
+    problem: Problem
+    noise: Tensor
+    known: dict[float, dict[float, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, start: float, end: float) -> Tensor:
+        """Return where the paths from ρ = ``start`` are at ρ = ``end``, 0 included."""
+        marks = self.known.setdefault(start, {start: start * self.noise})
+        target = max(end, _SMALL)
+        if target not in marks:
+            nearest = min(ratio for ratio in marks if ratio > target)
+            marks[target] = self._integrate(marks[nearest], nearest, target)
+        y = marks[target]
+        slope = (self.problem.denoised(y, target) - y) / target**2
+        return y + 0.5 * (target**2 - end**2) * slope
+
+    def _integrate(self, y: Tensor, start: float, end: float) -> Tensor:
+        """Solve in z = y/√(b² + ρ²) and the angle atan(ρ/b), b the scale of the data."""
+        scale = math.sqrt(float(self.problem.data.moments.variance.mean()))
+
+        def field(angle: float, z: np.ndarray) -> np.ndarray:
+            ratio = scale * math.tan(angle)
+            size = math.hypot(scale, ratio)
+            here = size * torch.from_numpy(z).reshape(y.shape)
+            slope = (here - self.problem.denoised(here, ratio)) / ratio
+            total = slope / size - ratio * here / size**3
+            return (total * size**2 / scale).numpy().ravel()
+
+        ends = math.atan(start / scale), math.atan(end / scale)
+        first = (y / math.hypot(scale, start)).numpy().ravel()
+        solution = solve_ivp(field, ends, first, method="DOP853", rtol=1e-10, atol=1e-10)
+        return math.hypot(scale, end) * torch.from_numpy(solution.y[:, -1]).reshape(y.shape)

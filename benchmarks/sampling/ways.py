@@ -1,0 +1,191 @@
+"""Ways from noise to data, ours and the literal DPM-Solver++(2M), at a given number of evaluations.
+
+A way is run from y = ρ_T · noise and says where it ended and at which ρ; evaluations of the
+denoiser are counted as they happen, the last one of a denoised result included.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sampling.problems import Problem
+from scoresde import DATA, FunctionScore, GaussianSDE, Moments
+from scoresde.samplers import Sampler, sample
+
+
+class Outcome(NamedTuple):
+    """Where a way went."""
+
+    start: float
+    """ρ_T"""
+    end: float
+    """The ρ it ended at; 0 where it claims to have arrived at the data."""
+    y: Tensor
+    """The end, in VE coordinates."""
+    evaluations: int
+
+
+Spacing = Callable[[float, float, int], list[float]]
+"""Start, end and number of steps to falling ρ."""
+
+
+class Counted:
+    """A denoiser D(y; ρ) that counts how often it is asked."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.count = 0
+
+    def __call__(self, y: Tensor, ratio: float | Tensor) -> Tensor:
+        """Return D(y; ρ)."""
+        self.count += 1
+        return self.problem.denoised(y.double(), ratio)
+
+
+class Way(ABC):
+    """A method with its settings; ``random`` if it draws noise, so that it has no strong error."""
+
+    name: str
+    random: bool = False
+
+    @abstractmethod
+    def __call__(self, problem: Problem, noise: Tensor, evaluations: int) -> Outcome | None:
+        """Run with at most so many evaluations; None if it cannot."""
+
+
+def counted_score(problem: Problem, sde: GaussianSDE, moments: bool = True) -> FunctionScore:
+    """Return the exact score with a ``calls`` list that grows by one per evaluation."""
+    mixture, calls = problem.mixture(sde), []
+
+    def denoised(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(1)
+        return mixture.denoised(x, t)
+
+    score = FunctionScore(denoised, sde, DATA, mixture.moments if moments else Moments())
+    score.calls = calls  # type: ignore[assignment]
+    return score
+
+
+@dataclass(frozen=True)
+class Ours(Way):
+    """A sampler of this library, run by `sample` under a diffusion, on its own grid.
+
+    Args:
+        name: what tables call it.
+        sampler: the sampler.
+        sde: the diffusion.
+        denoise: as of `sample`.
+        moments: whether the score knows the data's mean and covariance.
+    """
+
+    name: str
+    sampler: Sampler
+    sde: GaussianSDE = field(hash=False, compare=False)
+    denoise: bool = False
+    moments: bool = True
+
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        """Whether it draws noise."""
+        return not self.sampler.deterministic
+
+    def __call__(self, problem: Problem, noise: Tensor, evaluations: int) -> Outcome | None:
+        """Make as many steps as the evaluations allow."""
+        fixed, each = self._cost(problem.dimension)
+        steps = (evaluations - fixed) // each
+        if steps < 1:
+            return None
+        score = counted_score(problem, self.sde, self.moments)
+        alpha, sigma = (float(v(self.sde.T)) for v in (self.sde.alpha, self.sde.sigma))
+        x = sample(
+            score, None, self.sampler, steps=steps, start=sigma * noise, denoise=self.denoise,
+            generator=torch.Generator().manual_seed(5),
+        )  # fmt: skip
+        low = self.sde.t_min
+        end = 0.0 if self.denoise else math.exp(-float(self.sde.half_logsnr(low)))
+        y = x if self.denoise else x / float(self.sde.alpha(low))
+        return Outcome(sigma / alpha, end, y, len(score.calls))
+
+    @cache  # noqa: B019
+    def _cost(self, dimension: int) -> tuple[int, int]:
+        """Return the evaluations of no step and of one more, by counting those of two and three."""
+        counts = []
+        for steps in (2, 3):
+            score = counted_score(_gaussian(dimension), self.sde)
+            start = torch.ones(1, dimension, dtype=torch.float64)
+            sample(
+                score, None, self.sampler, steps=steps, start=start, denoise=self.denoise,
+                generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+            counts.append(len(score.calls))
+        return 3 * counts[0] - 2 * counts[1], counts[1] - counts[0]
+
+
+@dataclass(frozen=True)
+class DPMSolver2M(Way):
+    """The recursion of DPM-Solver++(2M), literally, on any grid of falling ρ.
+
+        y' = (ρ'/ρ) y − (e^{−h} − 1) ((1 + 1/2r) D − D₋/2r),      h = ln ρ/ρ',   r = h₋/h
+
+    References:
+        Lu et al. 2022, arXiv:2211.01095, algorithm 2; `sample_dpmpp_2m` of k-diffusion.
+    """
+
+    name: str
+    spacing: Spacing
+    start: float
+    end: float
+
+    def __call__(self, problem: Problem, noise: Tensor, evaluations: int) -> Outcome:
+        """Make one step per evaluation."""
+        ratios = self.spacing(self.start, self.end, evaluations)
+        denoised = Counted(problem)
+        y = multistep_2m(denoised, ratios[0] * noise, ratios)
+        return Outcome(self.start, ratios[-1], y, denoised.count)
+
+
+def multistep_2m(denoised: Counted, y: Tensor, ratios: Sequence[float]) -> Tensor:
+    """Run DPM-Solver++(2M) down ``ratios``; a last ratio of 0 is a step of first order."""
+    before = None
+    for i in range(len(ratios) - 1):
+        here, there = ratios[i], ratios[i + 1]
+        now = value = denoised(y, here)
+        if before is not None and there > 0:
+            r = math.log(ratios[i - 1] / here) / math.log(here / there)
+            value = (1 + 1 / (2 * r)) * now - before / (2 * r)
+        y = there / here * y + (1 - there / here) * value
+        before = now
+    return y
+
+
+def uniform_logsnr(start: float, end: float, steps: int) -> list[float]:
+    """Return ``steps + 1`` ratios falling from ``start`` to ``end``, equidistant in log ρ."""
+    return [start * (end / start) ** (i / steps) for i in range(steps)] + [end]
+
+
+def karras(start: float, end: float, steps: int) -> list[float]:
+    """Return ratios equidistant in ρ^{1/7}."""
+    high, low = start ** (1 / 7), end ** (1 / 7)
+    return [(high + i / steps * (low - high)) ** 7 for i in range(steps)] + [end]
+
+
+def uniform_time(start: float, end: float, steps: int) -> list[float]:
+    """Return ratios equidistant in the time of VP(0.1, 20), ρ² = e^{0.1 t + 9.95 t²} − 1."""
+    first, last = (
+        (math.sqrt(0.01 + 39.8 * math.log1p(ratio**2)) - 0.1) / 19.9 for ratio in (start, end)
+    )
+    times = [first + i / steps * (last - first) for i in range(1, steps)]
+    return [start, *(math.sqrt(math.expm1(0.1 * t + 9.95 * t**2)) for t in times), end]
+
+
+def _gaussian(dimension: int) -> Problem:
+    eye = torch.eye(dimension, dtype=torch.float64)
+    return Problem("Gaussian", (torch.ones(1), torch.zeros(1, dimension), eye.unsqueeze(0)))
