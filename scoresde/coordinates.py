@@ -276,7 +276,7 @@ class PlainFlow(Flow):
             return flatten(score.sde.drift(x, tau) - pull)
 
         value, divergence, linear = _evaluate(field, z, trace, streams, differentiable)
-        with torch.no_grad():
+        with torch.set_grad_enabled(differentiable):
             drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
         return Evaluation(value, divergence, (drift - value) / half.unsqueeze(1), linear)
 

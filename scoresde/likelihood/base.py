@@ -17,7 +17,9 @@ from torch.distributions import Distribution
 from scoresde._streams import Streams
 from scoresde.coordinates import Flow
 from scoresde.dequantization import bits_per_dim, check_dequantized
+from scoresde.likelihood.replay import slope
 from scoresde.solvers import Solver
+from scoresde.solvers.base import Evaluation
 from scoresde.traces import Trace
 
 
@@ -40,6 +42,17 @@ class Query:
     tolerance: float
     prior: Distribution | None
     streams: Streams
+
+    def slope(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:
+        """Evaluate the flow and its divergence at some rows' points.
+
+        Args:
+            tau: ``(m,)``, float64.
+            z: ``(m, d)``, float64.
+            rows: which rows of the whole batch they are, ``(m,)``.
+            node: the position of their streams, ``(m,)``: another one, fresh probes.
+        """
+        return slope(self.flow, tau, z, rows, self.trace, self.streams.at(rows, node))
 
 
 class Method(ABC):

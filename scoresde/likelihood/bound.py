@@ -28,6 +28,7 @@ from scoresde._shapes import expand, flatten
 from scoresde.coordinates import standard_normal
 from scoresde.likelihood.base import Likelihood, Method, Query
 from scoresde.likelihood.door import log_likelihood
+from scoresde.likelihood.replay import replayed
 from scoresde.score import Score
 
 _PER_STRATUM = 4
@@ -93,7 +94,7 @@ class VariationalBound(Method):
         mismatch = torch.stack([mismatch for _, mismatch in draws]).mean(0)
         z = flow.enter(x, flow.start)
         log_prob = standard_normal(z) - flow.log_volume(flow.start) + values.mean((0, 1))
-        variance = values.var(1).mean(0) / (2 * strata)
+        variance = values.detach().var(1).mean(0) / (2 * strata)
         scale, _ = flow.score.sde.transition(flow.t_min, flow.score.sde.T)
         return Likelihood(
             log_prob=log_prob.to(x.dtype),
@@ -123,11 +124,15 @@ class VariationalBound(Method):
         high, low = float(sde.half_logsnr(sde.interior(flow.t_min))), float(sde.half_logsnr(sde.T))
         place = (i // 2 + streams.uniforms(())) / strata
         time = sde.time_at(high + (low - high) * place).clamp(flow.t_min, sde.T).repeat(2)
-        excess = (high - low) * _excess(score, both, noise, flow.t_min, time)
+
+        def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
+            return (_excess(score.rows(index), x, noise[index], flow.t_min, time[index]),)
+
+        (excess,) = replayed(evaluate, score, both)
         last = _diffused(score, both, noise, flow.t_min, torch.full_like(time, sde.T))[0]
         z = flow.enter(last, flow.end)
         terminal, mismatch = flow.terminal(z, last, query.prior)
-        value = excess + terminal - standard_normal(z)
+        value = (high - low) * excess + terminal - standard_normal(z)
         return value.reshape(2, m).mean(0), mismatch.reshape(2, m).mean(0)
 
 

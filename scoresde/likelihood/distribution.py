@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from scoresde._checks import check_floating, check_integers, check_positive
+from scoresde._modules import evaluating
 from scoresde._random import normal, standing_in
 from scoresde.coordinates import flow_of
 from scoresde.likelihood.base import Likelihood, Method
 from scoresde.likelihood.door import log_likelihood
+from scoresde.likelihood.replay import slope
 from scoresde.score import Score
 from scoresde.solvers import Adams, Solver
 from scoresde.solvers.base import Evaluation
@@ -33,9 +35,10 @@ class ScoreDistribution(Distribution):
     r"""The law that a score describes, as a ``torch.distributions.Distribution``.
 
     How densities are computed is fixed here, once, in the terms of :func:`log_likelihood`, so that
-    code which knows nothing of scores can call ``log_prob(value)`` and ``sample(shape)``. Both run
-    without gradients. With ``generator``, here or in a call, PyTorch's global state is left as it
-    was; a generator in a call comes first.
+    code which knows nothing of scores can call ``log_prob(value)`` and ``sample(shape)``. With
+    ``generator``, here or in a call, PyTorch's global state is left as it was; a generator in a
+    call comes first. ``rsample`` gives samples with gradients with respect to the parameters of the
+    score and of ``prior``; of ``log_prob``, ``differentiable`` says it.
 
     Args:
         score: the score, which knows its diffusion.
@@ -50,6 +53,7 @@ class ScoreDistribution(Distribution):
         prior: the law at T.
         t_min: the time at which points are taken to be samples.
         batch_size: how many points to integrate together.
+        differentiable: whether log_prob has gradients; None where ``value`` requires one.
         generator: source of all randomness; None for PyTorch's global one.
         dtype: of the samples; PyTorch's default if None.
         validate_args: whether values are checked, as everywhere in ``torch.distributions``.
@@ -71,7 +75,7 @@ class ScoreDistribution(Distribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as in the base class)
-    has_rsample = False
+    has_rsample = True
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class ScoreDistribution(Distribution):
         prior: Distribution | None = None,
         t_min: float | None = None,
         batch_size: int | None = None,
+        differentiable: bool | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
@@ -110,6 +115,7 @@ class ScoreDistribution(Distribution):
         self.prior = prior
         self.t_min = t_min
         self.batch_size = batch_size
+        self.differentiable = differentiable
         self.generator = generator
         self.dtype = dtype
         event = torch.Size(check_integers("event_shape", event_shape, minimum=1))
@@ -147,6 +153,7 @@ class ScoreDistribution(Distribution):
             batch_size=self.batch_size,
             prior=self.prior,
             t_min=self.t_min,
+            differentiable=self.differentiable,
         )
 
     def log_prob(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -167,6 +174,7 @@ class ScoreDistribution(Distribution):
         points = value.reshape(lead.numel(), *self.event_shape)
         return self.likelihood(points, generator).log_prob.reshape(lead)
 
+    @torch.no_grad()
     def sample(
         self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
     ) -> Tensor:
@@ -179,18 +187,52 @@ class ScoreDistribution(Distribution):
         Returns:
             Points ``(*sample_shape, *batch_shape, *event)``.
         """
+        draw = self._follow_the_flow if self.sampler is None else self.sampler
+        return self._drawn(draw, sample_shape, generator)
+
+    def rsample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw samples of the flow as differentiable functions of the parameters.
+
+        The gradient is that of the flow's image of a fixed draw from the law at T; for its memory
+        see ``differentiable`` in :func:`log_likelihood`.
+
+        Args:
+            sample_shape: how many.
+            generator: source of randomness; None for that of the distribution.
+
+        Returns:
+            Points ``(*sample_shape, *batch_shape, *event)``, the same as those of :meth:`sample`.
+
+        Raises:
+            NotImplementedError: if the distribution was given another sampler, or a solver that
+                gradients don't pass through.
+        """
+        if self.sampler is not None or not self._solver.differentiable:
+            raise NotImplementedError(
+                "rsample: expected the probability flow and a solver that gradients pass through, "
+                f"got sampler={self.sampler!r}, solver={self._solver!r}; use sample()"
+            )
+        return self._drawn(self._follow_the_flow, sample_shape, generator)
+
+    def _drawn(
+        self, draw: Draw, sample_shape: Sequence[int], generator: torch.Generator | None
+    ) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         count = shape[: len(shape) - len(self.event_shape)].numel()
         if not count:
             return torch.zeros(shape, dtype=self.dtype)
-        draw = self._follow_the_flow if self.sampler is None else self.sampler
         drawn = draw(self.score, (count, *self.event_shape), generator=self._source(generator))
         return drawn.reshape(shape).to(self.dtype or torch.get_default_dtype())
+
+    @property
+    def _solver(self) -> Solver:
+        return Adams() if self.solver is None else self.solver
 
     def _source(self, generator: torch.Generator | None) -> torch.Generator | None:
         return self.generator if generator is None else generator
 
-    @torch.no_grad()
     def _follow_the_flow(
         self, score: Score, shape: tuple[int, ...], *, generator: torch.Generator | None
     ) -> Tensor:
@@ -199,7 +241,7 @@ class ScoreDistribution(Distribution):
         device = score.moments.mean.device
 
         def velocity(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:
-            return flow.slope(tau, z, rows)
+            return slope(flow, tau, z, rows)
 
         if self.prior is None and score.moments.known:
             z = normal(
@@ -208,10 +250,13 @@ class ScoreDistribution(Distribution):
         else:
             prior = self.prior or score.sde.prior(self.event_shape, dtype=torch.float64)
             with standing_in(generator):
-                latent = prior.sample(torch.Size(shape[:1])).to(device)
+                draw = prior.rsample if prior.has_rsample else prior.sample
+                latent = draw(torch.Size(shape[:1])).to(device)
             z = flow.enter(latent, flow.end)
-        solver = Adams() if self.solver is None else self.solver
-        solution = solver.solve(velocity, z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE)
+        with evaluating(score):
+            solution = self._solver.solve(
+                velocity, z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE
+            )
         return flow.leave(solution.state, flow.start)
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from tqdm import tqdm
 
 from scoresde._checks import check_between, check_integer, check_positive, check_state
+from scoresde._modules import evaluating
 from scoresde._streams import Streams
 from scoresde.coordinates import flow_of
 from scoresde.likelihood.base import Likelihood, Method, Query
@@ -36,6 +37,7 @@ def log_likelihood(
     batch_size: int | None = None,
     prior: Distribution | None = None,
     t_min: float | None = None,
+    differentiable: bool | None = None,
     progress: bool = False,
 ) -> Likelihood:
     r"""Compute log p(x), with an error budget for every sample.
@@ -60,6 +62,11 @@ def log_likelihood(
         t_min: the time at which x is taken to be a sample, the SDE's own ``t_min`` by default.
             There the data are blurred by σ(t_min): the value is the density of the blurred law,
             finite even for data on a manifold, where it grows without bound as t_min → 0.
+        differentiable: whether ``log_prob`` and ``latent`` have gradients with respect to ``x``,
+            to the score's parameters and to those of ``prior``; None where ``x`` requires one.
+            Each evaluation is made again on the way back, so that the memory is that of one, beside
+            a few dozen times that of ``x`` for the steps of the solver. With a stochastic trace the
+            gradient is that of the estimate, hence an unbiased one.
         progress: show a bar.
 
     Returns:
@@ -93,12 +100,21 @@ def log_likelihood(
     check_positive("tolerance", tolerance)
     if t_min is not None:
         check_between("t_min", t_min, 0.0, score.sde.T)
-    x = x.clone() if x.is_inference() else x.detach()
+    if differentiable is None:
+        differentiable = x.requires_grad
+    differentiable &= torch.is_grad_enabled()
+    if not differentiable:
+        x = x.clone() if x.is_inference() else x.detach()
     event_shape = x.shape[1:]
     if trace is None:
         trace = ExactTrace() if math.prod(event_shape) <= _EXACT_UP_TO else Hutchinson(probes=2)
     flow = flow_of(score, event_shape, t_min)
     solver = Adams() if solver is None else solver
+    if differentiable and not solver.differentiable:
+        raise ValueError(
+            f"solver: expected one that gradients pass through, such as Adams(), got {solver!r}; "
+            "or pass differentiable=False"
+        )
     size = len(x) if batch_size is None else check_integer("batch_size", batch_size, minimum=1)
     method = FlowIntegral() if method is None else method
     streams = Streams.draw(len(x), generator, x.device)
@@ -106,7 +122,8 @@ def log_likelihood(
     parts = []
     with (
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.set_grad_enabled(differentiable),
+        evaluating(score),
         tqdm(total=len(x), disable=not progress, unit="sample") as bar,
     ):
         for rows in torch.arange(len(x), device=x.device).split(size):

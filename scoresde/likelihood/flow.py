@@ -43,8 +43,7 @@ class FlowIntegral(Method):
         flow, nats = query.flow, query.tolerance * math.log(2)
 
         def field(tau: Tensor, z: Tensor, index: Tensor, node: Tensor) -> Evaluation:
-            chosen = rows[index]
-            return flow.slope(tau, z, chosen, query.trace, query.streams.at(chosen, node))
+            return query.slope(tau, z, rows[index], node)
 
         solution = query.solver.solve(
             field,

@@ -165,9 +165,7 @@ class PathIntegral(Method):
         row, index = panels.row.repeat_interleave(_NODES), panels.index.repeat_interleave(_NODES)
         tau = panels.left.unsqueeze(1) + panels.width.unsqueeze(1) * 0.5 * (1 + nodes)
         node = index * _NODES + torch.arange(_NODES, device=z.device).repeat(len(panels.row))
-        chosen = rows[row]
-        streams = query.streams.at(chosen, node)
-        point = query.flow.slope(tau.reshape(-1), z[row], chosen, query.trace, streams)
+        point = query.slope(tau.reshape(-1), z[row], rows[row], node)
         assert point.gradient is not None  # a flow tells it, other fields need not
         along = (point.gradient * point.velocity).sum(1, keepdim=True)
         estimates = (point.integrand + along).reshape(len(tau), _NODES, -1)
@@ -177,8 +175,9 @@ class PathIntegral(Method):
         return replace(
             panels,
             integral=half * (kronrod * values).sum(1),
-            variance=half**2 * (kronrod**2 * _variance(query.trace, tau, estimates)).sum(1),
-            error=half.abs() * _discrepancy(smooth, kronrod, gauss),
+            variance=half**2
+            * (kronrod**2 * _variance(query.trace, tau, estimates.detach())).sum(1),
+            error=half.abs() * _discrepancy(smooth.detach(), kronrod, gauss),
         )
 
 

@@ -78,6 +78,7 @@ class TorchDiffEq(Solver):
     rtol: float | None = None
     atol: float | None = None
     max_evaluations: int = 10_000
+    differentiable = True
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
