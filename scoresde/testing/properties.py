@@ -125,25 +125,27 @@ class _Attempt:
         self._until: float | None = None
 
     def __call__(self, subject: Any, case: Case) -> None:
-        key = f"{code(subject)} {code(case)}"
-        if self._until is None or time.monotonic() < self._until:
-            self._run(subject, case, key)
-        elif key in self._known:
-            self.last = self._known[key]
-        else:
-            return
-        if key in self._known:
+        late = self._until is not None and time.monotonic() > self._until
+        found = self._known.get(_key(subject, case)) if late else self._try(subject, case)
+        if found is not None:
+            self.last = found
             raise _BrokenError
 
-    def _run(self, subject: Any, case: Case, key: str) -> None:
+    def _try(self, subject: Any, case: Case) -> Counterexample | None:
         try:
             self.tried.test(subject, **case)
         except HypothesisException:
             raise
         except Exception as error:
-            if self._until is None:
-                self._until = time.monotonic() + _SHRINKING
-            self.last = self._known[key] = Counterexample(self.tried, subject, case, error)
+            self._until = self._until or time.monotonic() + _SHRINKING
+            found = Counterexample(self.tried, subject, case, error)
+            self._known[_key(subject, case)] = found
+            return found
+        return None
+
+
+def _key(subject: Any, case: Case) -> str:
+    return f"{code(subject)} {code(case)}"
 
 
 @dataclass(frozen=True)
@@ -329,7 +331,7 @@ def close(what: str, found: Any, expected: Any, *, rtol: float = 0.0, atol: Any 
         AssertionError: with the worst of the numbers, where it stands, and the tolerance.
     """
     found, expected = torch.broadcast_tensors(
-        *(torch.as_tensor(value).detach().double().cpu() for value in (found, expected))
+        *(torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for v in (found, expected))
     )
     tolerance = rtol * expected.abs() + torch.as_tensor(atol, dtype=torch.float64)
     error = (found - expected).abs()

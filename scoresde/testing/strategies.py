@@ -29,6 +29,7 @@ from scoresde.sdes import (
     RectifiedFlow,
     SubVPSDE,
 )
+from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
 
 # --- numbers
 
@@ -96,6 +97,15 @@ FAMILIES: dict[str, st.SearchStrategy[GaussianSDE]] = {
 """One strategy for each Gaussian diffusion of the library, with valid parameters."""
 
 
+GENERAL: dict[str, st.SearchStrategy[SDE]] = {
+    "OrnsteinUhlenbeck": st.builds(
+        OrnsteinUhlenbeck, logs(0.1, 10.0), floats(-3.0, 3.0), logs(0.1, 10.0), _ENDS
+    ),
+    "DoubleWell": st.builds(DoubleWell, logs(0.3, 3.0), _ENDS),
+}
+"""One strategy for each diffusion of :mod:`scoresde.testing.examples`, which are not Gaussian."""
+
+
 def sdes(*names: str) -> st.SearchStrategy[GaussianSDE]:
     """Draw a Gaussian diffusion with parameters of its own.
 
@@ -103,6 +113,11 @@ def sdes(*names: str) -> st.SearchStrategy[GaussianSDE]:
         *names: the families, such as ``"VPSDE"``; all of :data:`FAMILIES` if none is given.
     """
     return st.one_of(*(FAMILIES[name] for name in names or FAMILIES))
+
+
+def general_sdes() -> st.SearchStrategy[SDE]:
+    """Draw a diffusion known by its drift and noise alone."""
+    return st.one_of(*GENERAL.values())
 
 
 @st.composite

@@ -1,0 +1,225 @@
+"""What every diffusion owes as code: shapes, precision, rows on their own, honest errors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde._random import normal
+from scoresde.sdes import SDE
+from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.strategies import (
+    ascending,
+    devices,
+    dtypes,
+    event_shapes,
+    seeds,
+    times,
+)
+
+SDES = Family("SDE")
+"""What every diffusion owes; :mod:`scoresde.testing.sdes` adds the mathematics."""
+
+
+def gaussian(sde: SDE) -> bool:
+    """Whether the diffusion has a Gaussian kernel that it tells."""
+    return sde.gaussian
+
+
+def double(value: Any) -> Tensor:
+    """Return numbers as a float64 tensor."""
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def states(seed: int, count: int, shape: tuple[int, ...]) -> Tensor:
+    """Return ``count`` standard normal states."""
+    generator = torch.Generator().manual_seed(seed)
+    return normal((count, *shape), generator=generator, dtype=torch.float64)
+
+
+def _results(sde: Any, x: Any, t: Any) -> dict[str, Any]:
+    """Everything that a diffusion says of a state: x-shaped."""
+    found = {"drift": sde.drift(x, t)}
+    if sde.gaussian:
+        found |= {"perturb": sde.perturb(x, t, x), "mean": sde.marginal(x, t)[0]}
+    return found
+
+
+def _coefficients(sde: Any, t: Any) -> dict[str, Any]:
+    """Everything that a diffusion says of a time: t-shaped."""
+    found = {"diffusion": sde.diffusion(t)}
+    if sde.gaussian:
+        found |= {"alpha": sde.alpha(t), "sigma": sde.sigma(t)}
+        found |= dict(zip(("a_t0", "b_t0"), sde.transition(0.0, t), strict=True))
+    return found
+
+
+@SDES.owes(
+    "shapes",
+    "x (batch, *event) of any event shape; t a float, () or (batch,); results in the shape, dtype "
+    "and device of x, coefficients in the shape of t",
+    "[:, None, None, None]; a float where a tensor is meant; float64 results for float32 states",
+    event_shape=event_shapes,
+    dtype=dtypes,
+    device=devices,
+    t=times,
+    seed=seeds,
+)
+def shapes(
+    sde: Any, event_shape: tuple[int, ...], dtype: torch.dtype, device: str, t: float, seed: int
+) -> None:
+    """States of any shape, times of three kinds; one answer."""
+    sde = copy.deepcopy(sde).to(device)
+    x = states(seed, 1, (3, *event_shape))[0].to(device, dtype)
+    each = torch.full((3,), t, dtype=torch.float64, device=device)
+    for time in (t, each[0], each):
+        shape = tuple(getattr(time, "shape", ()))
+        for name, value in _coefficients(sde, time).items():
+            found = tuple(value.shape)
+            holds(found == shape, f"{name} has shape {found}, expected that of t, {shape}")
+        for name, value in _results(sde, x, time).items():
+            seen = (tuple(value.shape), value.dtype, value.device)
+            wanted = (tuple(x.shape), x.dtype, x.device)
+            holds(seen == wanted, f"{name} is {seen}, expected {wanted} as x is")
+            first = _results(sde, x, t)[name]
+            close(f"{name} at a time of shape {shape}", value, first, rtol=1e-5, atol=1e-6)
+
+
+@SDES.owes(
+    "rows",
+    "drift(x, t)[i] = drift(x[i:i+1], t[i]): a sample knows nothing of its batch-mates",
+    "a mean or norm over the batch; one time for all; broadcasting (batch,) against the last axis",
+    event_shape=event_shapes,
+    moments=ascending(3),
+    seed=seeds,
+)
+def rows(sde: Any, event_shape: tuple[int, ...], moments: list[float], seed: int) -> None:
+    """A batch is its rows, each at its own time."""
+    (x,) = states(seed, 1, (3, *event_shape))
+    together, t = _results(sde, x, double(moments)), double(moments)
+    for i in range(3):
+        for name, alone in _results(sde, x[i : i + 1], moments[i]).items():
+            close(f"{name} in row {i}", together[name][i : i + 1], alone, rtol=1e-9, atol=1e-12)
+        for name, alone in _coefficients(sde, moments[i]).items():
+            close(f"{name} at time {i}", _coefficients(sde, t)[name][i], alone, rtol=1e-9)
+
+
+@SDES.owes(
+    "single precision",
+    "coefficients of a float32 time, and drifts of float32 states, have their seven digits",
+    "1 − exp(−B) near t = 0 (write −expm1(−B)); schedules computed in the dtype of t",
+    examples=15,
+    t=times,
+    gap=lambda sde: ascending(1)(sde),
+)
+def single_precision(sde: Any, t: float, gap: list[float]) -> None:
+    """What float32 gives is what float64 gives, rounded."""
+    low = torch.tensor(t, dtype=torch.float32).clamp(max=sde.T)
+    for name, value in _coefficients(sde, low).items():
+        close(f"{name} in float32", value, _coefficients(sde, low.double())[name], rtol=1e-6)
+    x = torch.tensor([[1.0, -2.0]])
+    exact = sde.drift(x.double(), low.double())
+    close("drift in float32", sde.drift(x, low), exact, rtol=1e-5, atol=1e-6)
+    if sde.gaussian:
+        s, r = (torch.tensor(sorted([*gap, t]), dtype=torch.float32)).clamp(max=sde.T)
+        for name, value, wide in zip(
+            ("a_ts", "b_ts"),
+            sde.transition(s, r),
+            sde.transition(s.double(), r.double()),
+            strict=True,
+        ):
+            close(f"{name} in float32", value, wide, rtol=1e-6)
+
+
+@SDES.owes(
+    "purity",
+    "the same arguments give the same numbers; arguments and global generators are left alone",
+    "in-place operations on x; noise drawn inside a coefficient; a cache that is not invalidated",
+    examples=5,
+    t=times,
+    seed=seeds,
+)
+def purity(sde: Any, t: float, seed: int) -> None:
+    """A diffusion is a function."""
+    (x,) = states(seed, 1, (3, 2))
+    kept, state = x.clone(), torch.get_rng_state()
+    first = _results(sde, x, t) | _coefficients(sde, t)
+    _results(sde, 2 * x, 0.5 * t)
+    for name, value in (_results(sde, x, t) | _coefficients(sde, t)).items():
+        close(f"{name}, asked for again,", value, first[name])
+    close("x, after the call,", x, kept)
+    holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
+
+
+@SDES.owes(
+    "transforms",
+    "vmap, jvp and autograd see through the drift, and agree on its Jacobian",
+    "numpy or .item() inside; in-place operations; .detach() or no_grad around the drift",
+    examples=5,
+    t=times,
+    seed=seeds,
+)
+def transforms(sde: Any, t: float, seed: int) -> None:
+    """Function transforms, which likelihoods need, give the derivative of the drift."""
+    (x,) = states(seed, 1, (3, 2))
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda v: sde.drift(v[None], t)[0]))(x)
+    tangent = torch.func.jvp(lambda v: sde.drift(v, t), (x,), (torch.ones_like(x),))[1]
+    close("the sum of the Jacobian's columns", jacobian.sum(2), tangent, rtol=1e-9, atol=1e-12)
+    step = 1e-6
+    change = (sde.drift(x + step, t) - sde.drift(x - step, t)) / (2 * step)
+    size = float(sde.drift(x, t).abs().max())
+    close("jvp along (1, …, 1)", tangent, change, rtol=1e-5, atol=1e-8 + 1e-8 * size)
+
+
+@SDES.owes(
+    "record",
+    "each constructor argument is an attribute of the same name, and moves with .half() unrounded",
+    "self._beta for an argument beta; a table kept in float32, or as a parameter that is cast",
+    examples=1,
+)
+def record(sde: Any) -> None:
+    """A model with this diffusion can be saved, and cast to half precision."""
+    for name in inspect.signature(type(sde)).parameters:
+        holds(hasattr(sde, name), f"{type(sde).__name__} has no attribute {name!r}")
+    t = 0.37 * sde.T
+    for name, value in _coefficients(copy.deepcopy(sde).half(), t).items():
+        close(f"{name} after .half()", value, _coefficients(sde, t)[name])
+
+
+_X = torch.ones(3, 2)
+_MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
+    "a time after T": (lambda sde: sde.drift(_X, 1.5 * sde.T), ValueError),
+    "a time before 0": (lambda sde: sde.sigma(-0.1 * sde.T), ValueError),
+    "a time that is NaN": (lambda sde: sde.diffusion(float("nan")), ValueError),
+    "two times for three rows": (lambda sde: sde.drift(_X, torch.ones(2) * sde.T), ValueError),
+    "a column of times": (lambda sde: sde.drift(_X, torch.ones(3, 1) * sde.T), ValueError),
+    "an integer time": (lambda sde: sde.alpha(torch.tensor(0)), TypeError),
+    "integer states": (lambda sde: sde.drift(_X.long(), 0.5 * sde.T), TypeError),
+    "noise of another shape": (lambda sde: sde.perturb(_X, 0.5 * sde.T, _X[:2]), ValueError),
+    "a kernel back in time": (lambda sde: sde.transition(sde.T, 0.5 * sde.T), ValueError),
+    "no score to reverse with": (lambda sde: sde.reverse(None), TypeError),
+    "a negative η": (lambda sde: sde.reverse(torch.sin, -1.0), ValueError),
+}
+
+
+@SDES.owes(
+    "bad input",
+    "mistakes raise a ValueError or TypeError with a message: none gives a number",
+    "clamping times silently; broadcasting two times against three rows",
+    applies=gaussian,
+    examples=1,
+)
+def bad_input(sde: Any) -> None:
+    """Common mistakes are refused."""
+    for mistake, (act, error) in _MISTAKES.items():
+        try:
+            act(sde)
+        except error as refusal:
+            holds(str(refusal), f"{mistake} is refused without a message")
+        else:
+            raise AssertionError(f"{mistake} is accepted, expected a {error.__name__}")
