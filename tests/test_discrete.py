@@ -11,7 +11,22 @@ import torch
 from families import STRATEGIES
 from hypothesis import given
 
-from scoresde import DDPM, NCSN, VESDE, VPSDE, ScoreModel, by_index
+from scoresde import (
+    DATA,
+    DDPM,
+    NCSN,
+    VESDE,
+    VPSDE,
+    FunctionScore,
+    GaussianMixture,
+    PredictorCorrector,
+    ScoreModel,
+    by_index,
+    sample,
+)
+from scoresde.losses import Knots
+from scoresde.samplers import Ancestral, AnnealedLangevin, Stay, ddpm
+from scoresde.samplers import Knots as KnotGrid
 
 TABLES = [
     DDPM.linear(),
@@ -111,6 +126,8 @@ def test_the_index_is_a_label():
 
 # --- published tables, transcribed
 
+LATENT = {"beta_start": 0.00085, "beta_end": 0.012}
+
 
 def test_linear_and_scaled_linear():
     torch.testing.assert_close(
@@ -132,6 +149,30 @@ def test_sigmoid_is_the_logistic_curve():
     u = np.linspace(-6, 6, 1000)
     betas = 1 / (1 + np.exp(-u)) * (0.02 - 1e-4) + 1e-4
     np.testing.assert_allclose(DDPM.sigmoid().betas.numpy(), betas, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ours", "settings"),
+    [
+        (DDPM.linear(), {"beta_schedule": "linear"}),
+        (DDPM.scaled_linear(), {"beta_schedule": "scaled_linear"} | LATENT),
+        (DDPM.cosine(), {"beta_schedule": "squaredcos_cap_v2"}),
+        (DDPM.sigmoid(), {"beta_schedule": "sigmoid"}),
+        (DDPM(torch.linspace(0.01, 0.3, 7)), {"trained_betas": np.linspace(0.01, 0.3, 7)}),
+        (
+            DDPM.scaled_linear().zero_terminal_snr(),
+            {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True} | LATENT,
+        ),
+    ],
+    ids=str,
+)
+def test_tables_are_those_of_diffusers(ours, settings):
+    """Which keeps them in float32, and sets ᾱ = 2⁻²⁴ where no signal is left."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(**settings)
+    np.testing.assert_allclose(ours.betas.numpy(), theirs.betas.numpy(), rtol=2e-4, atol=1e-7)
+    bar = theirs.alphas_cumprod.numpy()
+    np.testing.assert_allclose(ours.alphas_cumprod.numpy(), bar, rtol=2e-3, atol=1e-7)
 
 
 def test_geometric_ladder():
@@ -213,6 +254,100 @@ def test_geometric_ncsn_is_ve_at_other_times():
     sde = NCSN.geometric(0.01, 50.0, 20)
     t = torch.linspace(0.0, 1.0, 333, dtype=torch.float64)
     torch.testing.assert_close(sde.sigma(t), 0.01 * 5000 ** ((20 * t - 1) / 19))
+
+
+def gaussian_error(sde, t: torch.Tensor, variance: float = 0.5) -> torch.Tensor:
+    """E|ε̂ − ε|² of one dimension at given times, for the true score of N(0, variance) data."""
+    kept = sde.alpha(t) ** 2 * variance
+    return kept / (kept + sde.sigma(t) ** 2)
+
+
+def test_the_loss_of_ddpm_converges_to_that_of_vp():
+    parent, fine = VPSDE(), (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    exact, errors = float(gaussian_error(parent, fine).mean()), []
+    for N in (250, 500, 1000, 2000):
+        sde = parent.discretize(N)
+        t, weight = Knots(sde.times).at(sde, (torch.arange(N, dtype=torch.float64) + 0.5) / N)
+        errors.append(abs(float((weight * gaussian_error(sde, t)).mean()) - exact))
+    for coarse, fine_error in pairwise(errors):
+        assert 1.8 < coarse / fine_error < 2.2
+
+
+def law_of_samples(sde, variance: float = 0.5) -> float:
+    """The standard deviation of the chain's samples of N(0, variance) data, without sampling."""
+
+    def denoised(x, t):
+        kept = sde.alpha(t) * variance
+        return kept / (kept * sde.alpha(t) + sde.sigma(t) ** 2) * x
+
+    score, spread = FunctionScore(denoised, sde, DATA), sde.prior_scale() ** 2
+    unit = torch.eye(2, dtype=torch.float64)
+    for t, s in pairwise(sde.times.flip(0)):
+        parts, _ = Ancestral(1.0).step(score, unit[0].clone(), t, s, None, lambda x: unit[1])
+        spread = float(parts.square() @ torch.tensor([spread, 1.0]).double())
+    return math.sqrt(spread)
+
+
+@pytest.mark.parametrize("parent", [VPSDE(), VESDE(0.01, 50.0)], ids=repr)
+def test_samples_of_the_chains_converge_to_the_data(parent):
+    errors = []
+    for N in (50, 100, 200):
+        sde = parent.discretize(N)
+        kept = float(sde.alpha(sde.t_min) ** 2 * 0.5 + sde.sigma(sde.t_min) ** 2)
+        errors.append(abs(law_of_samples(sde) / math.sqrt(kept) - 1))
+    for coarse, fine in pairwise(errors):
+        assert 1.7 < coarse / fine < 2.3
+
+
+# --- the published samplers
+
+
+def some_score(sde) -> GaussianMixture:
+    means = torch.tensor([[-1.0, 0.3], [0.5, 1.0]])
+    return GaussianMixture(torch.ones(2), means, 0.05 * torch.eye(2).expand(2, 2, 2), sde)
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["fixed large", "fixed small"])
+def test_ancestral_sampling_of_ho_et_al(large):
+    """Algorithm 2, written out on the table, with the draws of our run."""
+    betas = np.linspace(1e-3, 0.2, 30)
+    score = some_score(DDPM(torch.from_numpy(betas)))
+    start = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    way = ddpm(variance=float(large), grid=KnotGrid(), steps=29)
+    ours = sample(score, start.shape, way, start=start, generator=torch.Generator().manual_seed(1))
+
+    source, x, bars = torch.Generator().manual_seed(1), start.clone(), np.cumprod(1 - betas)
+    for t in reversed(range(30)):
+        noise = score.noise(x, score.sde.times[t])
+        x = (x - betas[t] / math.sqrt(1 - bars[t]) * noise) / math.sqrt(1 - betas[t])
+        if t > 0:
+            variance = betas[t] * (1.0 if large else (1 - bars[t - 1]) / (1 - bars[t]))
+            z = torch.randn(x.shape, generator=source, dtype=torch.float64)
+            x = x + math.sqrt(variance) * z
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+
+
+def test_annealed_langevin_dynamics_of_song_and_ermon():
+    """Algorithm 1 on the ladder, with ε = (2 σ_L r)², and the draws of our run."""
+    sigmas, r, T = np.geomspace(1.0, 0.01, 10), 0.2, 3
+    score = some_score(NCSN(torch.from_numpy(sigmas)))
+    start = torch.rand(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = sample(
+        score,
+        start.shape,
+        PredictorCorrector(Stay(), AnnealedLangevin(snr=r), corrections=T),
+        times=torch.cat([score.sde.times.flip(0), torch.zeros(1)]),
+        start=start,
+        denoise=False,
+        generator=torch.Generator().manual_seed(1),
+    )
+    source, x, epsilon = torch.Generator().manual_seed(1), start.clone(), (2 * sigmas[-1] * r) ** 2
+    for i, sigma in enumerate(sigmas):
+        step = epsilon * sigma**2 / sigmas[-1] ** 2
+        for _ in range(T):
+            z = torch.randn(x.shape, generator=source, dtype=torch.float64)
+            x = x + step / 2 * score(x, score.sde.times[9 - i]) + math.sqrt(step) * z
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
 
 # --- the chains of the official code
