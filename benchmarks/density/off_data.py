@@ -1,0 +1,117 @@
+"""Points off the data, where the flow is stiff: who arrives, how right, and what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import torch
+from density import problems
+from density.problems import Problem
+from density.tables import geometric_mean, number, table
+from density.ways import OURS, Peer, ScoreSDE, TorchDiffEq, TorchODE, Zuko
+from torch import Tensor
+
+from scoresde import VESDE, VPSDE
+
+CAP, PATIENCE = 2000, 6000
+RIGHT = 1e-2
+"""What counts as right: error over the larger of |log p| and one bit per dimension."""
+
+PEERS: tuple[Peer, ...] = (TorchDiffEq(), Zuko(), TorchODE(), ScoreSDE())
+
+
+def points(problem: Problem) -> Iterator[tuple[str, Tensor]]:
+    """Yield data moved by noise, and points of a cube."""
+    noise = torch.randn(
+        problem.x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
+    cube = torch.rand(
+        problem.x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    for scale in (0.1, 0.3, 0.5):
+        yield f"data + {scale} noise", problem.x + scale * noise
+    yield "uniform in [-3, 3]^d", 6 * cube - 3
+
+
+def relative(problem: Problem, log_prob: Tensor) -> Tensor:
+    """Return errors relative to the larger of |log p| and one bit per dimension."""
+    bits = problem.truth.abs() / (problem.dimension * math.log(2))
+    return problem.bits_off(log_prob) / bits.clamp(min=1.0)
+
+
+def alone(problem: Problem, peer: Peer) -> tuple[float, float]:
+    """Return mean evaluations and largest error, points one by one, at the first tolerance right.
+
+    A point that spends its patience counts as that much; no tolerance beyond it is tried.
+    """
+    cost = error = math.nan
+    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
+        counts, found = [], []
+        for x in problem.x.split(1):
+            outcome = peer.solve(problem.at(x), tolerance, cap=PATIENCE)
+            counts.append(outcome.evaluations)
+            found.append(float(relative(problem.at(x), outcome.log_prob)))
+        cost, error = sum(counts) / len(counts), max(found)
+        if error <= RIGHT or max(counts) >= PATIENCE:
+            break
+    return cost, error
+
+
+def run(quick: bool, out: Path | None) -> str:
+    """Follow stiff flows."""
+    rows, ratios, sums = [], [], torch.zeros(4, dtype=torch.int64)
+    for sde, d in product(
+        (VPSDE(),) if quick else (VPSDE(), VESDE()), (2,) if quick else (2, 16, 64)
+    ):
+        base = problems.mixture("hard", d, sde, 2 if quick else 8)
+        for name, x in points(base):
+            problem = base.at(x)
+            ours = OURS.solve(problem, 1e-3)
+            result = ours.likelihood
+            assert result is not None
+            off = relative(problem, ours.log_prob)
+            honest = ((result.log_prob - problem.truth).abs() <= result.error) | ~result.converged
+            sums += torch.tensor(
+                [
+                    len(x),
+                    int(honest.sum()),
+                    int(result.converged.sum()),
+                    int((result.evaluations <= CAP).sum()),
+                ]
+            )
+            theirs = {peer: alone(problem, peer) for peer in PEERS}
+            right = [n for n, error in theirs.values() if error <= RIGHT]
+            ratios.append(ours.evaluations / min(right) if right else math.nan)
+            rows.append(
+                (
+                    f"{base.name}, {name}",
+                    f"{int(honest.sum())} / {int(result.converged.sum())} of {len(x)}",
+                    f"{ours.evaluations:.0f} (at most {int(result.evaluations.max())})",
+                    f"{float(off.max()):.0e}",
+                    *(f"{n:.0f}, {error:.0e}" for n, error in theirs.values()),
+                    number(ratios[-1], 2),
+                )
+            )
+            print(*rows[-1], sep=" | ", flush=True)
+    total, honest_points, converged, within = sums.tolist()
+    heads = (
+        "points",
+        "within budget or flagged / converged",
+        "evaluations",
+        "largest error",
+        *(f"{peer.name}: evaluations, largest error" for peer in PEERS),
+        "ours / best that is right",
+    )
+    return (
+        f"Errors are relative to the larger of |log p| and one bit per dimension; right is below "
+        f"{RIGHT:g}. The others go point by point and tighten their tolerance from 1e-3 until "
+        f"all points are right or one has spent {PATIENCE} evaluations.\n\n"
+        f"Of {total} points, {honest_points} are within the reported budget or flagged, "
+        f"{converged} converged, {within} took at most {CAP} evaluations. Geometric mean of "
+        "evaluations, ours over the best of the others that is right: "
+        f"{geometric_mean(ratios):.2f} (over {sum(map(math.isfinite, ratios))} of {len(ratios)} cases; in the rest none is right).\n\n"
+        + table(heads, rows)
+    )

@@ -1,0 +1,181 @@
+"""Scores whose log-density is known, points on and off the data, and a trained network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde import SDE, VESDE, VPSDE, FunctionScore, GaussianMixture, Score, ScoreModel, SubVPSDE
+from scoresde._streams import Streams
+from scoresde.commands import demo
+from scoresde.commands.data import digits, evaluation_set
+from scoresde.coordinates import PlainFlow
+from scoresde.likelihood import FlowIntegral, Query
+from scoresde.solvers import SciPy
+from scoresde.traces import ExactTrace, Hutchinson, Trace
+
+CACHE = Path(__file__).parent / ".cache"
+SDES: tuple[SDE, ...] = (VPSDE(), SubVPSDE(), VESDE())
+KINDS = ("smooth", "hard", "aniso")
+POINTS = {2: 16, 16: 16, 64: 16, 784: 8}
+
+
+class OneProductTrace(Hutchinson):
+    """One random probe, for a score whose products vᵀJ are v tr J/d, so that it has no noise."""
+
+    exact = True
+
+
+def traced(score: Score, divergence: Callable[[Tensor, Tensor], Tensor]) -> FunctionScore:
+    """Return the same score with vᵀJ := v ∇·s/d: any estimator, of any library, becomes exact."""
+
+    class Traced(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, t: Tensor) -> Tensor:
+            ctx.save_for_backward(x, t)
+            return score(x, t)
+
+        @staticmethod
+        def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
+            x, t = ctx.saved_tensors
+            share = divergence(x, t) / math.prod(x.shape[1:])
+            return v * share.to(v.dtype).reshape(-1, *(1,) * (v.ndim - 1)), None
+
+    return FunctionScore(Traced.apply, score.sde, moments=score.moments)
+
+
+def jacobian_trace(score: Score) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the divergence of a score, one product per dimension."""
+
+    def divergence(x: Tensor, t: Tensor) -> Tensor:
+        def field(z: Tensor) -> Tensor:
+            return score(z.reshape(x.shape), t).flatten(1)
+
+        _, trace = ExactTrace()(field, x.detach().flatten(1), Streams.draw(len(x), None))
+        return trace.squeeze(1)
+
+    return divergence
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The true law at T of a mixture, where a prior is expected."""
+
+    score: GaussianMixture
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p_T."""
+        return self.score.log_prob(x, self.score.sde.T)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A score, points, and the truth.
+
+    Attributes:
+        name: what it is called in tables.
+        score: what the library gets.
+        traced: the same for libraries with a stochastic trace, of which one probe is then exact.
+        trace: what the library is told to use; None for its default.
+        prior: the law at T under which ``truth`` holds.
+        x: the points, ``(batch, *event)``, float32 numbers in float64.
+        truth: log p_{t_min} there, in nats ``(batch,)``.
+    """
+
+    name: str
+    score: Score
+    traced: Score
+    trace: Trace | None
+    prior: Any
+    x: Tensor
+    truth: Tensor
+
+    @property
+    def dimension(self) -> int:
+        """Return d."""
+        return math.prod(self.x.shape[1:])
+
+    def bits_off(self, log_prob: Tensor) -> Tensor:
+        """Return the errors in bits per dimension; infinite where there is no value."""
+        error = (log_prob.double() - self.truth).abs() / (self.dimension * math.log(2))
+        return error.nan_to_num(torch.inf)
+
+    def at(self, x: Tensor) -> Problem:
+        """Return the same mixture at other points."""
+        x = x.float().double()
+        truth = self.prior.score.log_prob(x, self.score.sde.t_min)
+        return Problem(self.name, self.score, self.traced, self.trace, self.prior, x, truth)
+
+
+def mixture(kind: str, d: int, sde: SDE, points: int) -> Problem:
+    """Return a mixture with modes about 2 apart, at points drawn from it.
+
+    smooth: 5 modes of standard deviation 0.5; hard: 8, from 0.01 to 0.05; aniso: 4, from 1 to 0.1
+    in max(1, d/8) random directions and 0.03 in the others.
+    """
+    generator = torch.Generator().manual_seed(d)
+    count = {"smooth": 5, "hard": 8, "aniso": 4}[kind]
+    means = torch.randn(count, d, generator=generator, dtype=torch.float64) * math.sqrt(2 / d)
+    if kind == "smooth":
+        stds = torch.full((count, d), 0.5, dtype=torch.float64)
+    elif kind == "hard":
+        stds = torch.logspace(-2, math.log10(0.05), count, dtype=torch.float64)
+        stds = stds.unsqueeze(1).expand(count, d)
+    else:
+        wide = max(1, d // 8)
+        stds = torch.full((count, d), 0.03, dtype=torch.float64)
+        stds[:, :wide] = torch.logspace(0, -1, wide, dtype=torch.float64)
+    turned = torch.linalg.qr(torch.randn(count, d, d, generator=generator, dtype=torch.float64))[0]
+    covariances = turned @ torch.diag_embed(stds**2) @ turned.mT
+    law = GaussianMixture(torch.ones(count), means, (covariances + covariances.mT) / 2, sde)
+    x = law.sample(
+        points, sde.t_min, torch.Generator().manual_seed(1), dtype=torch.float32
+    ).double()
+    closed = traced(law, law.divergence)
+    large = d > 64  # an exact trace in one product, as if the network came with it
+    return Problem(
+        f"{type(sde).__name__} {kind} d={d}",
+        closed if large else law,
+        closed,
+        OneProductTrace() if large else None,
+        Terminal(law),
+        x,
+        law.log_prob(x, sde.t_min),
+    )
+
+
+def model(quick: bool = False) -> ScoreModel:
+    """Return a small U-Net that has learnt 8 × 8 digits; trained once, then kept."""
+    path = CACHE / ("quick.safetensors" if quick else "digits.safetensors")
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        effort = demo.Effort(width=4, steps=50) if quick else demo.Effort(width=8, steps=1500)
+        demo.learn(digits("digits-train").read(), effort, seed=0).score.save(path)
+    return ScoreModel.load(path)
+
+
+def network(points: int, quick: bool = False) -> Problem:
+    """Return the trained network on held-out digits; the truth is a solve that has converged."""
+    single, double = model(quick), model(quick).double()
+    x = evaluation_set(digits("digits-test").read()[:points], demo.LEVELS).float().double()
+    prior = double.sde.prior(x.shape[1:], dtype=torch.float64)
+    exact = traced(double, jacobian_trace(double))
+    rtol = 1e-6 if quick else 1e-9
+    query = Query(
+        PlainFlow(exact, x.shape[1:]),
+        OneProductTrace(),
+        SciPy("DOP853", rtol=rtol, atol=rtol, coupled=True),
+        1e-3,
+        prior,
+        Streams.draw(len(x), torch.Generator().manual_seed(0)),
+    )
+    with torch.no_grad():
+        truth = FlowIntegral()(query, x, torch.arange(len(x))).log_prob
+    faster = traced(single, jacobian_trace(single))
+    return Problem("digits U-Net d=64", single, faster, None, prior, x, truth)
