@@ -6,7 +6,8 @@ over the samples minus the entropy H of the data, against max(0.05 nat, 3 standa
 Their **excess** is the larger of the two ratios, 1 where both hold. The number told is the smallest
 of the ladder from which on, at every larger one too, the median excess over the seeds is at most 1;
 with the mean squared Mahalanobis distance to the own mode there, relative to exact samples.
-N = 20 000 (lr64: 4000) samples, as the way returns them: ours denoised, as `sample` does by itself.
+N = 20 000 (lr64: 4000) samples in float32, as the way returns them: ours as `sample` does. Three
+seeds for our default, one for the others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sampling.problems import PROBLEMS, Problem
 from sampling.tables import table
 from sampling.ways import Way
 
-LADDER = (6, 8, 9, 10, 11, 12, 14, 16, 20, 24, 30, 50, 100, 200)
+LADDER = (6, 8, 9, 10, 11, 12, 16, 20, 30, 50, 100)
 SEEDS = (11, 12, 13)
 DIRECTIONS = 128
 REPLICATES = 40
@@ -87,17 +88,17 @@ class Judge:
         return self.problem.data.sample(self.samples, generator=generator, dtype=torch.float64)
 
     def _projected(self, x: Tensor) -> Tensor:
-        return (x @ self.directions).sort(dim=0).values
+        return (x.double() @ self.directions).float().sort(dim=0).values
 
     def _sliced(self, x: Tensor) -> float:
         return float((self._projected(x) - self.target).square().mean().sqrt())
 
     def _nll(self, x: Tensor) -> Tensor:
-        return -self.problem.data.log_prob(x)
+        return -self.problem.data.log_prob(x.double())
 
     def _distances(self, x: Tensor) -> Tensor:
         """Return (x − m)ᵀ C⁻¹ (x − m)/d with the likeliest component of each sample."""
-        weights, means, covariances = self.problem.parts
+        x, (weights, means, covariances) = x.double(), self.problem.parts
         factors = torch.linalg.cholesky(covariances)
         white = torch.stack(
             [
@@ -130,9 +131,7 @@ def curve(way: Way, judge: Judge, ladder: tuple[int, ...], seeds: tuple[int, ...
 @cache
 def _noises(samples: int, dimension: int, seeds: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(
-        torch.randn(
-            samples, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
+        torch.randn(samples, dimension, generator=torch.Generator().manual_seed(seed))
         for seed in seeds
     )
 
@@ -163,6 +162,7 @@ def run(quick: bool, out: Path | None) -> str:
     ladder = (8, 16) if quick else LADDER
     seeds = SEEDS[:1] if quick else SEEDS
     chosen = ways()
+    repeated = {way.name for way in chosen if way.name.startswith("ours: default")}
     cells: dict[str, list[str]] = {way.name: [] for way in chosen}
     raw: dict[str, dict[str, list]] = {}
     floors = []
@@ -171,7 +171,7 @@ def run(quick: bool, out: Path | None) -> str:
         floors.append(f"{problem.name} {judge.floor:.4f} / {judge.limit:.3f} nat")
         raw[problem.name] = {}
         for way in chosen:
-            points = curve(way, judge, ladder, seeds)
+            points = curve(way, judge, ladder, seeds if way.name in repeated else seeds[:1])
             raw[problem.name][way.name] = points
             cells[way.name].append(reached(points))
             print(problem.name, way.name, cells[way.name][-1], flush=True)

@@ -51,8 +51,24 @@ class Problem:
         return self.mixture(EDMSDE(sigma_min=1e-9, sigma_max=1e4))
 
     def denoised(self, y: Tensor, ratio: float | Tensor) -> Tensor:
-        """Return D(y; ρ), the score that all peers get."""
-        return self.data.denoised(y, float(ratio))
+        """Return D(y; ρ), what every way gets, in the dtype of ``y`` ``(n, d)``.
+
+        D = y − ρ² Σ_k r_k (C_k + ρ²)⁻¹ (y − m_k), with r_k(y) the responsibilities.
+        """
+        weights, means, _ = self.parts
+        values, vectors = self._spectra
+        total = values + float(ratio) ** 2
+        precisions = ((vectors / total.unsqueeze(1)) @ vectors.mT).to(y.dtype)
+        heights = (torch.log(weights) - 0.5 * total.log().sum(1)).to(y.dtype)
+        centred = y.unsqueeze(0) - means.to(y.dtype).unsqueeze(1)
+        pulls = centred @ precisions  # (K, n, d)
+        logits = heights.unsqueeze(1) - 0.5 * (centred * pulls).sum(2)
+        shares = torch.softmax(logits, dim=0)
+        return y - float(ratio) ** 2 * torch.einsum("kn,knd->nd", shares, pulls)
+
+    @cached_property
+    def _spectra(self) -> tuple[Tensor, Tensor]:
+        return torch.linalg.eigh(self.parts[2])
 
 
 def _seeded(seed: int) -> torch.Generator:

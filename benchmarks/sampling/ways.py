@@ -47,7 +47,7 @@ class Counted:
     def __call__(self, y: Tensor, ratio: float | Tensor) -> Tensor:
         """Return D(y; ρ)."""
         self.count += 1
-        return self.problem.denoised(y.double(), ratio)
+        return self.problem.denoised(y, ratio)
 
 
 class Way(ABC):
@@ -63,13 +63,13 @@ class Way(ABC):
 
 def counted_score(problem: Problem, sde: GaussianSDE, moments: bool = True) -> FunctionScore:
     """Return the exact score with a ``calls`` list that grows by one per evaluation."""
-    mixture, calls = problem.mixture(sde), []
+    calls = []
 
     def denoised(x: Tensor, t: Tensor) -> Tensor:
         calls.append(1)
-        return mixture.denoised(x, t)
+        return problem.denoised(x / float(sde.alpha(t)), math.exp(-float(sde.half_logsnr(t))))
 
-    score = FunctionScore(denoised, sde, DATA, mixture.moments if moments else Moments())
+    score = FunctionScore(denoised, sde, DATA, problem.data.moments if moments else Moments())
     score.calls = calls  # type: ignore[assignment]
     return score
 
