@@ -50,7 +50,7 @@ def checks(
     Example:
         >>> from scoresde import VPSDE
         >>> [name for name, check in checks(VPSDE())][:2]
-        ['moment equations', 'semigroup']
+        ['shapes', 'rows']
     """
     family = family_of(subject)
     for each in family.properties:

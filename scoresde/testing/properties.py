@@ -12,7 +12,6 @@ and nothing is written to disk.
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,8 +31,8 @@ Cases = Callable[[Any], st.SearchStrategy[Any]]
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
-_SHRINKING = 3.0
-"""Seconds that are spent on making a counterexample simpler."""
+_SHRINKING = 10
+"""Cases that are tried to make a counterexample simpler, in units of the property's examples."""
 
 
 def always(subject: Any) -> bool:
@@ -112,7 +111,7 @@ class _BrokenError(Exception):
 
 
 class _Attempt:
-    """A test with a memory: when time is up, only what is known to fail fails, and shrinking ends.
+    """A test with a memory: after enough cases only what is known to fail fails; shrinking ends.
 
     Attributes:
         last: the counterexample seen last: the simplest, when the search is over.
@@ -122,22 +121,22 @@ class _Attempt:
         self.tried = tried
         self.last: Counterexample | None = None
         self._known: dict[str, Counterexample] = {}
-        self._until: float | None = None
+        self._left = _SHRINKING * tried.examples
 
     def __call__(self, subject: Any, case: Case) -> None:
-        late = self._until is not None and time.monotonic() > self._until
-        found = self._known.get(_key(subject, case)) if late else self._try(subject, case)
+        known = self._known.get(_key(subject, case)) if self._known else None
+        found = known if known or self._left <= 0 else self._try(subject, case)
         if found is not None:
             self.last = found
             raise _BrokenError
 
     def _try(self, subject: Any, case: Case) -> Counterexample | None:
+        self._left -= bool(self._known)
         try:
             self.tried.test(subject, **case)
         except HypothesisException:
             raise
         except Exception as error:
-            self._until = self._until or time.monotonic() + _SHRINKING
             found = Counterexample(self.tried, subject, case, error)
             self._known[_key(subject, case)] = found
             return found
