@@ -31,6 +31,7 @@ from scoresde.sdes import GaussianSDE
 from scoresde.solvers.base import Evaluation, Linear
 from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
+from scoresde.variables import Standardised
 
 _SPECTRAL_UP_TO = 64
 """Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
@@ -135,26 +136,19 @@ class GaussianFlow(Flow):
         self.sde: GaussianSDE = score.sde
         self.moments = score.moments
         self.event_shape = tuple(event_shape)
-        known = self.moments.mean.shape
-        if known and known != self.event_shape:
-            raise ValueError(
-                f"x: expected shape (batch, {', '.join(map(str, known))}), that of the data whose "
-                f"moments the score knows, got an event of shape {self.event_shape}"
-            )
-        spread = float(self.moments.variance.mean().sqrt())
-        self.pivot = (spread if spread > 0 else 1.0) if pivot is None else pivot
+        self.moments.check_event("x", self.event_shape)
+        self.coordinates = Standardised(self.moments.spread if pivot is None else pivot)
         self.t_min = self.sde.t_min if t_min is None else t_min
         self.t_max = self.sde.T if t_max is None else t_max
         self.start, self.end = self.angle(self.t_min), self.angle(self.t_max)
 
     def angle(self, t: float) -> float:
         """Return θ = atan(ρ(t)/b)."""
-        ratio = math.exp(-float(self.sde.half_logsnr(self.sde.interior(t))))
-        return math.atan2(ratio, self.pivot)
+        return float(self.coordinates.time(torch.exp(-self.sde.half_logsnr(self.sde.interior(t)))))
 
     def time(self, tau: Tensor) -> Tensor:
         """Return the diffusion time t at the angle θ, in [t_min, t_max]."""
-        half_logsnr = -torch.log(self.pivot * torch.tan(tau))
+        half_logsnr = -torch.log(self.coordinates.ratio(tau))
         return self.sde.time_at(half_logsnr).clamp(self.t_min, self.t_max)
 
     def enter(self, x: Tensor, tau: float) -> Tensor:
@@ -186,21 +180,16 @@ class GaussianFlow(Flow):
         alpha, sigma = self._scales(time)
         ratio = (sigma / alpha).unsqueeze(1)
         variance = self.moments.variance
-        total = variance + ratio**2
-        shrink = variance / total
-        rate = (ratio**2 + self.pivot**2) / (self.pivot * ratio)
+        kept, rate = self.coordinates.slope(ratio, variance)
         score = self.score.rows(rows)
 
-        def residual(w: Tensor) -> Tensor:
+        def field(w: Tensor) -> Tensor:
             y = self.moments.rotate_back(w) + self.moments.mean.reshape(-1)
             x = expand(alpha, y) * y
             denoised = flatten(score.denoised(x.reshape(-1, *self.event_shape), time))
-            return self.moments.rotate(denoised - self.moments.mean.reshape(-1)) - shrink * w
+            return kept * w - rate * self.moments.rotate(denoised - self.moments.mean.reshape(-1))
 
-        def field(w: Tensor) -> Tensor:
-            return -rate * residual(w)
-
-        scale = torch.sqrt(total)
+        scale = self.coordinates.scale(ratio, variance)
         w = scale * z
         value, divergence, linear = _evaluate(field, w, trace, streams, differentiable)
         # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)

@@ -107,6 +107,25 @@ class Moments(ExactModule):
         variance, basis = torch.linalg.eigh(covariance.to(torch.float64))
         return cls(mean, variance.clamp(min=0.0), basis, known=True)
 
+    def check_event(self, name: str, event_shape: Sequence[int]) -> None:
+        """Refuse states of another event shape than the mean's.
+
+        Raises:
+            ValueError: if a mean of some shape is known, and the states do not have it.
+        """
+        known = tuple(self.mean.shape)
+        if known and known != tuple(event_shape):
+            raise ValueError(
+                f"{name}: expected shape (batch, {', '.join(map(str, known))}), that of the data "
+                f"whose moments the score knows, got an event of shape {tuple(event_shape)}"
+            )
+
+    @property
+    def spread(self) -> float:
+        """√(mean variance), the scale of the data as a whole; 1 if unknown or zero."""
+        spread = float(self.variance.mean().sqrt())
+        return spread if spread > 0 else 1.0
+
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return S = √(α² c + σ²) for α, σ of shape ``(…)``: shape ``(…, 1)`` or ``(…, d)``."""
         alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (  # from the ground up; private modules such as _shapes are the ground itself
     {"sdes", "networks", "solvers", "traces", "operators", "dequantization"},
-    {"score", "exact", "coordinates", "predictions", "moments"},
+    {"score", "exact", "coordinates", "predictions", "moments", "variables"},
     {"losses", "samplers", "likelihood"},
     {"guidance", "training", "interop", "testing", "plots"},
     {"commands"},

@@ -1,5 +1,6 @@
 """Noise to data: one loop, and many ways to make its steps."""
 
+from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.adaptive import AdaptiveSDE
 from scoresde.samplers.ancestral import Ancestral
 from scoresde.samplers.base import Noise, Sampler
@@ -35,7 +36,18 @@ from scoresde.samplers.presets import (
 )
 from scoresde.samplers.probability_flow import ProbabilityFlow, transport
 from scoresde.samplers.reverse_diffusion import ReverseDiffusion
+from scoresde.samplers.runge_kutta import (
+    HEUN,
+    HEUN3,
+    KUTTA3,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    RungeKutta,
+    Tableau,
+)
 from scoresde.samplers.torch_sde import TorchSDE
+from scoresde.variables import Coordinates, Exploding, LogSNR, Rectified, Standardised
 
 FAMILY = (
     EulerMaruyama(),
@@ -53,6 +65,11 @@ FAMILY = (
     Exponential(order=3, eta=1.0),
     Exponential(order=3, corrector=4),
     DEIS(),
+    AdamsBashforth(),
+    AdamsBashforth(order=3, corrector=0, coordinates=Rectified()),
+    RungeKutta(),
+    RungeKutta(RK4, Exploding()),
+    RungeKutta(MIDPOINT, LogSNR()),
     Heun(),
     Heun(eta=1.0),
     Churn(Heun()),
@@ -66,13 +83,22 @@ FAMILY = (
 __all__ = [
     "DEIS",
     "FAMILY",
+    "HEUN",
+    "HEUN3",
+    "KUTTA3",
+    "MIDPOINT",
+    "RALSTON",
+    "RK4",
+    "AdamsBashforth",
     "AdaptiveSDE",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
     "Churn",
+    "Coordinates",
     "DDIMNoise",
     "EulerMaruyama",
+    "Exploding",
     "Exponential",
     "Frame",
     "Grid",
@@ -81,15 +107,20 @@ __all__ = [
     "Knots",
     "Langevin",
     "LogMobius",
+    "LogSNR",
     "MetropolisLangevin",
     "Noise",
     "OnGrid",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Rectified",
     "ReverseDiffusion",
+    "RungeKutta",
     "Sampler",
     "SamplingError",
+    "Standardised",
     "Stay",
+    "Tableau",
     "TorchSDE",
     "Trajectory",
     "UniformLogSNR",

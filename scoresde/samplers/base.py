@@ -57,12 +57,14 @@ class Sampler(ABC):
         """Whether no noise is drawn, so that the way can be gone back (:func:`encode`)."""
         return False
 
-    def grid(self, sde: SDE, steps: int) -> Tensor:
+    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the times of ``steps`` steps, here equidistant in t.
 
         Args:
             sde: the diffusion.
             steps: N >= 1.
+            spread: root of the mean variance of the data, 1 if unknown; grids that are fine where
+                the data's structure appears take it as their unit.
 
         Returns:
             Float64 times ``(N+1,)`` on the CPU, falling from ``sde.T`` to ``sde.t_min``.
@@ -103,6 +105,11 @@ class Place(NamedTuple):
     def half_logsnr(self) -> float:
         """λ = log α − log σ."""
         return self.log_alpha - self.log_sigma
+
+    @property
+    def time(self) -> float:
+        """λ, as the time of methods that count in it."""
+        return self.half_logsnr
 
     @property
     def alpha(self) -> float:

@@ -59,9 +59,9 @@ class Churn(Sampler):
         """How many steps the sampler would make."""
         return self.sampler.default_steps
 
-    def grid(self, sde: SDE, steps: int) -> Tensor:
+    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the sampler's grid ``(N+1,)``."""
-        return self.sampler.grid(sde, steps)
+        return self.sampler.grid(sde, steps, spread)
 
     def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
         """Return what the sampler starts with."""

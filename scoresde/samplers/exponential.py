@@ -16,22 +16,18 @@ there is to DDIM, DPM-Solver++, DEIS, UniPC and SA-Solver.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from scoresde._checks import check_between, check_integer, check_nonnegative
-from scoresde.samplers.base import Noise, Place, Sampler, place
+from scoresde._checks import check_between, check_nonnegative
+from scoresde.samplers.base import Noise, Place, place
 from scoresde.samplers.grids import UniformLogSNR
+from scoresde.samplers.multistep import Leg, Multistep, Value
 from scoresde.score import Score
 from scoresde.sdes import SDE
-
-_LONGEST = 3.0
-"""Steps longer than this many times the one before do not extrapolate: they are of order one."""
 
 _RECURSION_FROM = 4.0
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -63,112 +59,44 @@ class DDIMNoise:
         return math.sqrt(-math.log1p(self.eta**2 * math.expm1(-2 * h)) / (2 * h))
 
 
-class Value(NamedTuple):
-    """What the score said at a place."""
+class ExponentialMultistep(Multistep):
+    """What :class:`Exponential` and :class:`DEIS` share: the half log-SNR as time, and η."""
 
-    half_logsnr: float
-    value: Tensor
-
-
-class Leg(NamedTuple):
-    """A step that any polynomial completes: x_s = base + gain · ∫₀ʰ κ e^{−κ(h−r)} P(r) dr."""
-
-    base: Tensor
-    gain: float
-    rate: float
-    """κ"""
-    start: float
-    """λ_t"""
-    length: float
-    """h"""
-
-
-class _Memory(NamedTuple):
-    """The last values, latest first, and the last step."""
-
-    values: tuple[Value, ...] = ()
-    leg: Leg | None = None
-
-
-@dataclass(frozen=True)
-class Multistep(Sampler):
-    """What :class:`Exponential` and :class:`DEIS` share: a memory, and polynomials through it."""
-
-    order: int = 2
-    eta: float | Callable[[float], float] = 0.0
-    corrector: int = 0
+    eta: float | Callable[[float], float]
 
     def __post_init__(self) -> None:
-        check_integer("order", self.order, minimum=1)
-        check_integer("corrector", self.corrector, minimum=0)
+        super().__post_init__()
         if not callable(self.eta):
             check_nonnegative("eta", self.eta)
-
-    @property
-    def default_steps(self) -> int:
-        """How many steps are made where the user does not say."""
-        return 50
 
     @property
     def deterministic(self) -> bool:
         """Whether no noise is drawn."""
         return self.eta == 0
 
-    def grid(self, sde: SDE, steps: int) -> Tensor:
+    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` equidistant in log-SNR."""
-        return UniformLogSNR()(sde, steps)
+        return UniformLogSNR()(sde, steps, spread)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> _Memory:
-        """Return an empty memory."""
-        return _Memory()
+    def locate(self, score: Score, t: Tensor, frame: None) -> Place:
+        """Return the place of t on the two curves."""
+        return place(score.sde, t)
 
-    def step(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Memory, noise: Noise
-    ) -> tuple[Tensor, _Memory]:
-        """Go from t to s, both ``()``; one evaluation of the score."""
-        here, there = place(score.sde, t), place(score.sde, s)
-        latest = Value(here.half_logsnr, self.read(score, x, t))
-        values = (latest, *state.values)[: max(self.order, self.corrector)]
-        if self.corrector and state.leg is not None:
-            x = self._complete(state.leg, values[: self.corrector])
-        h = there.half_logsnr - here.half_logsnr
-        eta = float(self.eta(h)) if callable(self.eta) else self.eta
-        leg = self.leg(here, there, x, eta, noise)
-        return self._complete(leg, self.trusted(values, h)), _Memory(values, leg)
+    def leave(self, z: Tensor, there: Place) -> Tensor:
+        """Return z, which is the state x."""
+        return z
 
-    @abstractmethod
-    def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
-        """Return what is interpolated, shaped like ``x``."""
+    def moments(self, kernel: float, count: int) -> np.ndarray:
+        """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh the kernel."""
+        return exponential_moments(kernel, count)
 
-    @abstractmethod
-    def leg(self, here: Place, there: Place, x: Tensor, eta: float, noise: Noise) -> Leg:
-        """Return the step between two places, without the integral."""
-
-    def moments(self, c: float, count: int) -> np.ndarray:
-        """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh."""
-        return exponential_moments(c, count)
-
-    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
-        """Return the values that a step of length h extrapolates from."""
-        if len(values) > 1:
-            before = values[0].half_logsnr - values[1].half_logsnr
-            if abs(h) > _LONGEST * abs(before):
-                return values[:1]
-        return values[: self.order]
-
-    def _complete(self, leg: Leg, values: tuple[Value, ...]) -> Tensor:
-        places = [(value.half_logsnr - leg.start) / leg.length for value in values]
-        weights = np.linalg.solve(
-            np.vander(places, increasing=True).T, self.moments(leg.rate * leg.length, len(values))
-        )
-        x = leg.base.clone() if self.corrector else leg.base
-        for weight, (_, value) in zip(weights.tolist(), values, strict=True):
-            x.add_(value, alpha=leg.gain * weight)
-        return x
+    def noise_level(self, h: float) -> float:
+        """Return η for a step of length h."""
+        return float(self.eta(h)) if callable(self.eta) else self.eta
 
 
 @dataclass(frozen=True)
-class Exponential(Multistep):
+class Exponential(ExponentialMultistep):
     r"""The exact step in log-SNR, with x̂ interpolated: one evaluation a step, any order, any η.
 
         x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s ∫₀ʰ κ e^{−κ(h−r)} P(λ_t + r) dr + σ_s √(1 − e^{−2η²h}) z
@@ -207,6 +135,9 @@ class Exponential(Multistep):
         arXiv:2309.05019; Gonzalez et al., *SEEDS*, 2023, arXiv:2305.14267.
     """
 
+    order: int = 2
+    eta: float | Callable[[float], float] = 0.0
+    corrector: int = 0
     published: bool = False
 
     def __post_init__(self) -> None:
@@ -218,26 +149,27 @@ class Exponential(Multistep):
                 "coefficients are the published ones"
             )
 
-    def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
-        """Return x̂."""
-        return score.denoised(x, t)
+    def read(self, score: Score, x: Tensor, t: Tensor, here: Place) -> tuple[Tensor, Tensor]:
+        """Return x and x̂."""
+        return x, score.denoised(x, t)
 
-    def leg(self, here: Place, there: Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+    def base(self, x: Tensor, here: Place, there: Place, noise: Noise) -> tuple[Tensor, Leg]:
         """Return the step in terms of x̂."""
-        h = there.half_logsnr - here.half_logsnr
+        h = there.time - here.time
+        eta = self.noise_level(h)
         base = x * math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
         if eta:
             spread = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
             base.add_(noise(x), alpha=spread)
-        return Leg(base, there.alpha, 1 + eta**2, here.half_logsnr, h)
+        return base, Leg(here.time, h, gain=there.alpha, kernel=(1 + eta**2) * h)
 
     def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
         """Return the values to extrapolate from; the papers' methods trust all."""
         return values[: self.order] if self.published else super().trusted(values, h)
 
-    def moments(self, c: float, count: int) -> np.ndarray:
+    def moments(self, kernel: float, count: int) -> np.ndarray:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or what was published for it."""
-        exact = exponential_moments(c, count)
+        exact = exponential_moments(kernel, count)
         if self.published and count == self.order == 2:
             exact[1] = 0.5 * exact[0]
         if self.published and count == self.order == 3:
@@ -246,7 +178,7 @@ class Exponential(Multistep):
 
 
 @dataclass(frozen=True)
-class DEIS(Multistep):
+class DEIS(ExponentialMultistep):
     r"""The exact step in log-SNR, with ε̂ interpolated.
 
         x_s = (α_s/α_t) x_t − (1 + η²) σ_s ∫₀ʰ e^{h−r} P(λ_t + r) dr + η σ_s √(e^{2h} − 1) z
@@ -269,18 +201,21 @@ class DEIS(Multistep):
     """
 
     order: int = 3
+    eta: float | Callable[[float], float] = 0.0
+    corrector: int = 0
 
-    def read(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
-        """Return ε̂."""
-        return score.noise(x, t)
+    def read(self, score: Score, x: Tensor, t: Tensor, here: Place) -> tuple[Tensor, Tensor]:
+        """Return x and ε̂."""
+        return x, score.noise(x, t)
 
-    def leg(self, here: Place, there: Place, x: Tensor, eta: float, noise: Noise) -> Leg:
+    def base(self, x: Tensor, here: Place, there: Place, noise: Noise) -> tuple[Tensor, Leg]:
         """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""
-        h = there.half_logsnr - here.half_logsnr
+        h = there.time - here.time
+        eta = self.noise_level(h)
         base = x * math.exp(there.log_alpha - here.log_alpha)
         if eta:
             base.add_(noise(x), alpha=eta * there.sigma * math.sqrt(math.expm1(2 * h)))
-        return Leg(base, (1 + eta**2) * there.sigma, -1.0, here.half_logsnr, h)
+        return base, Leg(here.time, h, gain=(1 + eta**2) * there.sigma, kernel=-h)
 
 
 def exponential_moments(c: float, count: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 r"""Where the steps are made: grids of times, falling from T to t_min.
 
 Most are equidistant in some function of the noise-to-signal ratio ρ = σ/α, in which every Gaussian
-diffusion looks the same; the times follow from ρ = e^{−λ(t)}.
+diffusion looks the same; the times follow from ρ = e^{−λ(t)}. Ratios are in units of the data's
+spread where a model knows it.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ class Grid(ABC):
     """
 
     @abstractmethod
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the times of ``steps`` steps.
 
         Args:
             sde: the diffusion.
             steps: N >= 1.
+            spread: root of the mean variance of the data, 1 if unknown.
 
         Returns:
             Float64 times ``(N+1,)`` on the CPU, strictly falling.
@@ -61,7 +63,7 @@ class UniformTime(Grid):
     def __post_init__(self) -> None:
         check_positive("power", self.power)
 
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         end = sde.t_min if self.end is None else self.end
         if not 0 <= end < sde.T:
             raise ValueError(f"end: expected a time in [0, {sde.T:g}), got {end:g}; T is the start")
@@ -83,11 +85,11 @@ class RatioGrid(Grid):
     def unwarp(self, value: Tensor) -> Tensor:
         """Return the ρ at which :meth:`warp` has this value."""
 
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         diffusion = gaussian(sde)
         ends = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
-        high, low = self.warp(torch.exp(-diffusion.half_logsnr(ends))).tolist()
-        ratio = self.unwarp(_equidistant(high, low, steps))
+        high, low = self.warp(torch.exp(-diffusion.half_logsnr(ends)) / spread).tolist()
+        ratio = self.unwarp(_equidistant(high, low, steps)) * spread
         times = diffusion.time_at(-torch.log(ratio))
         times[0], times[-1] = sde.T, sde.t_min
         return times
@@ -147,7 +149,7 @@ class Angle(RatioGrid):
     """Equidistant in the angle atan(ρ/b), in which the whole way from data to noise is π/2 long.
 
     Args:
-        pivot: b > 0, the scale of the data.
+        pivot: b > 0, in units of the data's spread.
 
     Example:
         >>> from scoresde import VESDE
@@ -173,7 +175,7 @@ class LogMobius(RatioGrid):
     """Equidistant in ln((ρ + lower b)/(ρ + upper b)): fine where ρ is about the data's scales.
 
     Args:
-        pivot: b > 0, the scale of the data as a whole.
+        pivot: b > 0, in units of the data's spread.
         lower: the smallest ratio of interest, in units of b.
         upper: the largest.
 
@@ -225,7 +227,7 @@ class Knots(Grid):
         tensor([1.0000, 0.9990, 0.9980], dtype=torch.float64)
     """
 
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         knots = getattr(sde, "times", None)
         if not isinstance(knots, Tensor):
             raise TypeError(

@@ -51,9 +51,9 @@ class Heun(Sampler):
         """Whether no noise is drawn."""
         return self.eta == 0
 
-    def grid(self, sde: SDE, steps: int) -> Tensor:
+    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` on EDM's grid."""
-        return Karras()(sde, steps)
+        return Karras()(sde, steps, spread)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise

@@ -23,7 +23,6 @@ from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.chunked import Chunked
 from scoresde.samplers.grids import Grid
 from scoresde.score import Score
-from scoresde.sdes import SDE
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def sample(
         Song et al. 2021, arXiv:2011.13456, sections 4.1 to 4.3.
     """
     check_kinds(score, sampler)
-    knots = sampling_times(sampler, score.sde, steps, times)
+    knots = sampling_times(sampler, score, steps, times)
     x = _start(score, shape, start, generator)
     if denoise is None:
         denoise = score.sde.gaussian
@@ -202,13 +201,13 @@ def check_kinds(score: object, sampler: object) -> None:
 
 
 def sampling_times(
-    sampler: Sampler, sde: SDE, steps: int | None, times: Tensor | Sequence[float] | Grid | None
+    sampler: Sampler, score: Score, steps: int | None, times: Tensor | Sequence[float] | Grid | None
 ) -> Tensor:
     """Return the times ``(N+1,)`` that ``steps`` and ``times`` ask for (see :func:`sample`)."""
     if times is None or callable(times):
         count = sampler.default_steps if steps is None else steps
         grid = sampler.grid if times is None else times
-        return grid(sde, check_integer("steps", count, minimum=1))
+        return grid(score.sde, check_integer("steps", count, minimum=1), score.moments.spread)
     if steps is not None:
         raise ValueError(
             f"steps, times: expected one of them, got steps={steps} and times; a grid of N+1 times "
@@ -220,7 +219,7 @@ def sampling_times(
             f"times: expected shape (N+1,) with N >= 1, got {tuple(knots.shape)}; all samples "
             "share one grid"
         )
-    unchecked = [as_time(t, sde.T, "times") for t in knots.unbind()]
+    unchecked = [as_time(t, score.sde.T, "times") for t in knots.unbind()]
     knots = torch.stack(unchecked)
     if not bool((knots.diff() < 0).all()):
         first = int((knots.diff() >= 0).nonzero()[0])

@@ -50,9 +50,9 @@ class OnGrid(Sampler):
         """Whether no noise is drawn."""
         return self.sampler.deterministic
 
-    def grid(self, sde: SDE, steps: int) -> Tensor:
+    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the grid's times ``(N+1,)``."""
-        return self.spacing(sde, steps)
+        return self.spacing(sde, steps, spread)
 
     def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
         """Return what the sampler starts with."""

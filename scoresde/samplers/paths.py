@@ -128,7 +128,7 @@ def encode(
             f"sampler: expected a deterministic one, whose way can be gone back, got {sampler!r}; "
             "set eta=0 or use ProbabilityFlow()"
         )
-    knots = sampling_times(sampler, score.sde, steps, times).flip(0)
+    knots = sampling_times(sampler, score, steps, times).flip(0)
     return run(
         score, check_state("x", x), knots, sampler, torch.zeros_like, denoise=False,
         progress=progress, callback=None, batch_size=batch_size,

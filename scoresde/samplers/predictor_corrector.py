@@ -69,9 +69,9 @@ class PredictorCorrector(Sampler):
         """How many steps the predictor would make."""
         return self.predictor.default_steps
 
-    def grid(self, sde: SDE, steps: int) -> Tensor:
+    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the predictor's grid ``(N+1,)``."""
-        return self.predictor.grid(sde, steps)
+        return self.predictor.grid(sde, steps, spread)
 
     def init(self, score: Score, x: Tensor, t: Tensor) -> tuple[Any, Any]:
         """Return what both start with."""

@@ -1,0 +1,106 @@
+"""Runge–Kutta methods for the probability flow, in any coordinates and on any grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoresde.samplers.base import Noise
+from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, check_coordinates
+from scoresde.score import Score
+from scoresde.variables import Coordinates
+
+
+@dataclass(frozen=True)
+class Tableau:
+    r"""An explicit Runge–Kutta method, k_i = f(τ + c_i h, z + h Σ_j a_ij k_j), z + h Σ b_i k_i.
+
+    Args:
+        weights: b, one for each stage.
+        matrix: the rows of a below its diagonal, for all stages but the first; c are their sums.
+
+    Raises:
+        ValueError: unless row i has i entries and the weights sum to one.
+
+    Example:
+        >>> Tableau(weights=(0.0, 1.0), matrix=((0.5,),)) == MIDPOINT
+        True
+    """
+
+    weights: tuple[float, ...]
+    matrix: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = [len(row) for row in self.matrix]
+        if lengths != list(range(1, len(self.weights))) or abs(sum(self.weights) - 1) > 1e-9:
+            raise ValueError(
+                "weights, matrix: expected weights that sum to 1 and rows of 1, 2, … entries, one "
+                f"row less than weights, got {self.weights} and {self.matrix}; MIDPOINT is "
+                "Tableau(weights=(0.0, 1.0), matrix=((0.5,),))"
+            )
+
+
+HEUN = Tableau((1 / 2, 1 / 2), ((1.0,),))
+MIDPOINT = Tableau((0.0, 1.0), ((1 / 2,),))
+RALSTON = Tableau((1 / 4, 3 / 4), ((2 / 3,),))
+HEUN3 = Tableau((1 / 4, 0.0, 3 / 4), ((1 / 3,), (0.0, 2 / 3)))
+KUTTA3 = Tableau((1 / 6, 2 / 3, 1 / 6), ((1 / 2,), (-1.0, 2.0)))
+RK4 = Tableau((1 / 6, 1 / 3, 1 / 3, 1 / 6), ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)))
+
+
+@dataclass(frozen=True)
+class RungeKutta(FlowSteps):
+    r"""An explicit Runge–Kutta method: as many evaluations a step as the tableau has stages.
+
+    In the coordinates ``Exploding()``, ``HEUN`` is EDM's deterministic sampler.
+
+    Args:
+        tableau: HEUN, MIDPOINT, RALSTON (order 2), HEUN3, KUTTA3 (3), RK4 (4), or one's own.
+        coordinates: variables of the flow.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+
+    Example:
+        >>> RungeKutta(MIDPOINT).coordinates
+        Standardised(pivot=0.75)
+
+    References:
+        Hairer, Nørsett & Wanner 1993, section II.1; Karras et al. 2022, arXiv:2206.00364,
+        algorithm 1.
+    """
+
+    tableau: Tableau = HEUN
+    coordinates: Coordinates = STRAIGHT
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tableau, Tableau):
+            raise TypeError(f"tableau: expected a Tableau such as HEUN, got {self.tableau!r}")
+        check_coordinates(self.coordinates)
+
+    def init(self, score: Score, x: Tensor, t: Tensor) -> Chart:
+        """Return the chart."""
+        return Chart(self.coordinates, score, x)
+
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Chart, noise: Noise
+    ) -> tuple[Tensor, Chart]:
+        """Go from t to s, both ``()``; one evaluation for each stage."""
+        here, there = state.at(t), state.at(s)
+        h = there.time - here.time
+        z = here.enter(x)
+        slopes = [here.slope(z, x)]
+        for row in self.tableau.matrix:
+            point = state.between(here, there, sum(row))
+            trial = _combine(z, h, row, slopes)
+            slopes.append(point.slope(trial, point.leave(trial)))
+        return there.leave(_combine(z, h, self.tableau.weights, slopes)), state
+
+
+def _combine(z: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """Return z + h Σ weight · slope."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            z = z.add(slope, alpha=h * weight)
+    return z
