@@ -606,3 +606,24 @@ def test_only_a_single_product_goes_through_the_fused_kernel(probes, device):
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+class Unbatched(torch.autograd.Function):
+    """An operation without a rule for batched gradients, as those of compiled extensions are."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return torch.from_numpy(gradient.numpy()) * 3 * x**2
+
+
+@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(probes=3)], ids=str)
+def test_operations_without_a_rule_for_batches(trace):
+    x = randn(4, D)
+    found = trace(Unbatched.apply, x, streams(4))[1]
+    torch.testing.assert_close(found, (3 * x**2).sum(1, keepdim=True).expand_as(found))

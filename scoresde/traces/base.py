@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -80,18 +80,27 @@ class Tape:
         self.value = self._value if differentiable else self._value.detach()
 
     def product(self, v: Tensor) -> Tensor:
-        """Return vᵀJ ``(k, m, d)`` for ``v`` ``(k, m, d)``, in one batched backward pass."""
+        """Return vᵀJ ``(k, m, d)`` for ``v`` ``(k, m, d)``, in one batched backward pass.
+
+        Where an operation of the field has no rule for batches, it is one pass for each.
+        """
         if not self._value.requires_grad:
             return torch.zeros_like(v)
-        options = {
-            "retain_graph": True,
-            "create_graph": self._differentiable,
-            "allow_unused": True,
-        }
-        if v.shape[0] == 1:
-            (rows,) = torch.autograd.grad(self._value, self._x, v[0], **options)
-            return torch.zeros_like(v) if rows is None else rows.unsqueeze(0)
-        (rows,) = torch.autograd.grad(self._value, self._x, v, is_grads_batched=True, **options)
+        if len(v) > 1:
+            with suppress(RuntimeError):  # what is wrong besides is raised below
+                return self._gradient(v, is_grads_batched=True)
+        return torch.stack([self._gradient(each) for each in v])
+
+    def _gradient(self, v: Tensor, is_grads_batched: bool = False) -> Tensor:
+        (rows,) = torch.autograd.grad(
+            self._value,
+            self._x,
+            v,
+            retain_graph=True,
+            create_graph=self._differentiable,
+            is_grads_batched=is_grads_batched,
+            allow_unused=True,
+        )
         return torch.zeros_like(v) if rows is None else rows
 
     def images(self, v: Tensor) -> Tensor:
