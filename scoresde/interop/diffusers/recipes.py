@@ -250,12 +250,9 @@ def _flow_times(sde: GaussianSDE, told: Settings, steps: int) -> Tensor:
     for option in ("shift_terminal", "invert_sigmas", "stochastic_sampling"):
         only(told, option, None, False)
     shift = check_positive("scheduler: shift", told["shift"])
-
-    def shifted(sigma: np.ndarray) -> np.ndarray:
-        return shift * sigma / (1 + (shift - 1) * sigma)
-
-    lowest = shifted(np.array(1 / told["num_train_timesteps"]))
-    return torch.from_numpy(shifted(np.linspace(1.0, lowest, steps))).clamp(max=sde.T)
+    lowest = shift / (told["num_train_timesteps"] + shift - 1)  # shifted, and shifted again
+    sigma = torch.linspace(1.0, lowest, steps, dtype=torch.float64)
+    return (shift * sigma / (1 + (shift - 1) * sigma)).clamp(max=sde.T)
 
 
 _TIMES: dict[str, Callable[[GaussianSDE, Settings, int], Tensor]] = {

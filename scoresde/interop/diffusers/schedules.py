@@ -182,6 +182,16 @@ def process(scheduler: object) -> Process:
     )
 
 
+def _numbers(key: str, values: object) -> Tensor:
+    try:
+        return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"scheduler: expected {key} to be a list of numbers, got {describe(values)}; they are "
+            "the variances that the steps add"
+        ) from None
+
+
 def _positive(told: Settings, *keys: str) -> list[float]:
     return [check_positive(f"scheduler: {key}", told[key]) for key in keys]
 
@@ -189,7 +199,7 @@ def _positive(told: Settings, *keys: str) -> list[float]:
 def _table(told: Settings) -> DDPM:
     """Return the table of betas, in float64."""
     if told["trained_betas"] is not None:
-        table = DDPM(told["trained_betas"])
+        table = DDPM(_numbers("trained_betas", told["trained_betas"]))
     else:
         N = check_integer("scheduler: num_train_timesteps", told["num_train_timesteps"], 2)
         start, end = (

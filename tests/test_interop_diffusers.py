@@ -1,0 +1,283 @@
+"""Schedulers of diffusers and our samplers: the same outputs and noise in, the same samples out.
+
+Schedulers compute in float32. Where theirs have other habits (the list in ``recipes``) the
+difference is seen, and gone where the habit is switched off.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoresde import FunctionScore
+from scoresde.interop import diffusers as ours
+from scoresde.interop.diffusers.schedules import DEFAULTS
+from scoresde.predictions import DATA
+from scoresde.samplers import DDIMNoise, Exponential, walk
+
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
+
+MEANS = torch.tensor([[-1.0, 0.5, 0.0], [0.7, -0.2, 0.4], [0.1, 0.1, -0.9]], dtype=torch.float64)
+VARIANCE = 0.05
+
+
+def clean(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """E[x_0 | x] for a mixture of three Gaussians, in closed form."""
+    alpha, sigma = torch.as_tensor(alpha).double(), torch.as_tensor(sigma).double()
+    spread = alpha**2 * VARIANCE + sigma**2
+    away = x.double()[:, None] - alpha * MEANS
+    parts = torch.softmax(-away.square().sum(2) / (2 * spread), dim=1)
+    return (parts[:, :, None] * (MEANS + alpha * VARIANCE / spread * away)).sum(1)
+
+
+def scheduler_of(config: dict[str, Any]) -> Any:
+    arguments = {key: value for key, value in config.items() if key != "_class_name"}
+    return getattr(diffusers, config["_class_name"])(**arguments)
+
+
+def vp(scheduler: Any, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
+    """α and σ of the state at the i-th call."""
+    if hasattr(scheduler, "sigmas"):
+        ratio = scheduler.sigmas[i].double()
+        return 1 / torch.sqrt(1 + ratio**2), ratio / torch.sqrt(1 + ratio**2)
+    left = scheduler.alphas_cumprod[int(t)].double()
+    return left.sqrt(), (1 - left).sqrt()
+
+
+def ve(scheduler: Any, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones(()), scheduler.sigmas[i]
+
+
+def flow(scheduler: Any, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
+    return 1 - scheduler.sigmas[i].double(), scheduler.sigmas[i]
+
+
+def told(scheduler: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a perfect network puts out."""
+    x0 = clean(x, alpha, sigma)
+    noise = (x - alpha * x0) / sigma
+    kind = scheduler.config.get("prediction_type", "flow")
+    if "EDM" in type(scheduler).__name__:
+        total = sigma.double() ** 2 + scheduler.config.sigma_data**2
+        skip = scheduler.config.sigma_data**2 / total
+        return (x0 - skip * x) / (sigma.double() * scheduler.config.sigma_data / total.sqrt())
+    if kind == "v_prediction":  # of the normalised state
+        size = torch.sqrt(alpha**2 + sigma**2)
+        return (alpha * noise - sigma * x0) / size
+    return {"epsilon": noise, "sample": x0, "flow": noise - x0}[kind]
+
+
+def theirs(
+    scheduler: Any,
+    steps: int,
+    x: Tensor,
+    place: Callable[..., tuple[Tensor, Tensor]],
+    draws: list[Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    **options: Any,
+) -> list[Tensor]:
+    """Run a scheduler as its pipeline does, and return its states."""
+    remaining = iter(draws)
+    module = importlib.import_module(type(scheduler).__module__)
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: next(remaining))
+    scheduler.set_timesteps(steps)
+    states = []
+    for i, t in enumerate(scheduler.timesteps):
+        alpha, sigma = place(scheduler, i, t)
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)  # some want to be asked
+        output = told(scheduler, x, alpha, sigma)
+        x = scheduler.step(output, t, x, return_dict=False, **options)[0].double()
+        states.append(x)
+    return states
+
+
+def mine(recipe: ours.Recipe, config: Any, x: Tensor, draws: list[Tensor]) -> list[Tensor]:
+    sde = ours.process(config).sde
+    score = FunctionScore(lambda x, t: clean(x, sde.alpha(t), sde.sigma(t)), sde, DATA)
+    remaining = iter(draws)
+    sampler, times, denoise = recipe
+    states = list(walk(score, x, times, sampler, lambda x: next(remaining)))
+    return [*states, score.denoised(states[-1], times[-1])] if denoise else states
+
+
+def difference(config, steps, place, monkeypatch, sampler=None, start=None, **options):
+    """The largest difference of the samples, of size 1."""
+    scheduler = scheduler_of(config)
+    recipe = ours.recipe(config, steps)
+    sde = ours.process(config).sde
+    draws = list(torch.randn(3 * steps, 6, 3, dtype=torch.float64))
+    x = torch.randn(6, 3, dtype=torch.float64) * sde.sigma(recipe.times[0])
+    scale = sde.alpha(recipe.times[0]) if place is ve else 1.0
+    expected = theirs(scheduler, steps, x / scale, place, draws, monkeypatch, **options)[-1]
+    if sampler is not None:
+        recipe = recipe._replace(sampler=sampler)
+    found = mine(recipe, config, x, draws)[-1]
+    if place is ve and not recipe.denoise:
+        expected = expected * sde.alpha(recipe.times[-1])
+    return float((found - expected).abs().max())
+
+
+def name(config: dict[str, Any]) -> str:
+    kind = config["_class_name"].removesuffix("Scheduler")
+    return "-".join([kind, *(f"{k}={v}"[:40] for k, v in config.items() if k != "_class_name")])
+
+
+def settings(kind: str, **entries: Any) -> dict[str, Any]:
+    unclipped = {"clip_sample": False} if kind in ("DDPM", "DDIM") else {}
+    return {"_class_name": f"{kind}Scheduler"} | unclipped | entries
+
+
+DPM = "DPMSolverMultistep"
+SPACINGS = [{"timestep_spacing": each} for each in ("leading", "trailing", "linspace")]
+TABLES = [
+    *({"beta_schedule": each} for each in ("scaled_linear", "squaredcos_cap_v2", "sigmoid")),
+    {"trained_betas": torch.linspace(1e-4, 0.3, 50).tolist(), "num_train_timesteps": 50},
+    {"beta_end": 0.1, "num_train_timesteps": 200},
+]
+WARPS = [{f"use_{each}_sigmas": True} for each in ("karras", "exponential", "beta")]
+IN_VP = [
+    *(settings("DDPM", variance_type=v, **SPACINGS[0]) for v in ("fixed_small", "fixed_large")),
+    settings("DDPM", variance_type="fixed_small_log", timestep_spacing="trailing"),
+    settings("DDPM", timestep_spacing="linspace"),
+    *(settings("DDPM", **each) for each in TABLES),
+    *(settings("DDPM", prediction_type=each) for each in ("sample", "v_prediction")),
+    *(settings("DDIM", **each) for each in SPACINGS[:2]),
+    settings("DDIM", set_alpha_to_one=False, steps_offset=1),
+    settings("DDIM", rescale_betas_zero_snr=True, prediction_type="v_prediction", **SPACINGS[1]),
+    *(settings(DPM, **each) for each in SPACINGS),
+    *(
+        settings(DPM, solver_order=order, solver_type=kind, lower_order_final=False)
+        for order, kind in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "heun"))
+    ),
+    *(
+        settings(DPM, algorithm_type="sde-dpmsolver++", solver_order=order, solver_type=kind)
+        for order, kind in ((1, "midpoint"), (2, "midpoint"), (2, "heun"))
+    ),
+    settings(DPM, use_lu_lambdas=True),
+    settings("DEISMultistep"),
+    *(
+        settings(
+            "DEISMultistep", solver_order=k, use_exponential_sigmas=True, lower_order_final=False
+        )
+        for k in (1, 2, 3)
+    ),
+]
+IN_VE = [
+    *(settings("EulerDiscrete", **each) for each in SPACINGS),
+    *(settings("EulerAncestralDiscrete", **each) for each in SPACINGS),
+    *(settings("HeunDiscrete", **each) for each in [*SPACINGS, *WARPS[:2]]),
+    settings("HeunDiscrete", prediction_type="v_prediction"),
+    settings("EDMEuler"),
+    settings("EDMEuler", sigma_schedule="exponential", sigma_data=1.0, rho=5.0),
+    settings("EDMDPMSolverMultistep"),
+    settings("EDMDPMSolverMultistep", solver_order=3, solver_type="heun", lower_order_final=False),
+]
+IN_FLOW = [settings("FlowMatchEulerDiscrete"), settings("FlowMatchEulerDiscrete", shift=3.0)]
+COINCIDING = [
+    *((config, vp) for config in IN_VP),
+    *((config, ve) for config in IN_VE),
+    *((config, flow) for config in IN_FLOW),
+]
+
+
+@pytest.mark.parametrize(("config", "place"), COINCIDING, ids=[name(c) for c, _ in COINCIDING])
+def test_schedulers_are_our_samplers(config, place, monkeypatch):
+    assert difference(config, 10, place, monkeypatch) < 1e-5
+
+
+@pytest.mark.parametrize("config", [settings(DPM, **each) for each in WARPS], ids=name)
+def test_schedulers_are_our_samplers_on_warped_grids(config, monkeypatch):
+    """With a few more roundings: their lengths in λ are differences of float32 logarithms."""
+    assert difference(config, 20, vp, monkeypatch) < 5e-5
+
+
+def test_ddim_with_noise(monkeypatch):
+    """η is no setting of the scheduler, but an argument of its step."""
+    config, sampler = settings("DDIM"), Exponential(order=1, eta=DDIMNoise(0.7))
+    assert difference(config, 10, vp, monkeypatch, sampler, eta=0.7) < 1e-5
+
+
+# --- where theirs differ
+
+
+def test_ddim_steps_elsewhere_than_its_next_timestep(monkeypatch):
+    for spacing, steps in (("trailing", 17), ("linspace", 20)):
+        config = settings("DDIM", timestep_spacing=spacing)
+        found = difference(config, steps, vp, monkeypatch)
+        assert 1e-3 < found < 0.1
+
+
+def test_the_order_of_their_last_steps_falls(monkeypatch):
+    config = settings(DPM, solver_order=3)
+    assert difference(config, 10, vp, monkeypatch) > 1e-3
+    assert difference(config, 15, vp, monkeypatch) < 1e-5
+    kept = difference(config | {"lower_order_final": False}, 10, vp, monkeypatch)
+    assert kept < 1e-5
+
+
+def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
+    """(1 − e^{−2h} − 2h)/(2h)² − ½ where the integral of the curvature gives + ½."""
+    config = settings(DPM, solver_order=3, algorithm_type="sde-dpmsolver++")
+    assert difference(config, 20, vp, monkeypatch) > 0.1
+
+
+def test_unipc_comes_near(monkeypatch):
+    for order, bound in ((1, 3e-3), (2, 1e-2)):
+        config = settings("UniPCMultistep", solver_order=order)
+        assert 1e-4 < difference(config, 20, vp, monkeypatch) < bound
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("predict_x0", [True, False])
+def test_unipc_without_its_shortcuts_is_ours(order, predict_x0, monkeypatch):
+    """Its predictions of order 2 and first corrections weigh the slope as at mid-step.
+
+    With these two branches taken out of its source the rest solves for the exact weights. Of a run
+    of order 3 the last two steps have another order.
+    """
+    module = importlib.import_module("diffusers.schedulers.scheduling_unipc_multistep")
+    unipc = module.UniPCMultistepScheduler
+    for step, shortcut in (("uni_p", "if order == 2:"), ("uni_c", "if order == 1:")):
+        method = f"multistep_{step}_bh_update"
+        source = textwrap.dedent(inspect.getsource(getattr(unipc, method)))
+        assert source.count(shortcut) == 1
+        scope = dict(vars(module))
+        exec(source.replace(shortcut, "if False:"), scope)
+        monkeypatch.setattr(unipc, method, scope[method])
+    config = settings("UniPCMultistep", solver_order=order, predict_x0=predict_x0)
+    steps, kept = 12, 12 - max(order - 1, 1)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    expected = theirs(scheduler_of(config), steps, x, vp, [], monkeypatch)[:kept]
+    found = mine(ours.recipe(config, steps), config, x, [])[:kept]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=5e-5)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_are_theirs(kind):
+    known = inspect.signature(getattr(diffusers, kind)).parameters
+    for key, value in DEFAULTS[kind].items():
+        if key in known:
+            assert known[key].default == value, key
+
+
+@pytest.mark.parametrize("config", [c for c, _ in COINCIDING], ids=name)
+def test_tables_and_ends_are_theirs(config):
+    scheduler, process = scheduler_of(config), ours.process(config)
+    if hasattr(scheduler, "alphas_cumprod"):
+        found = process.sde.alphas_cumprod.float()
+        torch.testing.assert_close(found[:-1], scheduler.alphas_cumprod[:-1], rtol=2e-5, atol=0)
+        torch.testing.assert_close(found[-1:], scheduler.alphas_cumprod[-1:], rtol=2e-5, atol=1e-6)
+    assert repr(ours.process(scheduler)) == repr(process)
