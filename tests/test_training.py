@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from scoresde import MLP, NOISE, VPSDE, FunctionScore, GaussianMixture, Moments, ScoreModel, edm
 from scoresde.losses import EDM, Knots, Likelihood, LogNormal, Uniform, dsm_loss
-from scoresde.training import _order, fit
+from scoresde.training import fit
+from scoresde.training.data import order
 
 
 def seeded(seed=0):
@@ -286,11 +287,11 @@ def test_dropout_has_nothing_to_do_with_the_times():
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 30), seed=st.integers(0))
 def test_the_order_is_a_row_of_shuffled_passes(n, size, start, seed):
-    full = _order(n, size, seed, 0)
+    full = order(n, size, seed, 0)
     row = torch.cat([next(full) for _ in range(start + 3)])
     for done in range(0, len(row) - n + 1, n):
         assert sorted(row[done : done + n].tolist()) == list(range(n))
-    late = _order(n, size, seed, start)
+    late = order(n, size, seed, start)
     assert torch.equal(torch.cat([next(late) for _ in range(3)]), row[start * size :])
 
 
