@@ -1,10 +1,11 @@
-"""Modules that carry numbers which must not be rounded, and modes that must not be forgotten."""
+"""Modules: numbers that must not be rounded, modes that must not be forgotten, where they live."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -43,3 +44,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def home(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Where a network lives; what has buffers only is exact, and used in the default dtype."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    buffer = next(module.buffers(), torch.empty(()))
+    return torch.get_default_dtype(), buffer.device

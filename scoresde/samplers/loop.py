@@ -12,11 +12,11 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde._checks import check_integer, check_state
-from scoresde._modules import evaluating
+from scoresde._modules import evaluating, home
 from scoresde._random import normal_like, standing_in
 from scoresde._shapes import as_time
 from scoresde.samplers.base import Noise, Sampler
@@ -245,7 +245,7 @@ def _start(
             )
         return x
     n, *event_shape = _check_shape(shape)
-    dtype, device = _home(score)
+    dtype, device = home(score)
     prior = score.sde.prior(tuple(event_shape), dtype=torch.promote_types(dtype, torch.float32))
     with standing_in(generator):
         return prior.sample(torch.Size((n,))).to(dtype=dtype, device=device)
@@ -258,15 +258,6 @@ def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...]:
             "16 scalars are (16,); None goes with `start`"
         )
     return tuple(check_integer(f"shape[{i}]", size, minimum=1) for i, size in enumerate(shape))
-
-
-def _home(score: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Where the network lives; what has buffers only is exact, and sampled in the default dtype."""
-    for parameter in score.parameters():
-        if parameter.is_floating_point():
-            return parameter.dtype, parameter.device
-    buffer = next(score.buffers(), torch.empty(()))
-    return torch.get_default_dtype(), buffer.device
 
 
 def _check_health(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
