@@ -49,9 +49,9 @@ class Effort:
 
     N: int = 1000
     width: int = 16
-    steps: int = 1500
-    evaluated: int = 60
-    samples: int = 200
+    steps: int = 1200
+    evaluated: int = 48
+    samples: int = 150
 
 
 QUICK = Effort(N=20, width=4, steps=20, evaluated=4, samples=8)
