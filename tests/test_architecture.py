@@ -35,6 +35,7 @@ SEAMS = {  # what users bring: a public door may refuse what is not one, but nev
     "Measurement",
     "Method",
     "Observation",
+    "PosteriorScore",
     "Prediction",
     "ProbeLaw",
     "SDE",

@@ -10,16 +10,23 @@ from scoresde.guidance.dps import DPS
 from scoresde.guidance.kalman import MMPS, PiGDM
 from scoresde.guidance.measurement import LogLikelihood, Measurement, Observation
 from scoresde.guidance.posterior import PosteriorScore, TweediePosterior, Update
+from scoresde.guidance.smc import Particles, twisted
+from scoresde.guidance.steps import Imputation, NormalizedDPS, RePaint
 
 __all__ = [
     "DPS",
     "MMPS",
     "DiffPIR",
+    "Imputation",
     "LogLikelihood",
     "Measurement",
+    "NormalizedDPS",
     "Observation",
+    "Particles",
     "PiGDM",
     "PosteriorScore",
+    "RePaint",
     "TweediePosterior",
     "Update",
+    "twisted",
 ]

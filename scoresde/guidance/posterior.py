@@ -31,6 +31,7 @@ from torch import Tensor
 from scoresde._linalg import Map
 from scoresde._shapes import Time, check_batch, expand, flatten
 from scoresde.guidance.measurement import Measurement
+from scoresde.moments import Moments
 from scoresde.score import Score
 from scoresde.traces.base import Tape
 
@@ -68,7 +69,8 @@ class PosteriorScore(Score, ABC):
             raise TypeError(
                 f"measurement: expected an Observation or a LogLikelihood, got {measurement!r}"
             )
-        super().__init__(score.sde)
+        data = score.moments  # of the prior: a guess at the posterior's
+        super().__init__(score.sde, Moments(data.mean, data.variance, data.basis, known=False))
         self.score = score
         self.measurement = measurement
 
