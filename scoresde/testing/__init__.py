@@ -23,6 +23,7 @@ from scoresde.testing.properties import (
     close,
     holds,
 )
+from scoresde.testing.scores import check_score
 from scoresde.testing.sdes import check_sde
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Counterexample",
     "Family",
     "Property",
+    "check_score",
     "check_sde",
     "checks",
     "close",

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, singledispatch
 from typing import TYPE_CHECKING, Any
 
+from scoresde.score import Score
 from scoresde.sdes import SDE
 from scoresde.testing.properties import Family, code
+from scoresde.testing.scores import scores_family
 from scoresde.testing.sdes import SDES
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ def family_of(subject: object) -> Family:
 @family_of.register
 def _(subject: SDE) -> Family:
     return SDES
+
+
+@family_of.register
+def _(subject: Score) -> Family:
+    return scores_family(subject)
 
 
 def checks(

@@ -7,7 +7,7 @@ computed with, at both ends and in single precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoresde._random import normal
 from scoresde.sdes import SDE
+from scoresde.testing.differences import slope
 from scoresde.testing.properties import close, holds
 from scoresde.testing.sde_contract import SDES, double, gaussian, states
 from scoresde.testing.strategies import (
@@ -61,26 +62,6 @@ def check_sde(
     SDES.check(sde, seed=seed, examples=examples, only=only)
 
 
-def _slope(curve: Callable[[Tensor], Tensor], t: float, T: float) -> tuple[Tensor, Tensor]:
-    """Return the derivative of a curve by differences, and a bound of its error.
-
-    Central, or one-sided near T, over the distance that suits the curve best. The difference to
-    the slope over twice the distance bounds the error of the discretisation, kinks included; that
-    of rounding is 1e-15/step.
-    """
-    step = t * double([1e-3, 1e-4, 1e-5, 1e-6])
-    ahead = (t + 2 * step <= T).to(step)
-
-    def difference(h: Tensor) -> Tensor:
-        return (curve(t + ahead * h) - curve(t - h)) / ((1 + ahead) * h)
-
-    near, far = difference(step), difference(2 * step)
-    size = curve(double(t)).abs() + 1
-    bound = 2 * (near - far).abs() + 1e-15 * size / step
-    best = bound.argmin()
-    return near[best], bound[best]
-
-
 @SDES.owes(
     "moment equations",
     "(log α)′ = f  and  2 (log σ)′ = 2 f + g²/σ²: mean and variance of dx = f x dt + g dw",
@@ -95,11 +76,11 @@ def moment_equations(sde: Any, t: float) -> None:
     x = double([1.0, -2.0, 0.0, 30.0])
     f, g = sde.drift(x, t)[0], double(sde.diffusion(t))
     close("drift(x, t), linear in x,", sde.drift(x, t), f * x, rtol=1e-10)
-    slope, error = _slope(lambda u: sde.alpha(u).log(), t, sde.T)
-    close("f = drift(x, t)/x", f, slope, rtol=1e-6, atol=error)
-    slope, error = _slope(lambda u: 2 * sde.sigma(u).log(), t, sde.T)
+    rate, error = slope(lambda u: sde.alpha(u).log(), t, sde.T)
+    close("f = drift(x, t)/x", f, rate, rtol=1e-6, atol=error)
+    rate, error = slope(lambda u: 2 * sde.sigma(u).log(), t, sde.T)
     growth = 2 * f + (g / sde.sigma(t)) ** 2
-    close("2 f + g²/σ²", growth, slope, rtol=1e-6, atol=error)
+    close("2 f + g²/σ²", growth, rate, rtol=1e-6, atol=error)
 
 
 @SDES.owes(

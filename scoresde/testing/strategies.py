@@ -17,6 +17,10 @@ from collections.abc import Callable
 import torch
 from hypothesis import strategies as st
 
+from scoresde.exact import GaussianMixture
+from scoresde.networks import MLP
+from scoresde.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, Prediction, edm
+from scoresde.score import ScoreModel
 from scoresde.sdes import (
     DDPM,
     EDMSDE,
@@ -151,3 +155,62 @@ def ascending(count: int) -> Callable[[SDE], st.SearchStrategy[list[float]]]:
         return [float(f"{sde.T * (first + (1 - first) * part):.6g}") for part in parts]
 
     return draw_times
+
+
+# --- scores
+
+
+@st.composite
+def mixtures(
+    draw: st.DrawFn,
+    dim: int = 2,
+    sdes: st.SearchStrategy[GaussianSDE] | None = None,
+    narrowest: float = 1e-3,
+) -> GaussianMixture:
+    """Draw a mixture of one to three Gaussians with exact scores.
+
+    Args:
+        draw: Hypothesis' own.
+        dim: number of coordinates.
+        sdes: strategy of the diffusion; VP if None.
+        narrowest: smallest standard deviation of a component in any direction: 0.1 is benign, 1e-6
+            is nearly singular.
+    """
+    count, seed = draw(st.integers(1, 3)), draw(seeds())
+    weights = draw(st.lists(logs(0.05, 1.0), min_size=count, max_size=count))
+    means = draw(st.lists(floats(-3.0, 3.0), min_size=count * dim, max_size=count * dim))
+    widths = draw(st.lists(logs(narrowest, 2.0), min_size=count * dim, max_size=count * dim))
+    generator = torch.Generator().manual_seed(seed)
+    bases = torch.linalg.qr(
+        torch.randn((count, dim, dim), generator=generator, dtype=torch.float64)
+    ).Q
+    variances = torch.tensor(widths, dtype=torch.float64).reshape(count, 1, dim) ** 2
+    covariances = (bases * variances) @ bases.mT
+    return GaussianMixture(
+        torch.tensor(weights, dtype=torch.float64),
+        torch.tensor(means, dtype=torch.float64).reshape(count, dim),
+        0.5 * (covariances + covariances.mT),
+        draw(st.builds(VPSDE) if sdes is None else sdes),
+    )
+
+
+@st.composite
+def networks(draw: st.DrawFn, event_shape: tuple[int, ...] = (2,)) -> MLP:
+    """Draw a small network with weights that are not zero."""
+    width, depth, seed = draw(st.sampled_from([4, 8])), draw(st.integers(1, 2)), draw(seeds())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = MLP(event_shape, width=width, depth=depth)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def predictions() -> st.SearchStrategy[Prediction]:
+    """Draw what a network predicts."""
+    return st.sampled_from([NOISE, DATA, SCORE, VELOCITY, FLOW, edm(0.5)])
+
+
+def models(event_shape: tuple[int, ...] = (2,)) -> st.SearchStrategy[ScoreModel]:
+    """Draw a score with a small network, of any diffusion and parametrisation."""
+    return st.builds(ScoreModel, networks(event_shape), sdes(), predictions())
