@@ -46,6 +46,11 @@ class Ancestral(Sampler):
     def __post_init__(self) -> None:
         check_between("variance", self.variance, 0.0, 1.0)
 
+    @property
+    def convergence_order(self) -> float:
+        """One."""
+        return 1.0
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:

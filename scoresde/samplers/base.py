@@ -57,6 +57,16 @@ class Sampler(ABC):
         """Whether no noise is drawn, so that the way can be gone back (:func:`encode`)."""
         return False
 
+    @property
+    def convergence_order(self) -> float | None:
+        """p, if errors fall like N⁻ᵖ: of the end if deterministic, else of mean and variance."""
+        return None
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a step stays at its time t and moves samples towards p_t."""
+        return False
+
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the times of ``steps`` steps, here equidistant in t.
 

@@ -59,6 +59,11 @@ class Churn(Sampler):
         """How many steps the sampler would make."""
         return self.sampler.default_steps
 
+    @property
+    def convergence_order(self) -> float | None:
+        """That of the sampler where nothing is added; else it depends on how γ goes with N."""
+        return None if self.gamma else self.sampler.convergence_order
+
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the sampler's grid ``(N+1,)``."""
         return self.sampler.grid(sde, steps, spread)
@@ -79,3 +84,7 @@ class Churn(Sampler):
             x = expand(scale, x) * x + expand(self.inflation * std, x) * noise(x)
             t = raised
         return self.sampler.step(score, x, t, s, state, noise)
+
+    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return the sampler's sample of the last state."""
+        return self.sampler.end(score, x, t)

@@ -44,6 +44,11 @@ class EulerMaruyama(Sampler):
         """Whether no noise is drawn."""
         return self.eta == 0
 
+    @property
+    def convergence_order(self) -> float:
+        """One."""
+        return 1.0
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:

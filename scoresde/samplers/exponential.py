@@ -149,6 +149,12 @@ class Exponential(ExponentialMultistep):
                 "coefficients are the published ones"
             )
 
+    @property
+    def convergence_order(self) -> float:
+        """That of the polynomial, but two for the published (3M)."""
+        order = super().convergence_order
+        return min(order, 2.0) if self.published else order
+
     def read(self, score: Score, x: Tensor, t: Tensor, here: Place) -> tuple[Tensor, Tensor]:
         """Return x and x̂."""
         return x, score.denoised(x, t)

@@ -51,6 +51,11 @@ class Heun(Sampler):
         """Whether no noise is drawn."""
         return self.eta == 0
 
+    @property
+    def convergence_order(self) -> float:
+        """Two."""
+        return 2.0
+
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` on EDM's grid."""
         return Karras()(sde, steps, spread)

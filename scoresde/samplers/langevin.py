@@ -48,6 +48,11 @@ class AnnealedLangevin(Sampler):
     def __post_init__(self) -> None:
         check_positive("snr", self.snr)
 
+    @property
+    def corrects(self) -> bool:
+        """Yes: it stays at its time."""
+        return True
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
@@ -93,6 +98,11 @@ class Langevin(Sampler):
     def __post_init__(self) -> None:
         check_positive("snr", self.snr)
         check_nonnegative("shrinkage", self.shrinkage)
+
+    @property
+    def corrects(self) -> bool:
+        """Yes: it stays at its time."""
+        return True
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise

@@ -48,6 +48,11 @@ class MetropolisLangevin(Sampler):
         if self.log_prob is not None and not callable(self.log_prob):
             raise TypeError(f"log_prob: expected a function (x, t), got {self.log_prob!r}")
 
+    @property
+    def corrects(self) -> bool:
+        """Yes: it stays at its time."""
+        return True
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:

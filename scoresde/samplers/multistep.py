@@ -79,6 +79,12 @@ class Multistep(Sampler):
         """How many steps are made where the user does not say."""
         return 50
 
+    @property
+    def convergence_order(self) -> float:
+        """That of the last polynomial a step is made with; up to two where there is noise."""
+        order = max(self.order, min(self.corrector, self.order + 1))
+        return float(order if self.deterministic else min(order, 2))
+
     def init(self, score: Score, x: Tensor, t: Tensor) -> Memory:
         """Return an empty memory."""
         return Memory()

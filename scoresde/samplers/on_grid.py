@@ -50,6 +50,16 @@ class OnGrid(Sampler):
         """Whether no noise is drawn."""
         return self.sampler.deterministic
 
+    @property
+    def convergence_order(self) -> float | None:
+        """That of the sampler."""
+        return self.sampler.convergence_order
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the sampler stays at its time."""
+        return self.sampler.corrects
+
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the grid's times ``(N+1,)``."""
         return self.spacing(sde, steps, spread)
@@ -63,3 +73,7 @@ class OnGrid(Sampler):
     ) -> tuple[Tensor, Any]:
         """Make the sampler's step from t to s."""
         return self.sampler.step(score, x, t, s, state, noise)
+
+    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return the sampler's sample of the last state."""
+        return self.sampler.end(score, x, t)

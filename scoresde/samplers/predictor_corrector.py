@@ -23,6 +23,11 @@ class Stay(Sampler):
         Stay()
     """
 
+    @property
+    def corrects(self) -> bool:
+        """Yes: it stays at its time."""
+        return True
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
@@ -69,6 +74,11 @@ class PredictorCorrector(Sampler):
         """How many steps the predictor would make."""
         return self.predictor.default_steps
 
+    @property
+    def corrects(self) -> bool:
+        """Whether the predictor stays at its time, as in annealed Langevin dynamics."""
+        return self.predictor.corrects
+
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return the predictor's grid ``(N+1,)``."""
         return self.predictor.grid(sde, steps, spread)
@@ -86,3 +96,7 @@ class PredictorCorrector(Sampler):
             x, correcting = self.corrector.step(score, x, t, s, correcting, noise)
         x, predicting = self.predictor.step(score, x, t, s, predicting, noise)
         return x, (predicting, correcting)
+
+    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return the predictor's sample of the last state."""
+        return self.predictor.end(score, x, t)

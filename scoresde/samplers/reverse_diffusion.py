@@ -27,6 +27,11 @@ class ReverseDiffusion(Sampler):
         Song et al. 2021, arXiv:2011.13456, eq. 46 (appendix E).
     """
 
+    @property
+    def convergence_order(self) -> float:
+        """One."""
+        return 1.0
+
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:

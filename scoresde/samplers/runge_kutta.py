@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from scoresde.samplers.base import Noise
@@ -39,6 +40,26 @@ class Tableau:
                 f"row less than weights, got {self.weights} and {self.matrix}; MIDPOINT is "
                 "Tableau(weights=(0.0, 1.0), matrix=((0.5,),))"
             )
+
+    @property
+    def order(self) -> int:
+        """The order of convergence, up to 4: how many levels of order conditions hold.
+
+        b·1 = 1;  b·c = 1/2;  b·c² = 1/3, b·Ac = 1/6;  b·c³ = 1/4, b·(c ∘ Ac) = 1/8, b·Ac² = 1/12,
+        b·AAc = 1/24.
+        """
+        stages = len(self.weights)
+        a = np.array([(*row, *(0.0,) * (stages - len(row))) for row in ((), *self.matrix)])
+        b, c = np.array(self.weights), a.sum(1)
+        levels = (
+            {1 / 2: c},
+            {1 / 3: c**2, 1 / 6: a @ c},
+            {1 / 4: c**3, 1 / 8: c * (a @ c), 1 / 12: a @ c**2, 1 / 24: a @ a @ c},
+        )
+        holds = [
+            all(abs(b @ tree - value) < 1e-9 for value, tree in level.items()) for level in levels
+        ]
+        return 1 + [*holds, False].index(False)
 
 
 HEUN = Tableau((1 / 2, 1 / 2), ((1.0,),))
@@ -82,6 +103,11 @@ class RungeKutta(FlowSteps):
     def init(self, score: Score, x: Tensor, t: Tensor) -> Chart:
         """Return the chart."""
         return Chart(self.coordinates, score, x)
+
+    @property
+    def convergence_order(self) -> float:
+        """That of the tableau."""
+        return float(self.tableau.order)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Chart, noise: Noise

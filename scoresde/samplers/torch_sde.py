@@ -15,7 +15,8 @@ from scoresde.samplers.base import Noise, Sampler
 from scoresde.score import Score
 from scoresde.sdes import SDE, Reverse
 
-_METHODS = ("euler", "milstein", "srk")
+_METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 2.0}
+"""Weak orders, for a noise that does not depend on the state."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class TorchSDE(Sampler):
             )
         if not callable(self.eta):
             check_nonnegative("eta", self.eta)
+
+    @property
+    def convergence_order(self) -> float:
+        """The weak order of the method."""
+        return _METHODS[self.method]
 
     def init(self, score: Score, x: Tensor, t: Tensor) -> Reverse:
         """Return the reversed SDE, in the flattened form that torchsde takes."""
