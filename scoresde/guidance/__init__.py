@@ -5,6 +5,7 @@ the way is a Sampler that wraps a Sampler. The loop knows of neither. Since step
 samplers, this room stands on their floor.
 """
 
+from scoresde.guidance.denoising import as_state, denoise, noise_level
 from scoresde.guidance.diffpir import DiffPIR
 from scoresde.guidance.dps import DPS
 from scoresde.guidance.kalman import MMPS, PiGDM
@@ -28,5 +29,8 @@ __all__ = [
     "RePaint",
     "TweediePosterior",
     "Update",
+    "as_state",
+    "denoise",
+    "noise_level",
     "twisted",
 ]
