@@ -6,11 +6,13 @@ from scoresde.likelihood.discrete_bound import DiscreteBound, discrete_bound
 from scoresde.likelihood.distribution import ScoreDistribution
 from scoresde.likelihood.door import log_likelihood
 from scoresde.likelihood.flow import FlowIntegral
+from scoresde.likelihood.ito import ItoEstimate
 from scoresde.likelihood.path_integral import PathIntegral
 
 __all__ = [
     "DiscreteBound",
     "FlowIntegral",
+    "ItoEstimate",
     "Likelihood",
     "Method",
     "PathIntegral",
