@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
-from scoresde._checks import check_finite, check_floating, check_integer, check_positive
+from scoresde._checks import check_floating, check_integer, check_positive, check_state
 from scoresde._modules import ExactModule
 from scoresde._random import normal, uniform
 from scoresde._shapes import Time, as_time, check_batch, check_data, flatten
@@ -179,14 +180,14 @@ class GaussianMixture(ExactModule, PredictionScore):
             >>> prior.posterior(total, torch.ones(1), noise_std=1.0).means
             tensor([[0.3333, 0.3333]], dtype=torch.float64)
         """
-        seen = self.observed(operator, noise_std)
-        parts = seen._parts(check_finite("y", check_floating("y", y)).unsqueeze(0), 0.0)
-        weights = torch.softmax(parts.log_weighted[0], 0)
-        a = operator.matrix(self.event_shape)
-        across = self.covariances @ a.T  # C Aᵀ
-        pull = torch.linalg.solve(seen.covariances, across.mT).mT  # K
-        missed = flatten(y.to(a).unsqueeze(0) - seen.means)
-        means = flatten(self.means) + torch.einsum("kdm,km->kd", pull, missed)
+        check_floating("y", y)
+        a, spreads, log_weighted = self._observe(operator, y.unsqueeze(0), noise_std)
+        weights = torch.softmax(log_weighted[0], 0)
+        pull = torch.linalg.solve(spreads, a @ self.covariances).mT  # K
+        means = flatten(self.means)
+        means = means + torch.einsum(
+            "kdm,km->kd", pull, flatten(y.to(a).unsqueeze(0)) - means @ a.T
+        )
         # Joseph's form, a sum of squares, stays positive in floating point
         kept = torch.eye(a.shape[1], dtype=a.dtype, device=a.device) - pull @ a
         covariances = kept @ self.covariances @ kept.mT + noise_std**2 * pull @ pull.mT
@@ -198,44 +199,47 @@ class GaussianMixture(ExactModule, PredictionScore):
             self.sde,
         )
 
-    def observed(self, operator: LinearOperator, noise_std: float) -> GaussianMixture:
-        r"""Return the law of y = A x_0 + σ_y n: Σ_k w_k N(A m_k, A C_k Aᵀ + σ_y² I).
-
-        Its ``log_prob(y)`` is the evidence of an observation.
+    def evidence(self, operator: LinearOperator, y: Tensor, noise_std: float) -> Tensor:
+        r"""Return log p(y) of y = A x_0 + σ_y n: log Σ_k w_k N(y; A m_k, A C_k Aᵀ + σ_y² I).
 
         Args:
             operator: A.
+            y: observations ``(batch, *observed)``.
             noise_std: σ_y > 0.
 
         Returns:
-            The mixture on the observed shape, under the same diffusion.
+            In nats, ``(batch,)``, in the dtype of ``y``.
 
         Raises:
-            ValueError: if the operator does not take samples of this shape, or σ_y is not positive.
+            ValueError: if y does not have the observed shape, or σ_y is not positive.
 
         Example:
             >>> from scoresde import VPSDE
             >>> from scoresde.operators import Matrix
-            >>> prior = GaussianMixture(
-            ...     torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], VPSDE()
-            ... )
-            >>> prior.observed(Matrix(torch.ones(1, 2)), noise_std=1.0).covariances
-            tensor([[[3.]]], dtype=torch.float64)
+            >>> means, covariances = torch.zeros(1, 2), torch.eye(2).unsqueeze(0)
+            >>> prior = GaussianMixture(torch.ones(1), means, covariances, VPSDE())
+            >>> prior.evidence(Matrix(torch.ones(1, 2)), torch.zeros(1, 1), 1.0)  # log N(0; 0, 3)
+            tensor([-1.4682])
         """
+        log_weighted = self._observe(operator, check_data("y", y), noise_std)[2]
+        return torch.logsumexp(log_weighted, 1).to(y.dtype)
+
+    def _observe(
+        self, operator: LinearOperator, y: Tensor, noise_std: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return A ``(m, d)``, S_k ``(K, m, m)`` and log w_k N(y; A m_k, S_k) ``(batch, K)``."""
         if not isinstance(operator, LinearOperator):
             raise TypeError(
                 f"operator: expected a LinearOperator such as Mask(mask), got {operator!r}"
             )
         check_positive("noise_std", noise_std, "take a small one: y then has a density")
+        check_state("y", y, operator.observed_shape(self.event_shape))
         a = operator.matrix(self.event_shape)
-        noise = noise_std**2 * torch.eye(len(a), dtype=a.dtype, device=a.device)
-        covariances = a @ self.covariances @ a.T
-        return GaussianMixture(
-            self.weights,
-            operator(self.means),
-            0.5 * (covariances + covariances.mT) + noise,
-            self.sde,
-        )
+        spreads = a @ self.covariances @ a.T
+        spreads = 0.5 * (spreads + spreads.mT) + noise_std**2 * torch.eye(len(a)).to(a)
+        laws = MultivariateNormal(flatten(self.means) @ a.T, spreads)
+        log_prob = laws.log_prob(flatten(y).to(a).unsqueeze(1))
+        return a, spreads, self._log_weights + log_prob
 
     def _parts(self, x: Tensor, t: Time) -> _Parts:
         time = as_time(t, self.sde.T)

@@ -104,7 +104,8 @@ class RePaint(Wrapped):
 
     Each round lets the generated part answer to the part that is seen: a Gibbs sampler between the
     two times. (The paper may also go back several steps at once; here a jump is one step, and
-    coarser grids make longer ones.)
+    coarser grids make longer ones.) Repetition draws from the step's own kernel again and again, so
+    that what is wrong with its variance adds up: few steps make the samples too narrow.
 
     Args:
         sampler: makes the steps; one with a memory finds it as it was before the step.
