@@ -57,12 +57,12 @@ class FlowIntegral(Method):
         latent = flow.leave(solution.state, flow.end)
         terminal, mismatch = flow.terminal(solution.state, latent, query.prior)
         log_prob = terminal + solution.integral - flow.log_volume(flow.start)
-        error = torch.where(arrived, solution.error, torch.inf)
+        error = torch.where(arrived, solution.error.detach(), torch.inf)
         one_bit = log_prob.new_tensor(flow.dimension * math.log(2))
         allowed = _LENIENCE * query.tolerance * torch.maximum(log_prob.abs(), one_bit)
         return Likelihood(
             log_prob=log_prob.to(x.dtype),
-            standard_error=solution.standard_error.to(x.dtype),
+            standard_error=solution.standard_error.detach().to(x.dtype),
             solver_error=error.to(x.dtype),
             prior_mismatch=mismatch.to(x.dtype),
             latent=latent.to(x.dtype),

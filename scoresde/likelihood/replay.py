@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scoresde._modules import evaluating
+from scoresde._shapes import flatten
 from scoresde._streams import Streams
 from scoresde.coordinates import Flow
 from scoresde.score import Score
@@ -86,7 +87,7 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         z = ctx.saved_tensors[0]  # an error, if a parameter was changed since
-        asked = torch.stack([g.ne(0).flatten(1).any(1) for g in gradients]).any(0)
+        asked = torch.stack([flatten(g).ne(0).any(1) for g in gradients]).any(0)
         index = asked.nonzero().squeeze(1)
         if not len(index):
             return (None,) * len(ctx.needs_input_grad)
