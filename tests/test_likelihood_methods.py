@@ -24,7 +24,15 @@ from scoresde import (
     log_likelihood,
 )
 from scoresde._streams import Streams
-from scoresde.likelihood import Likelihood, Method, PathIntegral, VariationalBound
+from scoresde.likelihood import (
+    FlowIntegral,
+    ItoEstimate,
+    Likelihood,
+    Method,
+    PathIntegral,
+    SideBySide,
+    VariationalBound,
+)
 from scoresde.likelihood import variational_bound as bound
 from scoresde.likelihood.path_integral import _rule
 from scoresde.traces import ExactTrace, Hutchinson
@@ -125,25 +133,6 @@ def test_kronrod_rule() -> None:
             assert abs(float(gauss @ nodes**degree) - integral) < 1e-14
     assert abs(float(kronrod @ nodes**24) - 2 / 25) > 1e-13
     assert abs(float(gauss @ nodes**14) - 2 / 15) > 1e-6
-
-
-def test_gap_to_the_flow_tells_inconsistency() -> None:
-    """None for the score of some data; much for a field with a rotation, which is no gradient."""
-    score = mixture(VPSDE(), 2, "anisotropic")
-    turn = torch.tensor([[0.0, 0.5], [-0.5, 0.0]], dtype=torch.float64)
-    twisted = FunctionScore(lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments)
-    x = score.sample(4, 0.0, seeded(1), dtype=torch.float64)
-
-    def gap(score: GaussianMixture | FunctionScore) -> tuple[Tensor, Tensor]:
-        flow = log_likelihood(score, x, tolerance=1e-3)
-        path = log_likelihood(score, x, tolerance=1e-3, method=PathIntegral())
-        return (flow.log_prob - path.log_prob).abs(), flow.error + path.error
-
-    same, _ = gap(score)
-    other, budget = gap(twisted)
-    assert same.max() < 1e-3 * bit(2)
-    assert (other > 10 * budget).double().mean() > 0.5
-    assert other.mean() > 0.05
 
 
 @pytest.mark.parametrize(("kind", "probes"), [("anisotropic", 1), ("anisotropic", 2), ("thin", 2)])
@@ -288,7 +277,51 @@ def test_bound_of_a_gaussian_has_no_noise() -> None:
     assert result.standard_error.max() < 1e-6
 
 
-# --- both
+# --- side by side
+
+
+def test_side_by_side_is_each_alone() -> None:
+    """The same numbers as alone, batch by batch; gaps and budgets by their definition."""
+    score = mixture(VPSDE(), 3, "anisotropic")
+    x = score.sample(5, 0.0, seeded(1), dtype=torch.float64)
+    methods = (FlowIntegral(), PathIntegral(), VariationalBound(samples=8), ItoEstimate(4, 2))
+    trace = Hutchinson(probes=2)
+    together = log_likelihood(
+        score, x, method=SideBySide(methods), trace=trace, generator=seeded(2), batch_size=2
+    )
+    alone = [log_likelihood(score, x, method=m, trace=trace, generator=seeded(2)) for m in methods]
+    for one, other in zip(together.answers, alone, strict=True):
+        assert torch.allclose(one.log_prob, other.log_prob, rtol=0, atol=1e-6)
+        assert torch.allclose(one.standard_error, other.standard_error, rtol=0, atol=1e-6)
+    assert torch.equal(together.log_prob, together.answers[0].log_prob)
+    assert torch.equal(together.points, x)
+    for k in range(4):
+        assert torch.equal(together.gaps[k], together.answers[k].log_prob - together.log_prob)
+        assert torch.equal(together.gap_errors[k], together.answers[k].error + together.error)
+    lines = repr(together).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [type(m).__name__ for m in methods]
+    bits = together.answers[1].bits_per_dim().mean()
+    assert f"{bits:.4f}" in lines[3]
+
+
+def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
+    score = mixture(VPSDE(), 2, "anisotropic")
+    turn = torch.tensor([[0.0, 0.5], [-0.5, 0.0]], dtype=torch.float64)
+    twisted = FunctionScore(lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments)
+    x = score.sample(8, 0.0, seeded(1), dtype=torch.float64)
+
+    def unexplained(score: GaussianMixture | FunctionScore) -> Tensor:
+        result = log_likelihood(score, x, method=SideBySide(), generator=seeded(2))
+        return (result.gaps.abs() > result.gap_errors).double().mean(1)
+
+    true, wrong = unexplained(score), unexplained(twisted)
+    assert true[1] == 0
+    assert true[2] <= 0.5  # the bound's standard error is that of few strata
+    assert wrong[1] > 0.5
+    assert wrong[0] == 0
+
+
+# --- all of them
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -364,6 +397,8 @@ def test_event_shapes(
     [
         (lambda: PathIntegral(max_evaluations=3), ValueError, "max_evaluations"),
         (lambda: PathIntegral(max_evaluations=50.0), TypeError, "max_evaluations"),
+        (lambda: SideBySide((FlowIntegral(),)), ValueError, "methods: expected two or more"),
+        (lambda: SideBySide((FlowIntegral(), "path")), TypeError, "methods: expected methods"),
         (lambda: VariationalBound(samples=6), ValueError, "samples: expected a multiple of 4"),
         (lambda: VariationalBound(samples=0), ValueError, "samples"),
         (lambda: VariationalBound(samples="many"), TypeError, "samples"),

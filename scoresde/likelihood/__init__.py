@@ -8,8 +8,10 @@ from scoresde.likelihood.door import log_likelihood
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.likelihood.ito import ItoEstimate
 from scoresde.likelihood.path_integral import PathIntegral
+from scoresde.likelihood.side_by_side import Comparison, SideBySide
 
 __all__ = [
+    "Comparison",
     "DiscreteBound",
     "FlowIntegral",
     "ItoEstimate",
@@ -18,6 +20,7 @@ __all__ = [
     "PathIntegral",
     "Query",
     "ScoreDistribution",
+    "SideBySide",
     "VariationalBound",
     "discrete_bound",
     "log_likelihood",

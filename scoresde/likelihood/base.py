@@ -7,10 +7,12 @@ noise of the trace estimate, the error of the integration, and the stand-in used
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -124,6 +126,13 @@ class Likelihood:
         event_shape = self.points.shape[1:]
         return bits_per_dim(self.log_prob, event_shape, levels=levels, scale=scale)
 
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Return these rows, and behind them those of ``others``, answers to the same query."""
+        parts = (self, *others)
+        names = [f.name for f in fields(Likelihood) if f.name != "t_min"]
+        rows: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
+        return replace(self, **rows)
+
     @property
     def error(self) -> Tensor:
         """Two standard errors and the solver's error together, in nats ``(batch,)``."""
@@ -135,12 +144,11 @@ class Likelihood:
 
     def __repr__(self) -> str:
         """Show the mean and the budget."""
-        n, d = len(self), max(1, math.prod(self.points.shape[1:]))
-        mean = self.log_prob.double().mean()
+        nats = self.log_prob.detach().double().mean()
+        bits = self.bits_per_dim().detach().double().mean()
         return (
-            f"Likelihood({n} samples, mean log p = {mean:.4f} nats = {-mean / d / math.log(2):.4f} "
-            f"bits/dim at t = {self.t_min:g}; largest standard error "
-            f"{self.standard_error.max():.2g}, solver error {self.solver_error.max():.2g}, "
-            f"{int(self.converged.sum())} converged, "
+            f"Likelihood({len(self)} samples, mean log p = {nats:.4f} nats = {bits:.4f} bits/dim "
+            f"at t = {self.t_min:g}; largest standard error {self.standard_error.max():.2g}, "
+            f"solver error {self.solver_error.max():.2g}, {int(self.converged.sum())} converged, "
             f"{self.evaluations.double().mean():.1f} evaluations)"
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -129,7 +127,7 @@ def log_likelihood(
         for rows in torch.arange(len(x), device=x.device).split(size):
             parts.append(method(query, x[rows], rows))
             bar.update(len(rows))
-    return _concatenate(parts)
+    return parts[0].joined(parts[1:])
 
 
 def _check_kind(name: str, value: object, kind: type, example: str) -> None:
@@ -137,13 +135,3 @@ def _check_kind(name: str, value: object, kind: type, example: str) -> None:
         raise TypeError(
             f"{name}: expected None or a {kind.__name__} such as {example}, got {value!r}"
         )
-
-
-def _concatenate(parts: Sequence[Likelihood]) -> Likelihood:
-    """Put the rows of several likelihoods, of one query, behind each other."""
-    tensors = {
-        f.name: torch.cat([getattr(part, f.name) for part in parts])
-        for f in fields(Likelihood)
-        if f.name != "t_min"
-    }
-    return Likelihood(t_min=parts[0].t_min, **tensors)
