@@ -193,7 +193,7 @@ class ScoreModel(PredictionScore):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Callable[..., Tensor],
         sde: GaussianSDE,
         prediction: Prediction = NOISE,
         label: LabelFunction = by_time,
@@ -212,7 +212,7 @@ class ScoreModel(PredictionScore):
             )
         if not callable(label):
             raise TypeError(f"label: expected a function (sde, t) -> label, got {label!r}")
-        self.network = network
+        self.network: Any = network
         self.label = label
         self.condition = dict(condition or {})
         _check_condition(network, self.condition)

@@ -3,6 +3,6 @@
 One module per system, named after it.
 """
 
-from scoresde.interop import diffusers, score_sde
+from scoresde.interop import diffusers, edm, score_sde
 
-__all__ = ["diffusers", "score_sde"]
+__all__ = ["diffusers", "edm", "score_sde"]
