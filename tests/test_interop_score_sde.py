@@ -1,5 +1,6 @@
 """Checkpoints of score_sde_pytorch: what the official code computes, and files that are refused."""
 
+import inspect
 import itertools
 import json
 import os
@@ -106,11 +107,26 @@ def test_official_processes(cases):
     assert not any(case.model.training for case in cases.values())
 
 
+def test_official_names_dtypes_and_order(case):
+    network = case.model.network
+    weights = score_sde._weights(score_sde._read(case.path), case.path)
+    arguments = {k: getattr(network, k) for k in inspect.signature(type(network)).parameters}
+    fresh = type(network)(**arguments).state_dict()
+    assert list(fresh) == list(weights)
+    for name, tensor in weights.items():
+        assert fresh[name].shape == tensor.shape, name
+        assert fresh[name].dtype == tensor.dtype, name
+    torch.testing.assert_close(fresh["sigmas"], weights["sigmas"], rtol=1e-12, atol=0)
+
+
 def test_official_outputs(case):
     for suffix in "abc":
         if f"net_{suffix}" in case.arrays:
             out = case.model.network(case[f"x_{suffix}"], case[f"label_{suffix}"])
             assert relative(out, case[f"net_{suffix}"]) < 1e-5, suffix
+    out = case.model.network(case.data, case["net_clean_label"])
+    assert out.dtype == torch.float32
+    assert relative(out, case["net_clean"]) < 1e-5
     raw = load(case.path, case.config, ema=False).network(case["x_a"], case["label_a"])
     assert relative(raw, case["net_a_rawweights"]) < 1e-5
     assert relative(raw, case["net_a"]) > 1e-2
