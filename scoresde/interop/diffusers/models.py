@@ -6,7 +6,7 @@ import inspect
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,16 +112,39 @@ def load(
         ValueError: if a file is damaged, foreign, holds more than data or leads out of the folder,
             or if the library does not have the diffusion.
     """
-    root = _folder(folder)
-    unet, scheduler = (part if (part := root / n).is_dir() else root for n in ("unet", "scheduler"))
-    told = read_json("scheduler", _own(root, scheduler / "scheduler_config.json"))
-    process(told)
-    design = read_json("unet", _own(root, unet / "config.json"))
-    network = _build(design, _read(root, unet, variant))
-    return wrap(network, told, sde=sde).to(device).eval()
+    found = files(folder, variant)
+    process(found.scheduler)
+    network = _build(found.unet, _read(found.weights))
+    return wrap(network, found.scheduler, sde=sde).to(device).eval()
 
 
 # --- the folder
+
+
+class Files(NamedTuple):
+    """What a folder holds: two configurations, and where the weights are."""
+
+    scheduler: dict[str, Any]
+    unet: dict[str, Any]
+    weights: Path
+
+
+def files(folder: str | Path, variant: str | None = None) -> Files:
+    """Return what a folder of diffusers holds; the weights are not read.
+
+    Raises:
+        FileNotFoundError: if the folder or a file in it is missing.
+        ValueError: if a configuration is damaged, or a file leads out of the folder.
+    """
+    root = _folder(folder)
+    unet, scheduler = (part if (part := root / n).is_dir() else root for n in ("unet", "scheduler"))
+    stem = _WEIGHTS if variant is None else f"{_WEIGHTS}.{variant}"
+    safe, pickled = unet / f"{stem}.safetensors", unet / f"{stem}.bin"
+    return Files(
+        read_json("scheduler", _own(root, scheduler / "scheduler_config.json")),
+        read_json("unet", _own(root, unet / "config.json")),
+        _own(root, pickled if pickled.is_file() and not safe.is_file() else safe),
+    )
 
 
 def _folder(folder: object) -> Path:
@@ -160,19 +183,17 @@ def _own(root: Path, file: Path) -> Path:
     return file
 
 
-def _read(root: Path, folder: Path, variant: str | None) -> Weights:
+def _read(file: Path) -> Weights:
     """Return the weights in float32, under today's names."""
-    stem = _WEIGHTS if variant is None else f"{_WEIGHTS}.{variant}"
-    safe, pickled = folder / f"{stem}.safetensors", folder / f"{stem}.bin"
-    if pickled.is_file() and not safe.is_file():
-        content = read_pickle("unet", _own(root, pickled), "the weights of a network")
+    if file.suffix == ".bin":
+        content = read_pickle("unet", file, "the weights of a network")
         if not isinstance(content, dict):
             raise ValueError(
-                f"unet: expected a dictionary of tensors in {pickled}, got {describe(content)}; "
-                "take another copy"
+                f"unet: expected a dictionary of tensors in {file}, got {describe(content)}; take "
+                "another copy"
             )
     else:
-        content = read_safetensors("unet", _own(root, safe))
+        content = read_safetensors("unet", file)
     weights = {}
     for name, value in content.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta as beta_law
+from scipy.special import betaincinv
 from torch import Tensor
 
 from scoresde._checks import check_integer, check_positive
@@ -221,7 +221,7 @@ def _warped(told: Settings, steps: int, high: float, low: float, ratio: np.ndarr
     if told.get("use_exponential_sigmas") or told.get("use_lu_lambdas"):
         return np.geomspace(high, low, steps)
     if told.get("use_beta_sigmas"):
-        return low + (high - low) * beta_law.ppf(np.linspace(1, 0, steps), 0.6, 0.6)
+        return low + (high - low) * betaincinv(0.6, 0.6, np.linspace(1, 0, steps))
     return ratio
 
 
