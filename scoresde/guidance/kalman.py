@@ -10,7 +10,7 @@ from scoresde._checks import check_integer, check_positive
 from scoresde._linalg import Map, conjugate_gradients, inner
 from scoresde._shapes import expand, flatten
 from scoresde.guidance.measurement import Measurement, Observation, check_observation
-from scoresde.guidance.posterior import Look, TweediePosterior
+from scoresde.guidance.posterior import Look, TweediePosterior, remaining
 from scoresde.moments import Moments
 from scoresde.score import Score
 
@@ -41,7 +41,7 @@ class KalmanPosterior(TweediePosterior):
         """Return g and −½ (y − A x̂)ᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
         operator, noise = self.measurement.operator, self.measurement.variance
         residual, spread = self.measurement.residual(look.clean), self.spread(look)
-        variance = self.remaining(look).mean(-1)
+        variance = remaining(self.stand_in.variance, look).mean(-1)
         w = conjugate_gradients(
             lambda v: operator(spread(operator.adjoint(v))) + noise * v,
             residual,
@@ -50,12 +50,6 @@ class KalmanPosterior(TweediePosterior):
             precondition=lambda v: operator.solve(v, noise / variance) / expand(variance, v),
         )
         return operator.adjoint(w), -0.5 * inner(residual, w)
-
-    def remaining(self, look: Look) -> Tensor:
-        """Return c σ²/(α² c + σ²), the variances of Gaussian data given x_t: ``(…, 1 or d)``."""
-        c = self.stand_in.variance.reshape(-1)
-        alpha, sigma = (v.unsqueeze(-1).to(c.device) for v in (look.alpha, look.sigma))
-        return c * sigma**2 / (alpha**2 * c + sigma**2)
 
 
 class PiGDM(KalmanPosterior):
@@ -99,7 +93,7 @@ class PiGDM(KalmanPosterior):
 
     def spread(self, look: Look) -> Map:
         """Return v -> V v of Gaussian data."""
-        variance, moments = self.remaining(look).to(look.clean), self.stand_in
+        variance, moments = remaining(self.stand_in.variance, look).to(look.clean), self.stand_in
 
         def apply(v: Tensor) -> Tensor:
             return moments.rotate_back(moments.rotate(flatten(v)) * variance).reshape(v.shape)

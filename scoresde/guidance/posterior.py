@@ -130,3 +130,15 @@ class TweediePosterior(PosteriorScore):
         clean = tape.value.reshape(x.shape)
         g, value = self.pull(Look(clean, covariance, log_alpha.exp(), log_sigma.exp()))
         return Update(clean, clean + covariance(g), value)
+
+
+def remaining(variance: Tensor, look: Look) -> Tensor:
+    """Return c σ²/(α² c + σ²), the variances of Gaussian data given x_t: ``(…, 1 or d)``.
+
+    Args:
+        variance: c of the data, ``()`` or ``(d,)``.
+        look: α and σ, ``()`` or ``(batch,)``.
+    """
+    c = variance.reshape(-1)
+    alpha, sigma = (v.unsqueeze(-1).to(c.device) for v in (look.alpha, look.sigma))
+    return c * sigma**2 / (alpha**2 * c + sigma**2)
