@@ -23,9 +23,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_positive
+from scoresde._checks import check_ordered, check_positive
 
-__all__ = ["Coordinates", "Exploding", "LogSNR", "Rectified", "Standardised"]
+__all__ = ["Coordinates", "Exploding", "LogSNR", "Rectified", "Standardised", "Windowed"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,18 @@ class Coordinates(ABC):
         return self.kept(ratio, variance) * rate, rate
 
 
+class _UnitVariance(Coordinates):
+    """S = √(c + ρ²): z has unit variance in every direction, and that of Gaussian data rests."""
+
+    def scale(self, ratio: Tensor, variance: Tensor) -> Tensor:
+        return torch.sqrt(variance + ratio**2)
+
+    def kept(self, ratio: Tensor, variance: Tensor) -> Tensor:
+        return variance / (variance + ratio**2)
+
+
 @dataclass(frozen=True)
-class Standardised(Coordinates):
+class Standardised(_UnitVariance):
     r"""Unit variance in every direction, and the angle: S = √(c + ρ²), τ = atan(ρ/b).
 
     The flow of Gaussian data stands still, and the whole way from ρ = 0 to ρ = ∞ is π/2 long. For
@@ -88,12 +98,6 @@ class Standardised(Coordinates):
     def __post_init__(self) -> None:
         check_positive("pivot", self.pivot)
 
-    def scale(self, ratio: Tensor, variance: Tensor) -> Tensor:
-        return torch.sqrt(variance + ratio**2)
-
-    def kept(self, ratio: Tensor, variance: Tensor) -> Tensor:
-        return variance / (variance + ratio**2)
-
     def time(self, ratio: Tensor) -> Tensor:
         return torch.atan(ratio / self.pivot)
 
@@ -102,6 +106,56 @@ class Standardised(Coordinates):
 
     def rate(self, ratio: Tensor) -> Tensor:
         return (ratio**2 + self.pivot**2) / (self.pivot * ratio)
+
+
+@dataclass(frozen=True)
+class Windowed(_UnitVariance):
+    r"""Unit variance in every direction, and the log-SNR between the scales of the data.
+
+        S = √(c + ρ²),      τ = ½ ln((q + u²)/(q + l²)),      q = ρ² + 2κρ.
+
+    Between the smallest scale l and the largest u, τ ≈ −ln ρ. Outside, where all is noise or none
+    is left, nothing happens to the data, and time stands still. D is a smooth function of ρ², and
+    so is τ but for the small κ: it bounds the slope at ρ = 0, where a network's ε̂ is not 0.
+
+    Args:
+        lower: l > 0, in units of the data's spread.
+        upper: u > l.
+        linear: κ > 0.
+
+    Example:
+        >>> ratio = torch.tensor([1e4, 2.0, 1.0, 0.0])
+        >>> Windowed(0.1, 10.0).time(ratio)
+        tensor([5.0000e-07, 1.6265e+00, 2.3006e+00, 4.6052e+00])
+    """
+
+    lower: float = 0.08
+    upper: float = 6.5
+    linear: float = 0.002
+
+    def __post_init__(self) -> None:
+        check_positive("lower", self.lower)
+        check_ordered("lower", self.lower, "upper", self.upper)
+        check_positive("linear", self.linear)
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return 0.5 * torch.log1p(self._width / (self._q(ratio) + self.lower**2))
+
+    def ratio(self, time: Tensor) -> Tensor:
+        q = self._width / torch.expm1(2 * time) - self.lower**2
+        return q / (self.linear + torch.sqrt(self.linear**2 + q))
+
+    def rate(self, ratio: Tensor) -> Tensor:
+        q = self._q(ratio)
+        ends = (q + self.lower**2) * (q + self.upper**2)
+        return -ends / (ratio * (ratio + self.linear) * self._width)
+
+    @property
+    def _width(self) -> float:
+        return self.upper**2 - self.lower**2
+
+    def _q(self, ratio: Tensor) -> Tensor:
+        return ratio * (ratio + 2 * self.linear)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad, solve_ivp
+from flow_oracle import double, flow_oracle, mixture
+from scipy.integrate import quad
 
-from scoresde import DDPM, EDMSDE, VESDE, VPSDE, FunctionScore, GaussianMixture, SubVPSDE
+from scoresde import DDPM, VESDE, VPSDE, FunctionScore, GaussianMixture, SubVPSDE
 from scoresde.samplers import (
     DEIS,
     Ancestral,
@@ -26,16 +27,6 @@ from scoresde.samplers import (
 from scoresde.samplers.exponential import exponential_moments
 
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
-
-
-def double(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def mixture(sde):
-    means = double([-1.0, -1.0], [1.0, 0.8], [-0.8, 1.2])
-    covariances = torch.stack([s * torch.eye(2, dtype=torch.float64) for s in (0.04, 0.09, 0.16)])
-    return GaussianMixture(double(0.5, 0.3, 0.2), means, covariances, sde)
 
 
 def draw(*shape, seed=0):
@@ -318,22 +309,6 @@ def test_moments_have_all_their_digits(c):
 
 
 # --- orders
-
-
-def flow_oracle(score, start, times):
-    """dy/d ln ρ = ρ ε̂ for y = x/α, by DOP853: one flow for all diffusions, told in ρ itself."""
-    sde, plain = score.sde, mixture(EDMSDE(1e-6, 1e6))
-    ends = [-float(sde.half_logsnr(t)) for t in (times[0], times[-1])]
-
-    def slope(log_ratio, flat):
-        y, ratio = torch.as_tensor(flat).reshape(start.shape), math.exp(log_ratio)
-        return (ratio * plain.noise(y, ratio)).reshape(-1).numpy()
-
-    alpha = sde.alpha(times[0]), sde.alpha(times[-1])
-    solution = solve_ivp(
-        slope, ends, (start / alpha[0]).reshape(-1).numpy(), method="DOP853", rtol=1e-11, atol=1e-12
-    )
-    return alpha[1] * torch.as_tensor(solution.y[:, -1]).reshape(start.shape)
 
 
 def strong_error(sampler, score, start, exact, ends, steps):

@@ -3,7 +3,7 @@
 from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.adaptive import AdaptiveSDE
 from scoresde.samplers.ancestral import Ancestral
-from scoresde.samplers.base import Noise, Sampler
+from scoresde.samplers.base import Noise, Sampler, half_step
 from scoresde.samplers.churn import Churn
 from scoresde.samplers.euler_maruyama import EulerMaruyama
 from scoresde.samplers.exponential import DEIS, DDIMNoise, Exponential
@@ -47,7 +47,7 @@ from scoresde.samplers.runge_kutta import (
     Tableau,
 )
 from scoresde.samplers.torch_sde import TorchSDE
-from scoresde.variables import Coordinates, Exploding, LogSNR, Rectified, Standardised
+from scoresde.variables import Coordinates, Exploding, LogSNR, Rectified, Standardised, Windowed
 
 FAMILY = (
     EulerMaruyama(),
@@ -66,10 +66,10 @@ FAMILY = (
     Exponential(order=3, corrector=4),
     DEIS(),
     AdamsBashforth(),
-    AdamsBashforth(order=3, corrector=0, coordinates=Rectified()),
+    AdamsBashforth(order=2, corrector=0, coordinates=Standardised()),
     RungeKutta(),
     RungeKutta(RK4, Exploding()),
-    RungeKutta(MIDPOINT, LogSNR()),
+    RungeKutta(MIDPOINT, Rectified()),
     Heun(),
     Heun(eta=1.0),
     Churn(Heun()),
@@ -125,6 +125,7 @@ __all__ = [
     "Trajectory",
     "UniformLogSNR",
     "UniformTime",
+    "Windowed",
     "annealed_langevin",
     "ddim",
     "ddpm",
@@ -132,6 +133,7 @@ __all__ = [
     "dpm_solver",
     "edm_heun",
     "encode",
+    "half_step",
     "interpolate",
     "pc",
     "sa_solver",

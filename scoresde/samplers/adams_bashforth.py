@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from scoresde._checks import check_positive
 from scoresde.samplers.base import Noise
 from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, Point, check_coordinates
-from scoresde.samplers.multistep import Leg, Memory, Multistep
+from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
 from scoresde.score import Score
 from scoresde.variables import Coordinates
 
@@ -22,13 +23,16 @@ class AdamsBashforth(FlowSteps, Multistep):
 
     with P the polynomial in τ through the last ``order`` slopes (Bashforth). When the slope at the
     end of a step is known, the step is remade through ``corrector`` slopes including that one
-    (Moulton), which costs no evaluation. The first steps are of order 1, 2, …
+    (Moulton), which costs no evaluation. The first steps are of order 1, 2, …; later ones of less
+    where the last slopes are too far away to tell what is to come.
 
     Args:
         order: how many slopes the polynomial goes through, the order of convergence.
         corrector: how many the corrector's goes through; its order of convergence, up to
             ``order + 1``; 0 does not correct.
         coordinates: variables of the flow.
+        reach: how far back in τ the predictor's polynomial goes; by default to where there was
+            twice the noise. Few steps are then of order 2, many of order 3.
 
     Raises:
         TypeError: if ``coordinates`` are none.
@@ -51,13 +55,15 @@ class AdamsBashforth(FlowSteps, Multistep):
         (variable steps).
     """
 
-    order: int = 2
-    corrector: int = 3
+    order: int = 3
+    corrector: int = 4
     coordinates: Coordinates = STRAIGHT
+    reach: float = 0.7
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_coordinates(self.coordinates)
+        check_positive("reach", self.reach)
 
     def init(self, score: Score, x: Tensor, t: Tensor) -> Memory:
         """Return an empty memory, and the chart."""
@@ -76,6 +82,11 @@ class AdamsBashforth(FlowSteps, Multistep):
         """Return z: without a slope, nothing moves."""
         h = there.time - here.time
         return z, Leg(here.time, h, gain=h, kernel=0.0)
+
+    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
+        """Return the values within reach."""
+        near = tuple(v for v in values if abs(v.time - values[0].time) <= self.reach)
+        return super().trusted(near, h)
 
     def leave(self, z: Tensor, there: Point) -> Tensor:
         """Return the state x."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from scoresde._shapes import flatten
-from scoresde.samplers.base import Sampler, place
+from scoresde.samplers.base import Sampler, half_step, place
 from scoresde.samplers.grids import LogMobius
 from scoresde.score import Score
 from scoresde.sdes import SDE
-from scoresde.variables import Coordinates, Standardised
+from scoresde.variables import Coordinates, Windowed
 
-STRAIGHT = Standardised(pivot=0.75)
+STRAIGHT = Windowed()
 """The coordinates in which paths bend least, in the mean over mixtures of all kinds."""
 
 
@@ -64,12 +64,14 @@ class Point:
         ratio = torch.tensor(here.ratio / chart.unit, dtype=torch.float64)
         scale = coordinates.scale(ratio, chart.variance)
         kept, fresh = coordinates.slope(ratio, chart.variance)
+        # D = y − ρ ε̂ in S dz/dτ = p w − q D: no digits are lost near the data
+        kept, fresh = kept - fresh, fresh * ratio / scale
         self.chart = chart
         self.t = t
         self.alpha = here.alpha
         self.time = float(coordinates.time(ratio))
         self.scale = (chart.unit * scale).to(chart.mean)
-        self.kept, self.fresh = kept.to(chart.mean), (fresh / (chart.unit * scale)).to(chart.mean)
+        self.kept, self.fresh = kept.to(chart.mean), fresh.to(chart.mean)
 
     def enter(self, x: Tensor) -> Tensor:
         """Return z ``(batch, d)`` for a state x ``(batch, *event)``."""
@@ -83,8 +85,8 @@ class Point:
 
     def slope(self, z: Tensor, x: Tensor) -> Tensor:
         """Return dz/dτ ``(batch, d)`` at z, which is the state x; one evaluation of the score."""
-        denoised = flatten(self.chart.score.denoised(x, self.t)) - self.chart.mean
-        return self.kept * z - self.fresh * self.chart.score.moments.rotate(denoised)
+        noise = flatten(self.chart.score.noise(x, self.t))
+        return self.kept * z + self.fresh * self.chart.score.moments.rotate(noise)
 
 
 class FlowSteps(Sampler):
@@ -104,7 +106,11 @@ class FlowSteps(Sampler):
 
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` that are fine where the data's structure appears."""
-        return LogMobius(lower=0.06, upper=2.4)(sde, steps, spread)
+        return LogMobius(lower=0.055, upper=3.0)(sde, steps, spread)
+
+    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return where the flow ends at 0 (:func:`half_step`); one evaluation."""
+        return half_step(score, x, t)
 
 
 def check_coordinates(coordinates: object) -> None:

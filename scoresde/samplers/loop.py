@@ -19,6 +19,7 @@ from scoresde._checks import check_integer, check_state
 from scoresde._modules import evaluating, home
 from scoresde._random import normal_like, standing_in
 from scoresde._shapes import as_time
+from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.chunked import Chunked
 from scoresde.samplers.grids import Grid
@@ -90,7 +91,7 @@ def walk(
 def sample(
     score: Score,
     shape: Sequence[int] | None,
-    sampler: Sampler,
+    sampler: Sampler = AdamsBashforth(),
     *,
     steps: int | None = None,
     times: Tensor | Sequence[float] | Grid | None = None,
@@ -109,13 +110,16 @@ def sample(
     Args:
         score: the score, which knows its diffusion.
         shape: ``(n, *event)``; None if ``start`` is given.
-        sampler: which steps to make, such as ``Ancestral()``.
+        sampler: which steps to make, such as ``Ancestral()``; by default an Adams method for the
+            probability flow, accurate in few steps.
         steps: how many, on the sampler's own grid; the sampler's ``default_steps`` if None.
         times: a grid of one's own: strictly falling times ``(N+1,)`` inside [0, T] instead of
             ``steps``, or a :class:`Grid` such as ``Karras()`` for that many steps.
         start: the state at the first time ``(n, *event)``, instead of a draw from the prior.
-        denoise: return x̂(x, t_N), the mean of the data given the last state, or the last state
-            itself; None denoises wherever the diffusion is Gaussian, so that there is an x̂.
+        denoise: what is made of the last state x, where a little noise is left. True: x̂(x, t_N),
+            the mean of the data given x. False: x itself, at t_N, as :func:`log_likelihood` and
+            :func:`encode` take it. None: the sampler's own end (:meth:`Sampler.end`), x̂ of most;
+            integrators of the flow follow it to the data, which keeps the law.
         generator: source of all randomness, of any device; None for PyTorch's global one.
         progress: show a progress bar.
         callback: called with a :class:`Frame` at the start and after every step.
@@ -146,8 +150,6 @@ def sample(
     check_kinds(score, sampler)
     knots = sampling_times(sampler, score, steps, times)
     x = _start(score, shape, start, generator)
-    if denoise is None:
-        denoise = score.sde.gaussian
     noise = partial(normal_like, generator=generator)
     return run(
         score, x, knots, sampler, noise, denoise=denoise, progress=progress, callback=callback,
@@ -163,7 +165,7 @@ def run(
     sampler: Sampler,
     noise: Noise,
     *,
-    denoise: bool,
+    denoise: bool | None,
     progress: bool,
     callback: Callable[[Frame], object] | None,
     batch_size: int | None,
@@ -184,7 +186,9 @@ def run(
             sums.append(x.sum())
             if callback is not None:
                 callback(Frame(step, steps, times[step], x, score))
-        if denoise:
+        if denoise is None:
+            x = sampler.end(score, x, times[-1])
+        elif denoise:
             x = score.denoised(x, times[-1])
     return _check_health(x, torch.stack(sums), times).to(dtype)
 

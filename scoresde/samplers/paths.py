@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde._checks import check_state
 from scoresde._shapes import expand, flatten
+from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.base import Sampler
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.loop import Frame, check_kinds, run, sample, sampling_times
@@ -32,7 +33,7 @@ class Trajectory(NamedTuple):
 def trajectory(
     score: Score,
     shape: Sequence[int] | None,
-    sampler: Sampler,
+    sampler: Sampler = AdamsBashforth(),
     *,
     steps: int | None = None,
     times: Tensor | Sequence[float] | Grid | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde._checks import check_positive
 from scoresde.coordinates import flow_of
-from scoresde.samplers.base import Noise, Sampler
+from scoresde.samplers.base import Noise, Sampler, half_step
 from scoresde.score import Score
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.base import Evaluation
@@ -71,6 +71,10 @@ class ProbabilityFlow(Sampler):
     ) -> tuple[Tensor, Any]:
         """Follow the flow from t to s."""
         return transport(score, x, float(t), float(s), self.solver, self.tolerance), state
+
+    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+        """Return where the flow ends at 0 (:func:`half_step`); one evaluation."""
+        return half_step(score, x, t)
 
 
 def transport(

@@ -1,0 +1,360 @@
+"""Integrators of the flow in coordinates: orders, identities, the end of the path, units.
+
+Orders are measured in float64 against DOP853 at 1e-11; identities against literal transcriptions.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from flow_oracle import double, flow_oracle, mixture
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from scoresde import EDMSDE, VESDE, VPSDE, FunctionScore, GaussianMixture, Moments, SubVPSDE
+from scoresde.samplers import (
+    HEUN,
+    HEUN3,
+    KUTTA3,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    AdamsBashforth,
+    Ancestral,
+    Exploding,
+    Exponential,
+    Heun,
+    LogMobius,
+    LogSNR,
+    OnGrid,
+    ProbabilityFlow,
+    Rectified,
+    RungeKutta,
+    Standardised,
+    Tableau,
+    UniformLogSNR,
+    Windowed,
+    half_step,
+    sample,
+    walk,
+)
+
+COORDINATES = [Windowed(), Standardised(0.7), Exploding(), LogSNR(), Rectified(2.0)]
+SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
+
+
+def draw(*shape, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+
+def run(sampler, score, start, times):
+    *_, last = walk(score, start, times, sampler, torch.zeros_like)
+    return last
+
+
+def agree(ours, theirs, tolerance=1e-10):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+# --- coordinates are what they say
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
+@given(log_ratio=st.floats(-7.0, 6.0), variance=st.floats(0.0, 5.0))
+def test_rates_and_what_is_kept_are_the_derivatives(coordinates, log_ratio, variance):
+    place, c = double(log_ratio), double(variance)
+    time, growth = torch.func.jvp(lambda v: coordinates.time(v.exp()), (place,), (place**0,))
+    agree(coordinates.rate(place.exp()) * growth, double(1.0), 1e-9)
+    agree(coordinates.ratio(time), place.exp(), 1e-8)
+    _, slope = torch.func.jvp(
+        lambda v: torch.log(coordinates.scale(v.exp(), c)), (place,), (place**0,)
+    )
+    agree(coordinates.kept(place.exp(), c), 1 - slope, 1e-9)
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
+def test_all_coordinates_tell_one_flow(coordinates):
+    """Many steps from one start end in one place, on data that are nowhere standard."""
+    sde = VPSDE()
+    score = mixture(sde)
+    times = LogMobius()(sde, 40)
+    start = draw(8, 2)
+    exact = flow_oracle(score, start, times)
+    error = (run(RungeKutta(RK4, coordinates), score, start, times) - exact).abs().max()
+    assert float(error) < 3e-3
+
+
+# --- orders
+
+ENDS = (-3.9, 2.5)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A score, a start in p_T and where its flow ends; all diffusions have one flow."""
+    score = mixture(SubVPSDE())
+    times = score.sde.time_at(double(*ENDS))
+    start = score.sample(16, float(times[0]), torch.Generator().manual_seed(0), torch.float64)
+    return score, start, flow_oracle(score, start, times)
+
+
+def strong_error(sampler, problem, steps):
+    score, start, exact = problem
+    lambdas = torch.linspace(*ENDS, steps + 1, dtype=torch.float64)
+    last = run(sampler, score, start, score.sde.time_at(lambdas))
+    return (last - exact).square().mean().sqrt()
+
+
+ORDERS = [
+    (AdamsBashforth(1, corrector=0), 1, 80),
+    (AdamsBashforth(2, corrector=0), 2, 160),
+    (AdamsBashforth(3, corrector=0), 3, 160),
+    (AdamsBashforth(4, corrector=0), 4, 160),
+    (AdamsBashforth(1, corrector=1), 1, 80),
+    (AdamsBashforth(1, corrector=2), 2, 160),
+    (AdamsBashforth(2, corrector=3), 3, 160),
+    (AdamsBashforth(3, corrector=4), 4, 160),
+    (AdamsBashforth(2, corrector=3, coordinates=Rectified()), 3, 160),
+    (AdamsBashforth(2, corrector=0, coordinates=LogSNR()), 2, 160),
+    (AdamsBashforth(3, corrector=0, coordinates=Exploding()), 3, 160),
+    (RungeKutta(HEUN), 2, 40),
+    (RungeKutta(MIDPOINT), 2, 40),
+    (RungeKutta(RALSTON), 2, 40),
+    (RungeKutta(HEUN3), 3, 40),
+    (RungeKutta(RK4), 4, 40),
+    (RungeKutta(RK4, LogSNR()), 4, 40),
+    (RungeKutta(HEUN, Exploding()), 2, 40),
+    (RungeKutta(KUTTA3, Rectified()), 3, 80),
+]
+
+
+@pytest.mark.parametrize(("sampler", "order", "steps"), ORDERS, ids=str)
+def test_declared_orders_are_real(sampler, order, steps, problem):
+    assert sampler.convergence_order == order
+    coarse, fine = (strong_error(sampler, problem, n) for n in (steps, 2 * steps))
+    assert abs(float(torch.log2(coarse / fine)) - order) <= 0.25
+
+
+# --- identities
+
+
+def setup(sde, steps=7):
+    times = UniformLogSNR()(sde, steps)[1:]
+    alphas, sigmas = sde.alpha(times).tolist(), sde.sigma(times).tolist()
+    return mixture(sde), times, draw(5, 2) * sigmas[0], alphas, np.divide(sigmas, alphas)
+
+
+def plain(sde):
+    """The same score, which does not know the data's moments."""
+    exact = mixture(sde)
+    return FunctionScore(lambda x, t: exact(x, t), sde)
+
+
+@SDES
+def test_heun_and_euler_in_sigma(sde):
+    score, times, x, *_ = setup(sde)
+    agree(run(RungeKutta(HEUN, Exploding()), score, x, times), run(Heun(), score, x, times))
+    agree(
+        run(AdamsBashforth(1, 0, Exploding()), score, x, times),
+        run(Exponential(1), score, x, times),
+    )
+
+
+@SDES
+def test_linear_multistep_of_k_diffusion(sde):
+    """sample_lms: Adams–Bashforth in σ, the polynomials integrated by quadrature."""
+    score, times, x, alphas, rho = setup(sde)
+    ours = run(AdamsBashforth(3, 0, Exploding(), reach=100.0), score, x, times)
+    y, ds = x / alphas[0], []
+    for i in range(len(rho) - 1):
+        d = (y - score.denoised(alphas[i] * y, times[i])) / rho[i]
+        ds = [d, *ds][:3] if i == 0 or _even(rho, i) else [d]
+
+        def basis(tau, j, i=i, known=len(ds)):
+            others = [k for k in range(known) if k != j]
+            return math.prod((tau - rho[i - k]) / (rho[i - j] - rho[i - k]) for k in others)
+
+        for j, slope in enumerate(ds):
+            y = y + quad(basis, rho[i], rho[i + 1], args=(j,), epsrel=1e-12)[0] * slope
+    agree(ours, alphas[-1] * y, 1e-8)
+
+
+def _even(rho, i):
+    """Whether this step is no more than three times as long as the one before."""
+    return rho[i] - rho[i + 1] <= 3 * (rho[i - 1] - rho[i])
+
+
+@pytest.mark.parametrize("tableau", [HEUN, MIDPOINT], ids=["heun", "midpoint"])
+def test_flow_matching_solvers(tableau):
+    """Euler's successors on the velocity of x_t = (1 − t) x_0 + t ε, as flow matching has them."""
+    sde = VPSDE()
+    score, times, x, alphas, rho = plain(sde), *setup(sde)[1:]
+    data = mixture(EDMSDE(1e-6, 1e6))
+    t = rho / (1 + rho)
+
+    def velocity(x, t):
+        ratio = t / (1 - t)
+        return (x - data.denoised(x / (1 - t), float(ratio))) / t
+
+    z = x / alphas[0] / (1 + rho[0])
+    for now, new in pairwise(t):
+        h, first = new - now, velocity(z, now)
+        if tableau == HEUN:
+            z = z + h / 2 * (first + velocity(z + h * first, new))
+        else:
+            z = z + h * velocity(z + h / 2 * first, now + h / 2)
+    ours = run(RungeKutta(tableau, Rectified()), score, x, times)
+    agree(ours, alphas[-1] * (1 + rho[-1]) * z, 1e-9)
+
+
+def test_velocity_prediction_is_the_slope_in_the_angle():
+    """For c = 1 and m = 0 the first Adams step moves x along v by the angle's change, as DDIM."""
+    sde = VPSDE()
+    score, x = plain(sde), draw(6, 2)
+    t, s = double(0.6, 0.55)
+    angles = [math.atan2(float(sde.sigma(v)), float(sde.alpha(v))) for v in (t, s)]
+    want = x + (angles[1] - angles[0]) * score.velocity(x, t)
+    agree(run(AdamsBashforth(1, 0, Standardised()), score, x, torch.stack([t, s])), want)
+
+
+# --- what the standardised coordinates promise
+
+
+@SDES
+@pytest.mark.parametrize("sampler", [AdamsBashforth(), RungeKutta(MIDPOINT)], ids=repr)
+def test_gaussian_data_take_one_step(sampler, sde):
+    """Whatever mean and covariance: x_s = αm + C_s^{1/2} C_t^{−1/2} (x_t − αm)."""
+    root = draw(3, 3, seed=2)
+    mean, covariance = draw(3, seed=1), root @ root.T + 0.01 * torch.eye(3, dtype=torch.float64)
+    score = GaussianMixture(torch.ones(1), mean[None], covariance[None], sde)
+    x = draw(5, 3) * sde.sigma(sde.T)
+    values, vectors = torch.linalg.eigh(covariance)
+    alpha, sigma = (curve(double(sde.T, sde.t_min)) for curve in (sde.alpha, sde.sigma))
+    scales = torch.sqrt(alpha[:, None] ** 2 * values + sigma[:, None] ** 2)
+    rotated = (x - alpha[0] * mean) @ vectors
+    want = alpha[1] * mean + (rotated / scales[0] * scales[1]) @ vectors.T
+    got = sample(score, None, sampler, steps=1, start=x, denoise=False)
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("sampler", [AdamsBashforth(), RungeKutta()], ids=repr)
+def test_results_do_not_depend_on_the_units_of_the_data(sampler):
+    """Data 100 times as large under a diffusion with noise 100 times as large: the same steps."""
+    small = mixture(EDMSDE(0.01, 100.0))
+    large = GaussianMixture(
+        small.weights, 100 * small.means, 1e4 * small.covariances, EDMSDE(1.0, 1e4)
+    )
+    start = 100 * draw(6, 2)
+    x = sample(small, None, sampler, steps=8, start=start)
+    y = sample(large, None, sampler, steps=8, start=100 * start)
+    agree(100 * x, y, 1e-6)
+
+
+@SDES
+def test_few_steps_are_accurate(sde):
+    """20 evaluations, moments known: a fiftieth of the error of DPM-Solver++(2M), or less."""
+    score = mixture(sde)
+    start = draw(64, 2) * sde.sigma(sde.T)
+    exact = flow_oracle(score, start, double(sde.T, sde.t_min))
+    ours, theirs = (
+        float((run(s, score, start, grid) - exact).square().mean(1).sqrt().median())
+        for s, grid in (
+            (AdamsBashforth(), AdamsBashforth().grid(sde, 20, score.moments.spread)),
+            (Exponential(2), UniformLogSNR()(sde, 20)),
+        )
+    )
+    assert ours < 0.02 * theirs
+
+
+def test_corrections_and_stages_cost_what_they_say():
+    exact, calls = mixture(VPSDE()), []
+    counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], VPSDE())
+    for sampler, each in ((AdamsBashforth(), 1), (RungeKutta(), 2), (RungeKutta(RK4), 4)):
+        calls.clear()
+        sample(counted, None, sampler, start=draw(2, 2), steps=9, denoise=False)
+        assert len(calls) == 9 * each
+
+
+# --- the end of the path
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), EDMSDE(1e-6, 80.0)], ids=repr)
+def test_the_half_step_ends_the_flow(sde):
+    """Its error is O(ρ⁴): half the noise, a sixteenth of the error; x̂'s is O(ρ²)."""
+    score = mixture(sde)
+    errors, means = [], []
+    for log_ratio in (-3.0, -3.0 - math.log(2)):
+        t, end = sde.time_at(double(-log_ratio, 12.0))
+        x = score.sample(64, float(t), torch.Generator().manual_seed(0), torch.float64)
+        exact = flow_oracle(score, x, torch.stack([t, end])) / sde.alpha(end)
+        for kept, y in ((errors, half_step(score, x, t)), (means, score.denoised(x, t))):
+            kept.append(float((y - exact).square().mean().sqrt()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3)
+    assert math.log2(means[0] / means[1]) == pytest.approx(2, abs=0.3)
+    assert errors[0] < 0.1 * means[0]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "ends"),
+    [
+        (AdamsBashforth(), half_step),
+        (OnGrid(RungeKutta(), LogMobius()), half_step),
+        (ProbabilityFlow(), half_step),
+        (Ancestral(), lambda score, x, t: score.denoised(x, t)),
+        (Exponential(), lambda score, x, t: score.denoised(x, t)),
+    ],
+    ids=["adams", "on grid", "flow", "ancestral", "exponential"],
+)
+def test_denoising_is_a_choice(sampler, ends):
+    score, start = mixture(VESDE()), 50 * draw(4, 2)
+    own, mean, state = (
+        sample(
+            score, None, sampler, start=start, steps=min(5, sampler.default_steps),
+            denoise=choice, generator=torch.Generator().manual_seed(0),
+        )
+        for choice in (None, True, False)
+    )  # fmt: skip
+    t = torch.tensor(score.sde.t_min, dtype=torch.float64)
+    agree(own, ends(score, state, t))
+    agree(mean, score.denoised(state, t))
+
+
+def test_the_default_sampler_is_named_nowhere():
+    score = mixture(VPSDE())
+    with_default, by_name = (
+        sample(score, (4, 2), *sampler, steps=5, generator=torch.Generator().manual_seed(0))
+        for sampler in ((), (AdamsBashforth(),))
+    )
+    assert torch.equal(with_default, by_name)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: AdamsBashforth(order=0), ValueError, "order: expected an integer, at least 1"),
+        (lambda: AdamsBashforth(corrector=-1), ValueError, "corrector: expected an integer"),
+        (lambda: AdamsBashforth(reach=0.0), ValueError, "reach: expected a positive"),
+        (lambda: Windowed(2.0, 1.0), ValueError, "lower < upper"),
+        (lambda: AdamsBashforth(coordinates="angle"), TypeError, "coordinates: expected some such"),
+        (lambda: RungeKutta("heun"), TypeError, "tableau: expected a Tableau such as HEUN"),
+        (lambda: RungeKutta(coordinates=None), TypeError, "coordinates: expected some such"),
+        (lambda: Tableau((0.5, 0.4), ((1.0,),)), ValueError, "weights, matrix: expected weights"),
+        (lambda: Tableau((0.5, 0.5)), ValueError, "weights, matrix: expected weights"),
+        (lambda: Standardised(0.0), ValueError, "pivot: expected a positive"),
+        (lambda: Rectified(-1.0), ValueError, "pivot: expected a positive"),
+        (
+            lambda: sample(
+                FunctionScore(lambda x, t: -x, VPSDE(), moments=Moments(torch.zeros(3))), (2, 2)
+            ),
+            ValueError,
+            r"x: expected shape \(batch, 3\)",
+        ),
+    ],
+)
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
