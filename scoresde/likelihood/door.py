@@ -20,7 +20,15 @@ from scoresde.solvers import Adams, Solver
 from scoresde.traces import ExactTrace, Hutchinson, Trace
 
 _EXACT_UP_TO = 64
-"""Dimensions up to which the exact trace costs less than enough probes for the default error."""
+"""Dimensions up to which the exact trace is worth its price anyway: its Jacobian also takes the
+stiffness out of the flow."""
+
+_NOISE = 0.35
+"""Standard deviation of log p with one fresh probe at every evaluation, in bits per dimension times
+√d: measured 0.27 to 0.45 on mixtures and networks of 16 to 784 dimensions."""
+
+_EXACT_COST = 0.7
+"""Cost of a product of the exact trace, batched as they are, over that of a probe."""
 
 
 def log_likelihood(
@@ -47,8 +55,10 @@ def log_likelihood(
     Args:
         score: a score that knows its diffusion.
         x: points ``(batch, *event)``, floating point and finite; read as points of p at t_min.
-        trace: how the divergence is told; None for exact up to 64 dimensions and two Rademacher
-            probes, fresh at every evaluation, above.
+        trace: how the divergence is told; None for exact up to 64 dimensions, or where it costs
+            less than the probes that would bring the noise down to ``tolerance``, d <= 0.4 /
+            tolerance; above, two Rademacher probes, fresh at every evaluation, whose noise the
+            standard error tells.
         method: which density; None for that of the probability flow, ``FlowIntegral()``.
         solver: the integrator; None for the adaptive Adams method.
         tolerance: wanted error of log p from the integration, in bits per dimension; where log p is
@@ -105,7 +115,7 @@ def log_likelihood(
         x = x.clone() if x.is_inference() else x.detach()
     event_shape = x.shape[1:]
     if trace is None:
-        trace = ExactTrace() if math.prod(event_shape) <= _EXACT_UP_TO else Hutchinson(probes=2)
+        trace = _trace_for(math.prod(event_shape), tolerance)
     flow = flow_of(score, event_shape, t_min)
     solver = Adams() if solver is None else solver
     if differentiable and not solver.differentiable:
@@ -128,6 +138,12 @@ def log_likelihood(
             parts.append(method(query, x[rows], rows))
             bar.update(len(rows))
     return parts[0].joined(parts[1:])
+
+
+def _trace_for(d: int, tolerance: float) -> Trace:
+    """Return the exact trace where it is the cheapest way to the wanted error, else two probes."""
+    probes = (_NOISE / tolerance) ** 2 / d
+    return ExactTrace() if d <= max(_EXACT_UP_TO, probes / _EXACT_COST) else Hutchinson(probes=2)
 
 
 def _check_kind(name: str, value: object, kind: type, example: str) -> None:
