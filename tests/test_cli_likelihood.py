@@ -183,6 +183,31 @@ def test_the_summary_has_its_error_bar(folder: Path, capsys: pytest.CaptureFixtu
     assert f"{found['standard_error'].max():.2g} nats" in text
 
 
+def test_methods_stand_side_by_side(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns for each further method, a line in the summary, also of a run that was stopped."""
+    interrupted_after(1, "--method flow path bound --batch-size 4", monkeypatch)
+    assert ask("--method flow path bound") == 0
+    text = capsys.readouterr().out
+    found = rows()
+    gap = found["path_log_prob"] - found["log_prob"]
+    assert f"path: log p differs by {gap.mean():.3f} nats" in text
+    assert "bound: log p differs" in text
+    assert found["bound_error"].shape == (7,)
+    assert ask("--method path", "path.npz") == 0
+    path = rows("path.npz")
+    np.testing.assert_allclose(path["log_prob"], found["path_log_prob"], atol=5e-3)
+    assert "path_log_prob" not in path
+    assert ask("--method flow path", "both.csv") == 0
+    with Path("both.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    np.testing.assert_allclose(
+        [float(line["path_log_prob"]) for line in lines], path["log_prob"], atol=5e-3
+    )
+    assert ask("--method guess") == 2
+
+
 def test_floats_on_a_lattice_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("floats.npy", LEVELS.astype(np.float32) / 2 - 1)
     assert main(["likelihood", "model.safetensors", "floats.npy"]) == 2

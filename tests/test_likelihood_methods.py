@@ -397,7 +397,7 @@ def test_event_shapes(
     [
         (lambda: PathIntegral(max_evaluations=3), ValueError, "max_evaluations"),
         (lambda: PathIntegral(max_evaluations=50.0), TypeError, "max_evaluations"),
-        (lambda: SideBySide((FlowIntegral(),)), ValueError, "methods: expected two or more"),
+        (lambda: SideBySide(()), ValueError, "methods: expected one or more"),
         (lambda: SideBySide((FlowIntegral(), "path")), TypeError, "methods: expected methods"),
         (lambda: VariationalBound(samples=6), ValueError, "samples: expected a multiple of 4"),
         (lambda: VariationalBound(samples=0), ValueError, "samples"),

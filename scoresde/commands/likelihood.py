@@ -17,7 +17,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,16 @@ from scoresde.commands.base import (
 )
 from scoresde.commands.data import Bins, Rows, add_data, bins_of, open_data
 from scoresde.dequantization import looks_quantized
-from scoresde.likelihood import log_likelihood
+from scoresde.likelihood import (
+    Comparison,
+    FlowIntegral,
+    ItoEstimate,
+    Method,
+    PathIntegral,
+    SideBySide,
+    VariationalBound,
+    log_likelihood,
+)
 from scoresde.score import Score, ScoreModel
 from scoresde.traces import ExactTrace, Hutchinson, Trace
 
@@ -58,6 +67,18 @@ class Record(NamedTuple):
     evaluations: int
     converged: bool
     seconds: float
+    others: dict[str, float]
+    """By each further method: its log_prob, and its error as two standard errors and the solver's;
+    files have a column for each."""
+
+
+METHODS: dict[str, Method] = {
+    "flow": FlowIntegral(),
+    "path": PathIntegral(),
+    "bound": VariationalBound(),
+    "ito": ItoEstimate(),
+}
+"""What the command line calls the methods."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +90,14 @@ class Recipe:
         trace: how the divergence is told; None for the library's choice.
         tolerance: wanted error of log p by the integration, bits per dimension.
         seed: decides the dequantization noise and the probes of every row.
+        methods: which densities, by the names of ``METHODS``; the first is the one that counts.
     """
 
     bins: Bins | None
     trace: Trace | None
     tolerance: float
     seed: int
+    methods: tuple[str, ...] = ("flow",)
 
     def points(self, raw: Tensor, first: int) -> Tensor:
         """Return raw rows as points, with noise that is a function of the seed and the row alone.
@@ -114,6 +137,7 @@ def records(
             score,
             x,
             trace=recipe.trace,
+            method=SideBySide(tuple(METHODS[name] for name in recipe.methods)),
             tolerance=recipe.tolerance,
             generator=recipe.probes(first),
         )
@@ -133,8 +157,19 @@ def records(
             result.evaluations.tolist(),
             result.converged.tolist(),
             [(time.perf_counter() - began) / len(x)] * len(x),
+            others(recipe.methods, cast(Comparison, result)),
         )
         yield [Record(*cells) for cells in zip(*columns, strict=True)]
+
+
+def others(methods: Sequence[str], result: Comparison) -> list[dict[str, float]]:
+    """Return what the methods but the first say of each row."""
+    told = {
+        f"{name}_{part}": values.tolist()
+        for name, answer in zip(methods[1:], result.answers[1:], strict=True)
+        for part, values in (("log_prob", answer.log_prob), ("error", answer.error))
+    }
+    return [{name: values[i] for name, values in told.items()} for i in range(len(result))]
 
 
 # --- the file of a run in progress
@@ -196,14 +231,14 @@ def _line(value: object) -> str:
 
 def write(path: Path, records: Sequence[Record]) -> None:
     """Write all rows in one piece, as .npz, .csv or .parquet: a column for each field."""
-    columns = {
-        name: np.array([getattr(record, name) for record in records]) for name in Record._fields
-    }
+    rows = [{**record._asdict(), **record.others} for record in records]
+    names = [name for name in rows[0] if name != "others"]
+    columns = {name: np.array([row[name] for row in rows]) for name in names}
     with replacing(path) as scratch:
         if path.suffix == ".npz":
             np.savez_compressed(scratch, **columns)  # type: ignore[arg-type]
         elif path.suffix == ".csv":
-            lines = [Record._fields, *records]
+            lines = [names, *([row[name] for name in names] for row in rows)]
             scratch.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
         else:
             table = need("pyarrow", "data").table(columns)
@@ -225,7 +260,20 @@ def summary(records: Sequence[Record]) -> str:
         f"{np.mean([r.evaluations for r in records]):.1f} evaluations a sample, "
         f"{sum(r.seconds for r in records):.1f} s",
     ]
+    for name in records[0].others:
+        if name.endswith("_log_prob"):
+            other = name.removesuffix("_log_prob")
+            gaps = np.array([r.others[name] - r.log_prob for r in records])
+            budget = [r.others[f"{other}_error"] + _error(r) for r in records]
+            lines.append(
+                f"{other}: log p differs by {gaps.mean():.3f} nats in the mean, for "
+                f"{int((abs(gaps) > budget).sum())} of {n} by more than both errors explain"
+            )
     return "\n".join(lines)
+
+
+def _error(record: Record) -> float:
+    return 2 * record.standard_error + record.solver_error
 
 
 # --- the command
@@ -241,17 +289,28 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="X",
         help="wanted error of log p by the integration, bits per dimension (default: %(default)s)",
     )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=list(METHODS),
+        default=["flow"],
+        metavar="NAME",
+        help="flow: the density of the probability flow; path: a path integral without an ODE; "
+        "bound: a variational bound; ito: the Itô estimate. Of several, the others stand beside "
+        "the first, and what they differ by tells how inconsistent the model is (default: flow)",
+    )
     trace = parser.add_mutually_exclusive_group()
     trace.add_argument(
         "--exact",
         action="store_true",
-        help="exact trace of the Jacobian, in any dimension (default: exact up to 64 dimensions)",
+        help="exact trace of the Jacobian, in any dimension (default: exact up to 64 dimensions, "
+        "or 0.4/tolerance if that is more)",
     )
     trace.add_argument(
         "--probes",
         type=int,
         metavar="N",
-        help="random probes of the trace per evaluation (default: 2 above 64 dimensions)",
+        help="random probes of the trace per evaluation (default: 2 where it is not exact)",
     )
     parser.add_argument(
         "--batch-size",
@@ -287,6 +346,7 @@ def run(options: Namespace) -> None:
         trace=trace_of(options),
         tolerance=check_positive("--tolerance", options.tolerance),
         seed=options.seed,
+        methods=tuple(dict.fromkeys(options.method)),
     )
     if recipe.bins is None:
         refuse_quantized(rows)
@@ -357,7 +417,7 @@ COMMAND = Command(
     example="""\
   scoresde likelihood model.safetensors digits-test --out rows.npz
   scoresde likelihood model.safetensors photos/ --probes 4 --out rows.parquet
-  scoresde likelihood model.safetensors points.npy --tolerance 1e-4 --out rows.csv""",
+  scoresde likelihood model.safetensors points.npy --method flow path bound --out rows.csv""",
     add_options=add_options,
     run=run,
 )

@@ -79,11 +79,11 @@ class SideBySide(Method):
     Each answer is what its method alone would give with the same generator.
 
     Args:
-        methods: two or more; gaps are taken to the first.
+        methods: one or more; gaps are taken to the first.
 
     Raises:
         TypeError: if one of them is not a method.
-        ValueError: if there are fewer than two.
+        ValueError: if there is none.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE, log_likelihood
@@ -103,8 +103,8 @@ class SideBySide(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
-        if len(self.methods) < 2:
-            raise ValueError(f"methods: expected two or more, got {self.methods}; compare what?")
+        if not self.methods:
+            raise ValueError("methods: expected one or more, got none; such as FlowIntegral()")
         for method in self.methods:
             if not isinstance(method, Method):
                 raise TypeError(f"methods: expected methods such as FlowIntegral(), got {method!r}")
