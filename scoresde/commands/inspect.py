@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scoresde._checks import check_file
 from scoresde.commands.base import Command
+from scoresde.interop import diffusers
+from scoresde.interop._files import read_pickle
 
 __all__ = ["COMMAND"]
 
 _SHOWN = 40
 """Rows of a table that are shown unless all are asked for."""
+
+_LOOKED_AT = 1 << 20
+"""Bytes of a file that are searched for words."""
 
 _LONGEST = 60
 """Characters of a value that are shown."""
@@ -42,12 +46,14 @@ class Report(NamedTuple):
 
 
 def inspect(path: Path) -> Report:
-    """Return what a file is; its kind is told by its content, not by its name.
+    """Return what a file or folder is; its kind is told by its content, not by its name.
 
     Raises:
         OSError: if there is no such file.
         ValueError: if it is damaged, of an unknown kind, or could only be read by running code.
     """
+    if path.is_dir():
+        return _diffusers(path)
     with path.open("rb") as file:
         head = file.read(9)
     if head.startswith(b"\x93NUMPY"):
@@ -148,25 +154,58 @@ def _spelled(record: Any) -> str:
     return f"{record['class']}({', '.join(arguments)})"
 
 
+# --- diffusers
+
+
+def _diffusers(path: Path) -> Report:
+    found = diffusers.files(path)
+    told = diffusers.process(found.scheduler)
+    summary = [
+        f"a folder of diffusers: {found.unet.get('_class_name')} with "
+        f"{found.scheduler['_class_name']}",
+        f"sde: {told.sde}",
+        f"prediction: {told.prediction}",
+        f"label: {told.label}",
+        *(f"{key}: {_short(str(value))}" for key, value in found.unet.items() if key[0] != "_"),
+        f"read by: scoresde.interop.diffusers.load({str(path)!r})",
+    ]
+    weights = inspect(found.weights)
+    return Report(summary, [Entry(found.weights.name, weights.summary[0]), *weights.entries])
+
+
 # --- PyTorch
 
 
 def _torch(path: Path) -> Report:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes make of the reader
+        state = read_pickle("FILE", path, "a checkpoint of tensors and plain values")
+    except ValueError:
+        if not _holds(path, b"torch_utils.persistence"):
+            raise
         raise ValueError(
-            f"FILE: expected a checkpoint of tensors and plain values, got {path}, which could "
-            f"only be read by running code that it holds, or is damaged ({type(error).__name__}: "
-            f"{_short(str(error).splitlines()[0])}); have its author save a state_dict, or convert "
-            "it to safetensors where you trust it"
+            f"FILE: expected data, got {path}, a pickle of EDM or StyleGAN, which holds program "
+            "code; load it by its authors' program where you trust it, and hand the network to "
+            "scoresde.interop.edm.wrap"
         ) from None
-    entries = list(_walk("", state))
+    return Report(_checkpoint(path, state), list(_walk("", state)))
+
+
+def _holds(path: Path, word: bytes) -> bool:
+    """Whether a word stands near the beginning of a file."""
+    with path.open("rb") as file:
+        return word in file.read(_LOOKED_AT)
+
+
+def _checkpoint(path: Path, state: Any) -> list[str]:
+    """Tell whose checkpoint this is, and what reads it."""
     if isinstance(state, dict) and state.get("format") == "scoresde.fit":
-        kind = f"a training run of scoresde, after step {state.get('step')}"
-    else:
-        kind = "a PyTorch file of tensors and plain values"
-    return Report([kind], entries)
+        return [f"a training run of scoresde, after step {state.get('step')}"]
+    if isinstance(state, dict) and {"model", "ema"} <= state.keys():
+        return [
+            f"a checkpoint of score_sde_pytorch, after step {state.get('step')}",
+            f"read by: scoresde.interop.score_sde.load({str(path)!r}, config)",
+        ]
+    return ["a PyTorch file of tensors and plain values"]
 
 
 def _walk(name: str, value: Any) -> Iterator[Entry]:
@@ -201,7 +240,11 @@ def _short(text: str) -> str:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a .safetensors, .npz, .npy, .pt or .pth file")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a .safetensors, .npz, .npy, .pt or .pth file, or a folder of diffusers",
+    )
     parser.add_argument(
         "--all",
         action="store_true",
@@ -210,7 +253,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    path = check_file("FILE", options.file)
+    path = Path(options.file)
+    path = path if path.is_dir() else check_file("FILE", options.file)
     summary, entries = inspect(path)
     print(f"{path}: {summary[0]}", *summary[1:], sep="\n  ")
     shown = entries if options.all else entries[:_SHOWN]
@@ -225,10 +269,12 @@ COMMAND = Command(
     name="inspect",
     summary="tell what a file is, without running anything in it",
     description="Tell what a file holds: the network, diffusion and moments of a model, the "
-    "tensors of a checkpoint, the arrays of a NumPy file. Nothing in the file is executed.",
+    "tensors of a checkpoint, the arrays of a NumPy file, the parts of a folder of diffusers. "
+    "Nothing in it is executed.",
     example="""\
   scoresde inspect model.safetensors
-  scoresde inspect checkpoint.pth --all""",
+  scoresde inspect checkpoint.pth --all
+  scoresde inspect ddpm-cifar10-32/""",
     add_options=add_options,
     run=run,
 )

@@ -8,10 +8,12 @@ is spent on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -42,27 +44,46 @@ def read_json(name: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def read_pickle(name: str, path: Path, kind: str, allowed: Sequence[Any] = ()) -> Any:
+def read_pickle(name: str, path: Path, kind: str) -> Any:
     """Return the tensors and plain values in a PyTorch file, whose pickle is not executed.
 
     Args:
         name: the argument's name in the message.
         path: the file.
         kind: what the file is expected to be, in words.
-        allowed: what it may name besides tensors and plain values.
 
     Raises:
         ValueError: if it is damaged, foreign, or asks for more.
     """
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with torch.serialization.safe_globals(_allowed()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may break any step of the reading
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"{name}: expected {kind}, got {path}, which is damaged, of another kind or holds code,"
-            f" and was not executed; take another copy ({reason})"
+            f" and was not executed; take another copy ({_reason(error)})"
         ) from error
+
+
+def _allowed() -> list[Any]:
+    """What a file may name besides tensors: NumPy's float64, as all versions write it.
+
+    The learning rate of a warm-up is such a number.
+    """
+    scalar: Any = np.float64(0.0).__reduce__()[0]
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        np.dtypes.Float64DType,
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """Say what a file asks for, or else what the reader says first."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    said = str(error).strip().split("\n")[0] or type(error).__name__
+    return f"it asks for {asked[1]}" if asked else said
 
 
 def read_safetensors(name: str, path: Path) -> Weights:

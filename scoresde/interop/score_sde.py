@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -152,22 +151,8 @@ class DescendingIndex(Label):
 # --- the file
 
 
-def _allowed() -> list[Any]:
-    """What a checkpoint may name besides tensors: NumPy's float64, as all versions write it.
-
-    The learning rate of a warm-up is such a number.
-    """
-    scalar: Any = np.float64(0.0).__reduce__()[0]
-    return [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        np.dtypes.Float64DType,
-    ]
-
-
 def _read(path: Path) -> Mapping[str, Any]:
-    content = read_pickle("path", path, "a checkpoint of score_sde_pytorch", _allowed())
+    content = read_pickle("path", path, "a checkpoint of score_sde_pytorch")
     if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
         found = sorted(map(str, content)) if isinstance(content, dict) else describe(content)
         raise ValueError(

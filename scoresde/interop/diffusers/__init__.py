@@ -12,8 +12,19 @@ References:
     github.com/huggingface/diffusers.
 """
 
-from scoresde.interop.diffusers.models import Network, load, wrap
+from scoresde.interop.diffusers.models import Files, Network, files, load, wrap
 from scoresde.interop.diffusers.recipes import Recipe, recipe
 from scoresde.interop.diffusers.schedules import Process, process, scheduler_config
 
-__all__ = ["Network", "Process", "Recipe", "load", "process", "recipe", "scheduler_config", "wrap"]
+__all__ = [
+    "Files",
+    "Network",
+    "Process",
+    "Recipe",
+    "files",
+    "load",
+    "process",
+    "recipe",
+    "scheduler_config",
+    "wrap",
+]
