@@ -324,6 +324,17 @@ def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
 # --- all of them
 
 
+def test_bits_of_quantised_points_are_refused() -> None:
+    """With and without levels; the log-densities themselves, and the record's repr, are there."""
+    score = mixture(VPSDE(), 4)
+    x = torch.randint(0, 256, (64, 4), generator=seeded(2)) / 127.5 - 1
+    result = log_likelihood(score, x, method=PathIntegral(), tolerance=1.0)
+    for levels, scale in ((None, None), (256, 2.0)):
+        with pytest.raises(ValueError, match="dequantize"):
+            result.bits_per_dim(levels=levels, scale=scale)
+    assert "bits/dim" in repr(result)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_company_does_not_matter(method: Method) -> None:
     score = mixture(VPSDE(), 3, "anisotropic")

@@ -78,8 +78,8 @@ class Likelihood:
 
     Attributes:
         log_prob: log p_{t_min}(x) ``(batch,)``.
-        standard_error: standard error from the trace's probes ``(batch,)``; 0 for an exact trace,
-            NaN if a solver with a single fixed probe can't tell.
+        standard_error: standard error from the trace's probes, or from what else the method draws,
+            ``(batch,)``; 0 where nothing is, NaN if a solver with a single fixed probe can't tell.
         solver_error: estimated error of the integration ``(batch,)``; NaN if the solver gives none,
             infinite where it did not arrive.
         prior_mismatch: log-density of the latent under the moment-matched law at T less that under
@@ -116,15 +116,14 @@ class Likelihood:
             scale: width of all levels together in the model's coordinates: 2 for data in [−1, 1].
 
         Raises:
-            ValueError: if ``levels`` is given and x looks as if it had not been dequantized.
+            ValueError: if x looks as if it had not been dequantized: a density at such points
+                bounds no probability.
 
         References:
             Theis et al., *A note on the evaluation of generative models*, 2016, arXiv:1511.01844.
         """
-        if levels is not None:
-            check_dequantized("x", self.points)
-        event_shape = self.points.shape[1:]
-        return bits_per_dim(self.log_prob, event_shape, levels=levels, scale=scale)
+        points = check_dequantized("x", self.points)
+        return bits_per_dim(self.log_prob, points.shape[1:], levels=levels, scale=scale)
 
     def joined(self, others: Sequence[Self]) -> Self:
         """Return these rows, and behind them those of ``others``, answers to the same query."""
@@ -145,7 +144,7 @@ class Likelihood:
     def __repr__(self) -> str:
         """Show the mean and the budget."""
         nats = self.log_prob.detach().double().mean()
-        bits = self.bits_per_dim().detach().double().mean()
+        bits = bits_per_dim(nats, self.points.shape[1:])
         return (
             f"Likelihood({len(self)} samples, mean log p = {nats:.4f} nats = {bits:.4f} bits/dim "
             f"at t = {self.t_min:g}; largest standard error {self.standard_error.max():.2g}, "

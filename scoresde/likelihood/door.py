@@ -73,8 +73,9 @@ def log_likelihood(
         differentiable: whether ``log_prob`` and ``latent`` have gradients with respect to ``x``,
             to the score's parameters and to those of ``prior``; None where ``x`` requires one.
             Each evaluation is made again on the way back, so that the memory is that of one, beside
-            a few dozen times that of ``x`` for the steps of the solver. With a stochastic trace the
-            gradient is that of the estimate, hence an unbiased one.
+            a few dozen times that of ``x`` for the steps of the solver; with an exact trace it has
+            the graph of all d products. With a stochastic trace the gradient is that of the
+            estimate, hence an unbiased one.
         progress: show a bar.
 
     Returns:

@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from scoresde.dequantization import bits_per_dim
 from scoresde.likelihood.base import Likelihood, Method, Query
 from scoresde.likelihood.bound import VariationalBound
 from scoresde.likelihood.flow import FlowIntegral
@@ -57,7 +58,7 @@ class Comparison(Likelihood):
             self.methods, self.answers, self.gaps.detach(), self.gap_errors, strict=True
         ):
             name = type(method).__name__
-            bits = each.bits_per_dim().detach()
+            bits = bits_per_dim(each.log_prob.detach(), self.points.shape[1:])
             beyond = int((gap.abs() > error).sum())
             columns = (bits, gap, each.standard_error, each.solver_error, each.evaluations)
             means = [float(column.double().mean()) for column in columns]
