@@ -14,7 +14,7 @@ from torch.distributions import Independent, Normal
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoresde import VESDE, VPSDE, GaussianMixture, log_likelihood, traces
+from scoresde import VESDE, VPSDE, GaussianMixture, Moments, log_likelihood, traces
 from scoresde._streams import Streams
 from scoresde.coordinates import PlainFlow
 from scoresde.likelihood import FlowIntegral, Query
@@ -675,6 +675,19 @@ def test_two_standard_errors_cover(d, trace):
     result = log_likelihood(score, x, trace=trace, generator=generator(2))
     covered = (result.log_prob - exact).abs() <= 2 * result.standard_error
     assert 0.90 <= covered.double().mean() <= 0.99
+
+
+def test_known_moments_take_their_part_of_the_noise():
+    """The PCA control variate: Gaussian data leave no noise, though their Jacobian is not flat."""
+    turned = torch.linalg.qr(randn(8, 8))[0]
+    covariance = turned @ torch.logspace(-2, 1, 8).double().diag() @ turned.mT
+    score = GaussianMixture(torch.ones(1), torch.ones(1, 8), covariance[None], VPSDE())
+    x = score.sample(1, 1e-5, generator(1), dtype=torch.float64).expand(50, 8).contiguous()
+    with_moments = log_likelihood(score, x, trace=Hutchinson(), generator=generator(2))
+    score.moments = Moments()
+    without = log_likelihood(score, x, trace=Hutchinson(), generator=generator(2))
+    assert with_moments.log_prob.std() < 1e-9
+    assert without.log_prob.std() > 0.1
 
 
 @pytest.mark.parametrize(
