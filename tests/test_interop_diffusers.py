@@ -20,7 +20,7 @@ from scoresde import FunctionScore
 from scoresde.interop import diffusers as ours
 from scoresde.interop.diffusers.schedules import DEFAULTS
 from scoresde.predictions import DATA
-from scoresde.samplers import DDIMNoise, Exponential, walk
+from scoresde.samplers import DDIMNoise, Exponential, sample, walk
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
@@ -225,10 +225,31 @@ def test_the_order_of_their_last_steps_falls(monkeypatch):
     assert kept < 1e-5
 
 
+def patched(monkeypatch, kind: str, method: str, text: str, other: str) -> None:
+    """Change a line in the source of a scheduler."""
+    scheduler = getattr(diffusers, kind)
+    module = importlib.import_module(scheduler.__module__)
+    source = textwrap.dedent(inspect.getsource(getattr(scheduler, method)))
+    assert source.count(text) == 1
+    scope = dict(vars(module))
+    exec(source.replace(text, other), scope)
+    monkeypatch.setattr(scheduler, method, scope[method])
+
+
 def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
-    """(1 − e^{−2h} − 2h)/(2h)² − ½ where the integral of the curvature gives + ½."""
-    config = settings(DPM, solver_order=3, algorithm_type="sde-dpmsolver++")
-    assert difference(config, 20, vp, monkeypatch) > 0.1
+    """The integral of the curvature is (1 − e^{−c} − c)/c² + ½ with c = 2h; theirs says − ½."""
+    config = settings(
+        DPM, solver_order=3, algorithm_type="sde-dpmsolver++", solver_type="heun", **SPACINGS[1]
+    )
+    assert difference(config, 20, vp, monkeypatch) > 0.01
+    patched(
+        monkeypatch,
+        config["_class_name"],
+        "multistep_dpm_solver_third_order_update",
+        "(2.0 * h) ** 2 - 0.5)",
+        "(2.0 * h) ** 2 + 0.5)",
+    )
+    assert difference(config, 20, vp, monkeypatch) < 1e-5
 
 
 def test_unipc_comes_near(monkeypatch):
@@ -245,15 +266,9 @@ def test_unipc_without_its_shortcuts_is_ours(order, predict_x0, monkeypatch):
     With these two branches taken out of its source the rest solves for the exact weights. Of a run
     of order 3 the last two steps have another order.
     """
-    module = importlib.import_module("diffusers.schedulers.scheduling_unipc_multistep")
-    unipc = module.UniPCMultistepScheduler
     for step, shortcut in (("uni_p", "if order == 2:"), ("uni_c", "if order == 1:")):
         method = f"multistep_{step}_bh_update"
-        source = textwrap.dedent(inspect.getsource(getattr(unipc, method)))
-        assert source.count(shortcut) == 1
-        scope = dict(vars(module))
-        exec(source.replace(shortcut, "if False:"), scope)
-        monkeypatch.setattr(unipc, method, scope[method])
+        patched(monkeypatch, "UniPCMultistepScheduler", method, shortcut, "if False:")
     config = settings("UniPCMultistep", solver_order=order, predict_x0=predict_x0)
     steps, kept = 12, 12 - max(order - 1, 1)
     x = torch.randn(6, 3, dtype=torch.float64)
@@ -263,6 +278,17 @@ def test_unipc_without_its_shortcuts_is_ours(order, predict_x0, monkeypatch):
 
 
 # --- settings
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_every_recipe_samples(kind):
+    """With default settings, through the front door."""
+    config = {"_class_name": kind}
+    sampler, times, denoise = ours.recipe(config, 100)
+    sde = ours.process(config).sde
+    score = FunctionScore(lambda x, t: clean(x, sde.alpha(t), sde.sigma(t)), sde, DATA)
+    x = sample(score, (200, 3), sampler, times=times, denoise=denoise)
+    assert 0.3 < float(x.double().std() / MEANS.std()) < 2.0
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)

@@ -30,10 +30,8 @@ References:
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde._checks import check_file, describe
+from scoresde.interop._architecture import TAPS, Design, inferred
 from scoresde.interop._files import Weights, check_names_and_shapes, read_pickle
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 from scoresde.predictions import (
@@ -59,8 +58,6 @@ from scoresde.sdes import NCSN, VESDE, VPSDE, GaussianSDE, SubVPSDE
 __all__ = ["DescendingIndex", "load"]
 
 Config = Mapping[str, Any]
-
-_TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def load(
@@ -261,7 +258,7 @@ _CENTERED: dict[str, Any] = {"centered": True, "scale_by_sigma": False}
 _BY_SIGMA: dict[str, Any] = {"centered": False, "scale_by_sigma": True}
 
 
-def _process(design: _Design, told: Config, ladder: Tensor) -> _Process:
+def _process(design: Design, told: Config, ladder: Tensor) -> _Process:
     told = design.training | dict(told)
     kind, continuous = (_entry(told, f"training.{key}") for key in ("sde", "continuous"))
     betas = told.get("model.beta_min", 0.1), told.get("model.beta_max", 20.0)
@@ -294,18 +291,6 @@ def _entry(told: Config, key: str) -> Any:
 
 
 # --- the architecture
-
-
-class _Design(NamedTuple):
-    network: type[nn.Module]
-    arguments: dict[str, Any]
-    training: dict[str, Any]
-    """Entries of the configuration that go without saying."""
-
-    def build(self, arguments: dict[str, Any]) -> nn.Module:
-        """Make the network of those arguments that it has."""
-        known = inspect.signature(self.network).parameters
-        return self.network(**{key: value for key, value in arguments.items() if key in known})
 
 
 _NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -343,17 +328,17 @@ _ONLY = {
 }
 
 
-def _design(weights: Weights, told: Config) -> _Design:
+def _design(weights: Weights, told: Config) -> Design:
     """Return the architecture that is told by name, or else the one that the tensors show."""
     for key, values in _ONLY.items():
         if key in told and told[key] not in values:
             raise ValueError(f"config: expected {key} to be one of {values}, got {told[key]!r}")
     name = told.get("model.name")
     if name is None:
-        seen = _refinenet(weights) if "begin_conv.weight" in weights else _unet(weights)
+        seen = inferred(weights)
     elif name in _NETWORKS:
         network, arguments = _NETWORKS[name]
-        seen = _Design(network, arguments, {})
+        seen = Design(network, arguments, {})
     else:
         raise ValueError(
             f"config: expected model.name to be one of {', '.join(_NETWORKS)}, got {name!r}; other "
@@ -372,113 +357,8 @@ def _arguments(told: Config) -> dict[str, Any]:
     if "model.resblock_type" in told:
         found["biggan"] = told["model.resblock_type"] == "biggan"
     if "model.fir" in told:
-        found["taps"] = told.get("model.fir_kernel", _TAPS) if told["model.fir"] else None
+        found["taps"] = told.get("model.fir_kernel", TAPS) if told["model.fir"] else None
     if "model.embedding_type" in told:
         fourier = told["model.embedding_type"] == "fourier"
         found["fourier_scale"] = float(told.get("model.fourier_scale", 16.0)) if fourier else None
     return found
-
-
-def _refinenet(weights: Weights) -> _Design:
-    """Return the NCSNv2 whose tensors these are."""
-    width, channels = weights["begin_conv.weight"].shape[:2]
-    deeper = [any(name.startswith(f"res{stage}.") for name in weights) for stage in ("5", "31")]
-    arguments = {"channels": channels, "width": width, "design": (64, 128, 256)[sum(deeper)]}
-    return _Design(NCSNv2, arguments, {"training.sde": "vesde", "training.continuous": False})
-
-
-def _unet(weights: Weights) -> _Design:
-    """Return the U-Net whose tensors these are, from its layers in the order of their use.
-
-    Every layer has a letter: R residual block, A attention, S change of size, P step of a pyramid
-    beside the main path, N normalisation, C convolution. Down path, middle and up path then read
-    like ``RARA S RARA RAR RRRA S RRRA NC``, and the letters S part them into levels.
-    """
-    layers = list(_layers(weights))
-    fourier = bool(layers) and "W" in layers[0]
-    start = 3 if fourier else 2
-    biggan = any("Conv_2.weight" in layer for layer in layers)
-    body = layers[start:]
-    letters = "".join(_letter(layer, biggan) for layer in body)
-    parts = letters[1:].split("S")
-    lowest = len(parts) // 2
-    blocks = (parts[lowest].count("R") - 3) // 2
-    if not re.fullmatch(r"C[RASPNC]*NC", letters) or len(parts) % 2 == 0 or blocks < 1:
-        raise ValueError(
-            "model: expected the layers of a U-Net in 'all_modules', or those of an NCSNv2, got "
-            f"{_summary(weights)}; tell the architecture by config={{'model.name': …}}"
-        )
-    levels = _levels(body, letters)
-    width, channels = body[0]["weight"][:2]
-    arguments: dict[str, Any] = {
-        "channels": channels,
-        "width": width,
-        "multipliers": [max(out // width, 1) for out in levels[: lowest + 1]],
-        "blocks": blocks,
-        "attention": [i for i, part in enumerate(parts[: lowest + 1]) if re.match("P?RA", part)],
-        "biggan": biggan,
-        "fourier_scale": 16.0 if fourier else None,
-        **_pyramids(body, letters, parts),
-    }
-    training = {"training.sde": "vesde", "training.continuous": True} if fourier else {}
-    return _Design(NCSNpp if biggan else DDPMUNet, arguments, training)
-
-
-Layer = dict[str, tuple[int, ...]]
-"""Shapes of the tensors of a layer, by their names inside."""
-
-
-def _layers(weights: Weights) -> Iterator[Layer]:
-    """Yield the layers of the flat list ``all_modules`` up to the first gap."""
-    found: dict[int, Layer] = {}
-    for name, tensor in weights.items():
-        if match := re.fullmatch(r"all_modules\.(\d+)\.(.+)", name):
-            found.setdefault(int(match[1]), {})[match[2]] = tuple(tensor.shape)
-    index = 0
-    while index in found:
-        yield found[index]
-        index += 1
-
-
-def _letter(layer: Layer, biggan: bool) -> str:
-    convolution = layer.get("Conv2d_0.weight") or layer.get("Conv_0.weight")
-    if "Conv_1.weight" in layer and convolution:
-        keeps_width = convolution[0] == convolution[1]
-        return "S" if biggan and keeps_width and "Conv_2.weight" in layer else "R"
-    if "NIN_3.W" in layer:
-        return "A"
-    if convolution:
-        return "P" if biggan else "S"
-    return {1: "N", 4: "C"}.get(len(layer.get("weight", ())), "?")
-
-
-def _levels(body: list[Layer], letters: str) -> list[int]:
-    """Return the width of each part between changes of size, which its residual blocks have."""
-    firsts = re.finditer(r"(?:^|S)[^RS]*(R)", letters)
-    return [body[first.start(1)]["Conv_0.weight"][0] for first in firsts]
-
-
-def _pyramids(body: list[Layer], letters: str, parts: list[str]) -> dict[str, Any]:
-    """Return what the steps of the pyramids beside the main path show."""
-    steps = [layer for layer, letter in zip(body, letters, strict=True) if letter == "P"]
-    plain = any(layer.get("Conv_0.weight", (0,))[-1] == 3 for layer in steps)
-    seen: dict[str, Any] = {"taps": _TAPS if steps and not plain else None}
-    down = parts[1].startswith("P") if len(parts) > 1 else False
-    skip = steps[0].get("Conv_0.weight", ()) if down else ()
-    seen["progressive_input"] = "none"
-    if down:
-        seen["progressive_input"] = "input_skip" if skip[-1:] == (1,) else "residual"
-    if seen["progressive_input"] == "input_skip":
-        joined = body[letters.index("P") + 1]["Conv_0.weight"][1]
-        seen["combine"] = "cat" if joined == 2 * skip[0] else "sum"
-    outputs = [body[out.end() - 1]["weight"][0] for out in re.finditer("NC", letters)]
-    if outputs[0] != outputs[-1]:  # the last is the image
-        seen["progressive"] = "residual"
-    else:
-        seen["progressive"] = "output_skip" if len(outputs) > 1 else "none"
-    return seen
-
-
-def _summary(weights: Weights) -> str:
-    names = list(weights)
-    return f"{len(names)} tensors ({', '.join(names[:3])}, …)"

@@ -20,13 +20,16 @@ not copied:
   exponential or beta, and DDIM steps by N // n wherever the next timestep is, which are the same
   for "leading" spacing, and for "trailing" where n divides N.
 * ``lower_order_final`` lowers the order of the last of fewer than 15 steps, and of UniPC's last
-  steps always.  Here it stays.
+  steps always.  Here it stays; but a step more than three times as long as the one before is of
+  order 1 where the coefficients are exact (``DEIS``, ``solver_type="heun"``).
 * In their first steps, and in UniPC's predictor of order 2, the slope is weighed as at mid-step;
   ours are exact, as theirs are with ``solver_type="heun"``.
-* Churn, Heun and Euler start from N(0, σ_max² + 1) where they call for it.  Ours is the prior of
-  the diffusion.
+* The curvature's weight of "sde-dpmsolver++" of order 3 has a sign of its own there, which leaves
+  it with order 1; ours is the published one.
+* Euler, Heun and EDM start from N(0, σ_max² + 1) where they call for it.  Ours is the prior of the
+  diffusion.
 * Last steps to σ = 0 are the denoising at the end, whose noise ("fixed_large", at a last timestep
-  other than 0) is left out.
+  other than 0) is left out.  ScoreSdeVe corrects once more before; a last time 0 stands for that.
 """
 
 from __future__ import annotations
@@ -89,6 +92,8 @@ def recipe(scheduler: object, steps: int) -> Recipe:
         >>> sampler, times, denoise = recipe(config, 4)
         >>> sampler.order, times, denoise
         (1, tensor([1.0000, 0.7500, 0.5000, 0.2500], dtype=torch.float64), True)
+
+    DDIM's noise is an argument of its step: ``Exponential(order=1, eta=DDIMNoise(eta))`` has it.
     """
     told = settings(scheduler)
     name = told["_class_name"]
