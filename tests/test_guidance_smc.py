@@ -23,6 +23,7 @@ from scoresde.guidance import (
 )
 from scoresde.guidance.smc import effective, systematic
 from scoresde.operators import Matrix
+from scoresde.samplers import SamplingError
 
 A = Matrix(torch.tensor([[1.0, 0.5]]))
 Y, NOISE = torch.tensor([[0.8]], dtype=torch.float64), 0.3
@@ -182,6 +183,16 @@ def test_a_result_of_equal_weights_is_drawn_once_each():
     even = torch.full((1, 6), -math.log(6), dtype=torch.float64)
     cloud = Particles(x, even, torch.zeros(1), torch.full((1,), 6.0), 1)
     assert sorted(cloud.draw(6, generator())[0].tolist()) == x[0].tolist()
+
+
+def test_what_weighs_nothing_is_told_not_returned():
+    def broken(x):
+        return torch.where(x[:, 0] > -50, torch.nan, 0.0) + 0 * x.sum(1)
+
+    with pytest.raises(SamplingError, match="particles: those of 1 of 1 obs") as caught:
+        twisted(DPS(mixture(VPSDE()), LogLikelihood(broken)), (5, 2), steps=3)
+    assert caught.value.samples.shape == (1, 5, 2)
+    assert caught.value.finite.tolist() == [False]
 
 
 SEEN = Observation(A, Y, NOISE)

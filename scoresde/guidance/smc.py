@@ -33,9 +33,9 @@ from scoresde._checks import check_between, check_integer, check_integers
 from scoresde._linalg import inner
 from scoresde._modules import evaluating, home
 from scoresde._random import normal_like, standing_in, uniform
-from scoresde._shapes import Time
+from scoresde._shapes import Time, flatten
 from scoresde.guidance.posterior import PosteriorScore, Update
-from scoresde.samplers import Exponential, Grid, Sampler, UniformLogSNR
+from scoresde.samplers import Exponential, Grid, Sampler, SamplingError, UniformLogSNR
 from scoresde.samplers.base import place
 from scoresde.score import Score
 
@@ -113,6 +113,8 @@ def twisted(
     Raises:
         TypeError: if ``posterior`` is not a PosteriorScore.
         ValueError: if σ_y = 0, or a number is out of range.
+        SamplingError: if the particles of some observation are not finite or weigh nothing; it
+            carries all of them, and which observations are well.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -234,8 +236,17 @@ class _Filter:
     def particles(self, evaluations: int) -> Particles:
         """Return what has come out."""
         total = torch.logsumexp(self.log_weights, 1)
+        x = self.x.reshape(*self.log_weights.shape, *self.x.shape[1:])
+        finite = total.isfinite() & self._by_group(flatten(self.x).isfinite().all(1)).bool().all(1)
+        if not bool(finite.all()):
+            raise SamplingError(
+                f"particles: those of {int((~finite).sum())} of {len(finite)} observations are not "
+                "finite, or weigh nothing; check the score and the likelihood, or take more steps",
+                x,
+                finite,
+            )
         return Particles(
-            self.x.reshape(*self.log_weights.shape, *self.x.shape[1:]),
+            x,
             self.log_weights - total.unsqueeze(1),
             self.log_evidence + total - math.log(self.log_weights.shape[1]),
             torch.minimum(self.smallest, effective(self.log_weights)),
@@ -275,13 +286,13 @@ def effective(log_weights: Tensor) -> Tensor:
 
 
 def systematic(log_weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return ``n`` indices per row of weights ``(rows, particles)``, each of n·w copies ± 1.
+    """Return ``n`` indices per row of weights ``(rows, particles)``, n·w copies of each, ± 1.
 
     References:
         Kitagawa, *Monte Carlo filter and smoother for non-Gaussian nonlinear state space models*,
         1996.
     """
     edges = torch.softmax(log_weights, 1).cumsum(1)[:, :-1].contiguous()
-    offset = uniform((len(edges), 1), generator=generator, dtype=torch.float64)
-    levels = (torch.arange(n, dtype=torch.float64) + offset) / n
+    offset = uniform((len(edges), 1), generator=generator, dtype=torch.float64, device=edges.device)
+    levels = (torch.arange(n, device=edges.device) + offset) / n
     return torch.searchsorted(edges, levels, right=True)
