@@ -112,50 +112,54 @@ class Standardised(_UnitVariance):
 class Windowed(_UnitVariance):
     r"""Unit variance in every direction, and the log-SNR between the scales of the data.
 
-        S = √(c + ρ²),      τ = ½ ln((q + u²)/(q + l²)),      q = ρ² + 2κρ.
+        S = √(c + ρ²),      τ = ln(ρ + u) − ½ ln(ρ² + 2κρ + l²),      κ = 3l²/2u.
 
-    Between the smallest scale l and the largest u, τ ≈ −ln ρ. Outside, where all is noise or none
-    is left, nothing happens to the data, and time stands still. D is a smooth function of ρ², and
-    so is τ but for the small κ: it bounds the slope at ρ = 0, where a network's ε̂ is not 0.
+    Between the smallest scale l and the largest u, τ ≈ −ln ρ + ln u. Outside, where none of the
+    noise is left or where all is noise, nothing happens to the data, and time stands still. D is a
+    smooth function of ρ² near the data, where τ is almost one too: κ only keeps the slope finite at
+    ρ = 0, where a network's ε̂ does not vanish. Near ρ = ∞ it is one of 1/ρ, as τ is.
 
     Args:
         lower: l > 0, in units of the data's spread.
-        upper: u > l.
-        linear: κ > 0.
+        upper: u > l, likewise.
 
     Example:
-        >>> ratio = torch.tensor([1e4, 2.0, 1.0, 0.0])
-        >>> Windowed(0.1, 10.0).time(ratio)
-        tensor([5.0000e-07, 1.6265e+00, 2.3006e+00, 4.6052e+00])
+        >>> ratio = torch.tensor([1e4, 1.0, 0.5, 0.0])
+        >>> Windowed().time(ratio)
+        tensor([3.9968e-04, 1.6039e+00, 2.1799e+00, 3.9120e+00])
     """
 
     lower: float = 0.08
-    upper: float = 6.5
-    linear: float = 0.002
+    upper: float = 4.0
 
     def __post_init__(self) -> None:
         check_positive("lower", self.lower)
         check_ordered("lower", self.lower, "upper", self.upper)
-        check_positive("linear", self.linear)
 
     def time(self, ratio: Tensor) -> Tensor:
-        return 0.5 * torch.log1p(self._width / (self._q(ratio) + self.lower**2))
+        upper, linear = self.upper, self._linear
+        # both logarithms in one, of 1 + what is small where all is noise
+        more = 2 * (upper - linear) * ratio + upper**2 - self.lower**2
+        return 0.5 * torch.log1p(more / self._square(ratio))
 
     def ratio(self, time: Tensor) -> Tensor:
-        q = self._width / torch.expm1(2 * time) - self.lower**2
-        return q / (self.linear + torch.sqrt(self.linear**2 + q))
+        # (ρ + u)² = e^{2τ} (ρ² + 2κρ + l²)
+        more, growth = torch.expm1(2 * time), torch.exp(2 * time)
+        half = self.upper - self._linear * growth
+        rest = self.upper**2 - self.lower**2 * growth
+        root = torch.sqrt(half**2 + more * rest)
+        return torch.where(half < 0, rest / (root - half), (root + half) / more)
 
     def rate(self, ratio: Tensor) -> Tensor:
-        q = self._q(ratio)
-        ends = (q + self.lower**2) * (q + self.upper**2)
-        return -ends / (ratio * (ratio + self.linear) * self._width)
+        low = (ratio + self._linear) / self._square(ratio)
+        return 1 / (ratio * (1 / (ratio + self.upper) - low))
 
     @property
-    def _width(self) -> float:
-        return self.upper**2 - self.lower**2
+    def _linear(self) -> float:
+        return 1.5 * self.lower**2 / self.upper
 
-    def _q(self, ratio: Tensor) -> Tensor:
-        return ratio * (ratio + 2 * self.linear)
+    def _square(self, ratio: Tensor) -> Tensor:
+        return ratio**2 + 2 * self._linear * ratio + self.lower**2
 
 
 @dataclass(frozen=True)

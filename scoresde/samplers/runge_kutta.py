@@ -85,7 +85,7 @@ class RungeKutta(FlowSteps):
 
     Example:
         >>> RungeKutta(MIDPOINT).coordinates
-        Windowed(lower=0.08, upper=6.5, linear=0.002)
+        Windowed(lower=0.08, upper=4.0)
 
     References:
         Hairer, Nørsett & Wanner 1993, section II.1; Karras et al. 2022, arXiv:2206.00364,
