@@ -61,6 +61,14 @@ def test_the_mixtures_posterior_is_bayes_theorem(operator, event):
     assert posterior.event_shape == prior.event_shape
 
 
+def test_a_drawn_observation_has_its_noise():
+    x, operator = randn(4000, 4), Matrix(randn(2, 4, seed=5))
+    seen = Observation.draw(operator, x, 0.3, torch.Generator().manual_seed(0))
+    assert float(seen.residual(x).std()) == pytest.approx(0.3, rel=0.04)  # 5 standard errors
+    expected = torch.distributions.Normal(operator(x), 0.3).log_prob(seen.y).sum(1)
+    torch.testing.assert_close(seen.log_prob(x), expected)
+
+
 # --- methods that claim to be exact are
 
 

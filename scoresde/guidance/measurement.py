@@ -10,10 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from scoresde._checks import check_nonnegative, check_state, check_tensor
 from scoresde._modules import ExactModule
+from scoresde._random import normal_like
 from scoresde._shapes import flatten
 from scoresde.operators import LinearOperator
 
@@ -103,6 +105,25 @@ class Observation(ExactModule, Measurement):
         self.operator = operator
         self.register_buffer("y", check_state("y", y).detach().clone())
         self.noise_std = check_nonnegative("noise_std", noise_std)
+
+    @classmethod
+    def draw(
+        cls,
+        operator: LinearOperator,
+        x: Tensor,
+        noise_std: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Observation:
+        """Observe clean data ``x`` ``(batch, *event)``: y = A x + σ_y n with a fresh n.
+
+        Example:
+            >>> import torch
+            >>> from scoresde.operators import Grey
+            >>> Observation.draw(Grey(), torch.ones(2, 3, 4, 4)).y.shape
+            torch.Size([2, 1, 4, 4])
+        """
+        y = operator(check_state("x", x))
+        return cls(operator, y + noise_std * normal_like(y, generator), noise_std)
 
     @property
     def batch(self) -> int:
