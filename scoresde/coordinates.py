@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,13 +29,18 @@ from scoresde._shapes import expand, flatten
 from scoresde._streams import Streams
 from scoresde.score import Score
 from scoresde.sdes import GaussianSDE
-from scoresde.solvers.base import Evaluation, Linear
+from scoresde.solvers.base import Evaluation
+from scoresde.solvers.frames import PLAIN, Frame, Spectral, eigenpairs
 from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
 from scoresde.variables import Standardised
 
 _SPECTRAL_UP_TO = 64
 """Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
+
+
+_LARGEST_GAIN = 1 - 1e-7
+"""Largest ∂D/∂w that is read as that of a Gaussian: where C is ten million times ρ²."""
 
 
 class Flow(ABC):
@@ -191,15 +197,15 @@ class GaussianFlow(Flow):
 
         scale = self.coordinates.scale(ratio, variance)
         w = scale * z
-        value, divergence, linear = _evaluate(field, w, trace, streams, differentiable)
+        value, divergence, jacobian = _evaluate(field, w, trace, streams, differentiable)
         # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)
         gradient = -scale * value / (rate * ratio**2) - z
-        if linear is not None:
-            scale = scale.expand_as(z)
-            linear = Linear(
-                linear.values, linear.left / scale.unsqueeze(2), linear.right * scale.unsqueeze(1)
-            )
-        return Evaluation(value / scale, divergence, gradient, linear)
+        frame: Frame = PLAIN
+        if jacobian is not None:
+            kept, shares = kept.expand_as(z), (kept * w - value) / rate
+            shrinkage = (torch.diag_embed(kept) - jacobian) / rate.unsqueeze(2)
+            frame = Posterior.behind(self, ratio, w, shares, shrinkage)
+        return Evaluation(value / scale, divergence, gradient, frame)
 
     def _at(self, tau: float, device: torch.device) -> Tensor:
         ends = {self.start: self.t_min, self.end: self.t_max}
@@ -209,6 +215,74 @@ class GaussianFlow(Flow):
 
     def _scales(self, time: Tensor) -> tuple[Tensor, Tensor]:
         return self.sde.log_alpha(time).exp(), self.sde.log_sigma(time).exp()
+
+
+@dataclass(frozen=True)
+class Posterior(Spectral):
+    r"""The clean data as seen from a point, as a Gaussian; under it, the flow of w stands still.
+
+    Near the point, D ≈ μ + A (ω − μ) along the eigenvectors of ∂D/∂w, with A = C/(C + ρ²) of their
+    eigenvalues; that of a Gaussian N(μ, C), whose flow is ω = μ + s ζ, s = √(C + ρ²). Eigenvalues
+    outside [0, 1), as between modes, have no such law; what they differ by remains in ``values``.
+
+    Args:
+        basis: eigenvectors of the shrinkage ∂D/∂w, in columns ``(m, d, d)``.
+        values: what the model leaves of the Jacobian ∂ζ′/∂ζ, ``(m, d)``.
+        centre: μ ``(m, d)``.
+        spread: C ``(m, d)``.
+        flow: whose z = w/S and τ these are.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    flow: GaussianFlow = field(metadata={"shared": True})
+
+    @classmethod
+    def behind(
+        cls, flow: GaussianFlow, ratio: Tensor, w: Tensor, denoised: Tensor, shrinkage: Tensor
+    ) -> Posterior:
+        """Return the law of the data behind w ``(m, d)``, from D ``(m, d)`` and ∂D/∂w."""
+        values, basis = eigenpairs(shrinkage)
+        gain = values.clamp(0.0, _LARGEST_GAIN)
+        place, target = (torch.einsum("mdr,md->mr", basis, v.detach()) for v in (w, denoised))
+        return cls(
+            basis=basis,
+            values=flow.coordinates.rate(ratio) * (gain - values),
+            centre=(target - gain * place) / (1 - gain),
+            spread=ratio**2 * gain / (1 - gain),
+            flow=flow,
+        )
+
+    def pull(
+        self, tau: Tensor, z: Tensor, velocity: Tensor, rates: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ζ = (ω − μ)/s, its slope, and the divergence of that."""
+        ratio, whole = self._scales(tau.unsqueeze(2))
+        coordinates, variance = self.flow.coordinates, self.flow.moments.variance
+        rate = coordinates.rate(ratio)
+        growth = (rate * (1 - coordinates.kept(ratio, variance))).expand_as(z)  # of S
+        swelling = rate * ratio**2 / (self.spread.unsqueeze(1) + ratio**2)  # of s
+        place = (whole * z) @ self.basis - self.centre.unsqueeze(1)
+        moved = (whole * (velocity + growth * z)) @ self.basis
+        scale = torch.sqrt(self.spread.unsqueeze(1) + ratio**2)
+        slope = (moved - swelling * place) / scale
+        return place / scale, slope, rates + growth.sum(2) - swelling.sum(2)
+
+    def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
+        """Return z = E(μ + s ζ)/S."""
+        ratio, whole = self._scales(tau.unsqueeze(1))
+        place = self.centre + torch.sqrt(self.spread + ratio**2) * zeta
+        return torch.einsum("mdr,mr->md", self.basis, place) / whole
+
+    def log_volume(self, tau: Tensor) -> Tensor:
+        """Return Σ log s − Σ log S."""
+        ratio, whole = self._scales(tau.unsqueeze(1))
+        return (0.5 * torch.log(self.spread + ratio**2) - torch.log(whole)).sum(1)
+
+    def _scales(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ρ and S."""
+        ratio = self.flow.coordinates.ratio(tau)
+        return ratio, self.flow.coordinates.scale(ratio, self.flow.moments.variance)
 
 
 class PlainFlow(Flow):
@@ -264,10 +338,11 @@ class PlainFlow(Flow):
             pull = expand(half, x) * score(x, tau)
             return flatten(score.sde.drift(x, tau) - pull)
 
-        value, divergence, linear = _evaluate(field, z, trace, streams, differentiable)
+        value, divergence, jacobian = _evaluate(field, z, trace, streams, differentiable)
         with torch.set_grad_enabled(differentiable):
             drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
-        return Evaluation(value, divergence, (drift - value) / half.unsqueeze(1), linear)
+        frame = PLAIN if jacobian is None else Spectral.of(jacobian)
+        return Evaluation(value, divergence, (drift - value) / half.unsqueeze(1), frame)
 
 
 def _evaluate(
@@ -276,19 +351,13 @@ def _evaluate(
     trace: Trace | None,
     streams: Streams | None,
     differentiable: bool,
-) -> tuple[Tensor, Tensor, Linear | None]:
-    """Return a field's value, its divergence, and the symmetric part of its Jacobian."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return a field's value, its divergence, and its Jacobian where it comes for nothing."""
     if trace is None or streams is None:
         return field(z), z.new_zeros(len(z), 0), None
     if z.shape[1] > _SPECTRAL_UP_TO:
         return *trace(field, z, streams, differentiable=differentiable), None
-    value, divergence, jacobian = trace.linearize(field, z, streams, differentiable=differentiable)
-    if jacobian is None:
-        return value, divergence, None
-    jacobian = jacobian.detach()
-    safe = torch.where(jacobian.isfinite(), jacobian, 0.0)
-    values, vectors = torch.linalg.eigh(0.5 * (safe + safe.mT))
-    return value, divergence, Linear(values, vectors, vectors.mT)
+    return trace.linearize(field, z, streams, differentiable=differentiable)
 
 
 def standard_normal(z: Tensor) -> Tensor:

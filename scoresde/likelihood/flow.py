@@ -15,16 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.coordinates import Flow
 from scoresde.likelihood.base import Likelihood, Method, Query
 from scoresde.solvers import Status
 from scoresde.solvers.base import Evaluation
 
-_SOLVER_SHARE = 0.1
+_SOLVER_SHARE = 0.06
 """Tolerance of the solver's steps as a fraction of the wanted error of log p per dimension."""
 
 _LENIENCE = 10.0
 """How far the error estimate, an upper bound, may exceed the tolerance before a sample is
 flagged."""
+
+_DEPTH_SHARE = 0.5
+"""What is claimed at least, in units of the tolerance, where log p is far below that of data."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class FlowIntegral(Method):
 
     Exact for the density that the probability flow of this very score carries to the prior, whether
     the score is a gradient or not.
+
+    The steps control errors relative to the state. Far off the data, log p is a large number that
+    hangs on the state with a large slope, so that its error is relative too: by as much as log p
+    lies below the typical log-density of a Gaussian with the data's moments, the solver's error
+    counts as at least half the tolerance.
 
     References:
         Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, eq. 39.
@@ -57,7 +66,9 @@ class FlowIntegral(Method):
         latent = flow.leave(solution.state, flow.end)
         terminal, mismatch = flow.terminal(solution.state, latent, query.prior)
         log_prob = terminal + solution.integral - flow.log_volume(flow.start)
-        error = torch.where(arrived, solution.error.detach(), torch.inf)
+        depth = (_typical(flow) - log_prob.detach()).clamp(min=0.0)
+        error = torch.hypot(solution.error.detach(), _DEPTH_SHARE * query.tolerance * depth)
+        error = torch.where(arrived, error, torch.inf)
         one_bit = log_prob.new_tensor(flow.dimension * math.log(2))
         allowed = _LENIENCE * query.tolerance * torch.maximum(log_prob.abs(), one_bit)
         return Likelihood(
@@ -72,3 +83,8 @@ class FlowIntegral(Method):
             t_min=flow.t_min,
             points=x,
         )
+
+
+def _typical(flow: Flow) -> float:
+    """Return the mean log-density at the data end of a Gaussian with the data's moments."""
+    return -flow.log_volume(flow.start) - 0.5 * flow.dimension * (1 + math.log(2 * math.pi))

@@ -28,7 +28,7 @@ from scoresde._shapes import flatten
 from scoresde._streams import Streams
 from scoresde.coordinates import Flow
 from scoresde.score import Score
-from scoresde.solvers.base import Evaluation, Linear
+from scoresde.solvers.base import Evaluation
 from scoresde.traces import Trace
 
 Evaluate = Callable[[Tensor, Tensor | slice, bool], Sequence[Tensor]]
@@ -60,16 +60,21 @@ def slope(
     trace: Trace | None = None,
     streams: Streams | None = None,
 ) -> Evaluation:
-    """Evaluate a flow, replayed where gradients are asked for (see :meth:`Flow.slope`)."""
+    """Evaluate a flow, replayed where gradients are asked for (see :meth:`Flow.slope`).
+
+    These pass through values, not through frames: then the steps are taken without.
+    """
+    if not torch.is_grad_enabled():
+        return flow.slope(tau, z, rows, trace, streams)
 
     def evaluate(z: Tensor, index: Tensor | slice, differentiable: bool) -> Sequence[Tensor]:
         drawn = None if streams is None else streams.at(index, streams.node[index])
         point = flow.slope(tau[index], z, rows[index], trace, drawn, differentiable)
         assert point.gradient is not None  # a flow tells it, other fields need not
-        return *point[:3], *(point.linear or ())
+        return point.velocity, point.integrand, point.gradient
 
-    velocity, integrand, gradient, *linear = replayed(evaluate, flow.score, z)
-    return Evaluation(velocity, integrand, gradient, Linear(*linear) if linear else None)
+    velocity, integrand, gradient = replayed(evaluate, flow.score, z)
+    return Evaluation(velocity, integrand, gradient)
 
 
 class _Replay(torch.autograd.Function):

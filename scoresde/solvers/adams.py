@@ -9,9 +9,10 @@ Every sample has its own time, step, order and history of k slopes. A step of si
 and integrates q with the same weights. The defect e = z⁺ − p controls the step; if the integrand is
 exact, so does the difference between two orders of its integral.
 
-Where the Jacobian J is known, z′ = J (z − z_n) + P(τ) is solved exactly, with P through
-v − J (z − z_n): the linearised exponential Adams method. Any J gives the same order; the true one
-takes the stiffness out, by which explicit methods crawl at points off the data.
+A step is told in the frame ζ of its first point (:mod:`scoresde.solvers.frames`), where a model of
+the flow stands still, and ζ′ = λ (ζ − ζ_n) + P(τ) is solved exactly, with P through ζ′ − λ (ζ −
+ζ_n): the exponential Adams method. Any frame and any λ give the same order; good ones leave little
+to do, and take the stiffness out, by which explicit methods crawl at points off the data.
 
 Along any path, the integral of q misses the change of log p by the work of a = ∇log p along path −
 flow, Σ ½(a + a′)·(e′ − e) or, summed by parts, a_N·e_N − Σ ½(a′ − a)·(e′ + e). The terms of the
@@ -25,15 +26,17 @@ Gradients pass through states and integrals, not through what controls the steps
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from scoresde._checks import check_integer
-from scoresde.solvers.base import Evaluation, Field, Linear, Solution, Solver, Status
+from scoresde.solvers.base import Evaluation, Field, Solution, Solver, Status
+from scoresde.solvers.frames import Frame
 
-_SAFETY = 0.9
+_SAFETY = 0.8
 _SHRINK, _GROW = 0.3, 2.0
 _SERIES, _TERMS = 2.0, 24
 _CAUTION = 4.0
@@ -61,12 +64,17 @@ class _Walk:
     rates: Tensor  # (m, K) mean estimate of q
     spreads: Tensor  # (m, K) variance of that mean
     weights: Tensor  # (m, K) weight each node has in the integral so far
-    values: Tensor  # (m, r) the Jacobian's stand-in at the latest node; r = 0 where there is none
-    left: Tensor  # (m, d, r)
-    right: Tensor  # (m, r, d)
+    frame: Frame  # of the latest node
 
-    def take(self, index: Tensor) -> _Walk:
-        return _Walk(*(getattr(self, f.name)[index] for f in fields(self)))
+    def map(self, function: Callable[..., Tensor], *others: _Walk) -> _Walk:
+        """Apply a function of tensors with a row per sample to all."""
+        walks = (self, *others)
+        frame = self.frame.map(function, *(w.frame for w in others))
+        found = {name: function(*(getattr(w, name) for w in walks)) for name in _TENSORS}
+        return replace(self, frame=frame, **found)
+
+
+_TENSORS = tuple(f.name for f in fields(_Walk) if f.name != "frame")
 
 
 @dataclass(frozen=True)
@@ -135,19 +143,18 @@ class Adams(Solver):
             done = arrived | stuck | spent
             index = done.nonzero().squeeze(1)
             if len(index):
-                out.record(walk.take(index), status[index])
-                walk = walk.take((~done).nonzero().squeeze(1))
+                out.record(_take(walk, index), status[index])
+                walk = _take(walk, (~done).nonzero().squeeze(1))
         return out.solution()
 
     def _begin(self, field: Field, z: Tensor, start: float, end: float, tolerance: float) -> _Walk:
         """Evaluate twice, at the start and an Euler step on, and choose a first step."""
-        n, d = z.shape
-        K = max(self.order, 2)
+        n, K = len(z), max(self.order, 2)
         rows = torch.arange(n, device=z.device)
         zero = z.new_zeros(n)
         tau = torch.full_like(zero, start)
         counts = torch.zeros_like(rows)
-        v, q, a, linear = Evaluation(*field(tau, z, rows, counts))
+        v, q, a, frame = Evaluation(*field(tau, z, rows, counts))
         probe = 1e-4 * (end - start)
         v1 = Evaluation(*field(tau + probe, z + probe * v, rows, counts + 1)).velocity
         scale = 1 + z.abs()
@@ -157,8 +164,11 @@ class Adams(Solver):
         step = torch.minimum(step, 0.5 * tolerance**0.5 / slope.clamp(min=1e-300))
         step = torch.where(step.isfinite() & (step > 0), step, torch.full_like(step, abs(probe)))
         step = step.detach()
-        history = z.new_zeros(n, K)
         mean, spread = _average(q)
+
+        def history(value: Tensor) -> Tensor:  # one slope counts, the others only fill the rows
+            return value.unsqueeze(1).expand(n, K, *value.shape[1:])
+
         return _Walk(
             rows=rows,
             tau=tau,
@@ -171,13 +181,13 @@ class Adams(Solver):
             error=zero,
             order=torch.ones_like(rows),
             evaluations=counts + 2,
-            nodes=_push(history, tau),
-            states=_push(z.new_zeros(n, K, d), z),
-            slopes=_push(z.new_zeros(n, K, d), v),
-            rates=_push(history, mean),
-            spreads=_push(history, spread),
-            weights=history,
-            **_linear(linear, z),
+            nodes=history(tau),
+            states=history(z),
+            slopes=history(v),
+            rates=history(mean),
+            spreads=history(spread),
+            weights=z.new_zeros(n, K),
+            frame=frame,
         )
 
     def _step(
@@ -189,19 +199,24 @@ class Adams(Solver):
         present = torch.cat([torch.ones_like(past[:, :1]), past], dim=1)
         bashforth, moulton = _fit(past, k), _fit(present, k + 1)
         weights_moulton, weights_lower = _integrate(moulton), _integrate(_fit(present, k))
-        p = w.z + _increment(w, step, bashforth, w.states, w.slopes)
-        tau = w.tau + step
-        v, q, a, linear = Evaluation(*field(tau, p, w.rows, w.evaluations))
+        tau, frame = w.tau + step, w.frame
+        here, *_ = frame.pull(*(v.unsqueeze(1) for v in (w.tau, w.z, w.z, w.tau)))
+        told = frame.pull(w.nodes, w.states, w.slopes, w.rates)
+        moments = _exponential_moments(h, frame.values, past.shape[1] + 1)
+        p = frame.push(tau, here[:, 0] + _increment(h, frame, moments, bashforth, here, *told[:2]))
+        v, q, a, frame_there = Evaluation(*field(tau, p, w.rows, w.evaluations))
         mean, spread = _average(q)
         if noisy and q.shape[1] == 1:
             spread = _roughness(w, tau, mean).detach()
-        slopes = torch.cat([v.unsqueeze(1), w.slopes], dim=1)
-        states = torch.cat([p.unsqueeze(1), w.states], dim=1)
-        rates = torch.cat([mean.unsqueeze(1), w.rates], dim=1)
-        spreads = torch.cat([spread.unsqueeze(1), w.spreads], dim=1)
-        z = w.z + _increment(w, step, moulton, states, slopes)
+        latest = (tau, p, v, mean)
+        there = frame.pull(*(value.unsqueeze(1) for value in latest))
+        states, slopes, rates = (torch.cat(pair, dim=1) for pair in zip(there, told, strict=True))
+        z = frame.push(
+            tau, here[:, 0] + _increment(h, frame, moments, moulton, here, states, slopes)
+        )
         defect = (z - p).detach()
-        change = step * (weights_moulton * rates).sum(1)
+        swelling = frame.log_volume(tau) - frame.log_volume(w.tau)
+        change = step * (weights_moulton * rates).sum(1) + swelling
         doubt = step * ((weights_moulton - weights_lower) * rates.detach()).sum(1)
         d = w.z.shape[1]
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()).detach())) / tolerance
@@ -218,19 +233,19 @@ class Adams(Solver):
             step=step,
             z=z,
             integral=w.integral + change,
-            variance=w.variance + weights[:, -1] ** 2 * spreads[:, -1],
+            variance=w.variance + weights[:, -1] ** 2 * w.spreads[:, -1],
             defect=defect,
             gradient=gradient,
             error=w.error + doubt**2 + detour.nan_to_num(torch.inf) ** 2,
             order=(k + 1).clamp(max=self.order),
             evaluations=w.evaluations + 1,
-            nodes=torch.cat([tau.unsqueeze(1), w.nodes[:, :-1]], dim=1),
-            states=states[:, :-1],
-            slopes=slopes[:, :-1],
-            rates=rates[:, :-1],
-            spreads=spreads[:, :-1],
+            nodes=_push(w.nodes, tau),
+            states=_push(w.states, p),
+            slopes=_push(w.slopes, v),
+            rates=_push(w.rates, mean),
+            spreads=_push(w.spreads, spread),
             weights=weights[:, :-1],
-            **_linear(linear, z),
+            frame=frame_there,
         )
         return after, error
 
@@ -260,13 +275,6 @@ class _Arrivals:
         return Solution(self._state, integral, noise, error, reached, evaluations, status)
 
 
-def _linear(linear: Linear | None, z: Tensor) -> dict[str, Tensor]:
-    if linear is None:
-        m, d = z.shape
-        linear = Linear(z.new_zeros(m, 0), z.new_zeros(m, d, 0), z.new_zeros(m, 0, d))
-    return linear._asdict()
-
-
 def _fit(nodes: Tensor, count: Tensor) -> Tensor:
     """Matrix ``(m, n, n)`` from values at the first ``count`` nodes to coefficients of x^i."""
     n = nodes.shape[1]
@@ -285,26 +293,31 @@ def _integrate(fit: Tensor) -> Tensor:
     return (fit / (power + 1.0).unsqueeze(1)).sum(1)
 
 
-def _increment(w: _Walk, step: Tensor, fit: Tensor, states: Tensor, slopes: Tensor) -> Tensor:
-    """Solve z′ = J (z − z_n) + P(τ) over a step, P through v_j − J (z_j − z_n); return z⁺ − z_n."""
-    h = step.unsqueeze(1)
-    plain = h * torch.einsum("mj,mjd->md", _integrate(fit), slopes)
-    if w.values.shape[1] == 0:
-        return plain
-    moved = torch.einsum("mrd,mjd->mjr", w.right, states - w.z.unsqueeze(1))
-    rest = torch.einsum("mrd,mjd->mjr", w.right, slopes) - w.values.unsqueeze(1) * moved
-    moments = _exponential_moments(h * w.values, fit.shape[1])
-    exact = h * (moments * torch.einsum("mij,mjr->mir", fit, rest)).sum(1)
-    inside = torch.einsum("mrd,md->mr", w.right, plain)
-    return plain + torch.einsum("mdr,mr->md", w.left, exact - inside)
+def _increment(
+    h: Tensor,
+    frame: Frame,
+    moments: Tensor,
+    fit: Tensor,
+    here: Tensor,
+    states: Tensor,
+    slopes: Tensor,
+) -> Tensor:
+    """Return ζ⁺ − ζ_n of ζ′ = λ (ζ − ζ_n) + P(τ), P through ζ′_j − λ (ζ_j − ζ_n)."""
+    if frame.values is not None:
+        slopes = slopes - frame.values.unsqueeze(1) * (states - here)
+    coefficients = torch.einsum("mij,mjd->mid", fit, slopes)
+    return h * (moments[:, : fit.shape[1]] * coefficients).sum(1)
 
 
-def _exponential_moments(x: Tensor, n: int) -> Tensor:
-    """∫₀¹ e^{(1−s)x} s^i ds for i < n, stacked in dimension 1; 1/(i+1) at x = 0.
+def _exponential_moments(h: Tensor, values: Tensor | None, n: int) -> Tensor:
+    """∫₀¹ e^{(1−s)x} s^i ds, x = hλ, for i < n, stacked in dimension 1; 1/(i+1) at x = 0.
 
     The recurrence i ψ_{i−1} = x ψ_i + 1 is stable downwards for small |x|, from a Taylor series for
     the last, and upwards for large.
     """
+    if values is None:
+        return 1 / torch.arange(1, n + 1, dtype=h.dtype, device=h.device).reshape(1, n, 1)
+    x = h * values
     small = torch.where(x.abs() < _SERIES, x, 0.0)
     large = torch.where(x.abs() < _SERIES, 1.0, x)
     tail = torch.zeros_like(x)
@@ -343,8 +356,12 @@ def _rms(e: Tensor) -> Tensor:
     return e.square().mean(1).sqrt()
 
 
+def _take(walk: _Walk, index: Tensor) -> _Walk:
+    return walk.map(lambda rows: rows[index])
+
+
 def _merge(mask: Tensor, new: _Walk, old: _Walk) -> _Walk:
     def choose(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
-    return _Walk(*(choose(getattr(new, f.name), getattr(old, f.name)) for f in fields(new)))
+    return new.map(choose, old)

@@ -17,19 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-
-class Linear(NamedTuple):
-    """A matrix ``left diag(values) right`` per sample: a stand-in for the Jacobian ∂v/∂z.
-
-    Attributes:
-        values: ``(m, r)``, real.
-        left: ``(m, d, r)``.
-        right: ``(m, r, d)``, with right · left = I.
-    """
-
-    values: Tensor
-    left: Tensor
-    right: Tensor
+from scoresde.solvers.frames import PLAIN, Frame
 
 
 class Evaluation(NamedTuple):
@@ -39,13 +27,13 @@ class Evaluation(NamedTuple):
         velocity: v ``(m, d)``.
         integrand: independent estimates of q ``(m, k)``; k = 0 for no integral.
         gradient: ∇_z log p ``(m, d)``, or None.
-        linear: the Jacobian ∂v/∂z in spectral form, or None where it is not known.
+        frame: coordinates in which the flow is slow around these points.
     """
 
     velocity: Tensor
     integrand: Tensor
     gradient: Tensor | None = None
-    linear: Linear | None = None
+    frame: Frame = PLAIN
 
 
 Field = Callable[[Tensor, Tensor, Tensor, Tensor], Evaluation]
