@@ -11,16 +11,17 @@ import torch
 from density import problems
 from density.problems import Problem
 from density.tables import geometric_mean, number, table
-from density.ways import OURS, Peer, ScoreSDE, TorchDiffEq, TorchODE, Zuko
+from density.ways import OURS, Peer, ScoreSDE, TorchDiffEq
 from torch import Tensor
 
 from scoresde import VESDE, VPSDE
 
-CAP, PATIENCE = 2000, 6000
-RIGHT = 1e-2
+CAP, PATIENCE = 2000, 4000
+RIGHT = 1e-3
 """What counts as right: error over the larger of |log p| and one bit per dimension."""
 
-PEERS: tuple[Peer, ...] = (TorchDiffEq(), Zuko(), TorchODE(), ScoreSDE())
+PEERS: tuple[Peer, ...] = (TorchDiffEq(), ScoreSDE())
+"""The cheapest here: zuko takes more evaluations than either, torchode as many."""
 
 
 def points(problem: Problem) -> Iterator[tuple[str, Tensor]]:
@@ -31,7 +32,7 @@ def points(problem: Problem) -> Iterator[tuple[str, Tensor]]:
     cube = torch.rand(
         problem.x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
-    for scale in (0.1, 0.3, 0.5):
+    for scale in (0.1, 0.5):
         yield f"data + {scale} noise", problem.x + scale * noise
     yield "uniform in [-3, 3]^d", 6 * cube - 3
 
@@ -112,6 +113,6 @@ def run(quick: bool, out: Path | None) -> str:
         f"Of {total} points, {honest_points} are within the reported budget or flagged, "
         f"{converged} converged, {within} took at most {CAP} evaluations. Geometric mean of "
         "evaluations, ours over the best of the others that is right: "
-        f"{geometric_mean(ratios):.2f} (over {sum(map(math.isfinite, ratios))} of {len(ratios)} cases; in the rest none is right).\n\n"
-        + table(heads, rows)
+        f"{geometric_mean(ratios):.2f}, over {sum(map(math.isfinite, ratios))} of {len(ratios)} "
+        "cases; in the rest none is right.\n\n" + table(heads, rows)
     )
