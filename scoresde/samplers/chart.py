@@ -76,17 +76,17 @@ class Point:
     def enter(self, x: Tensor) -> Tensor:
         """Return z ``(batch, d)`` for a state x ``(batch, *event)``."""
         centred = flatten(x) - self.alpha * self.chart.mean
-        return self.chart.score.moments.rotate(centred) / (self.alpha * self.scale)
+        return self.chart.score.moments.rotate(centred).div_(self.alpha * self.scale)
 
     def leave(self, z: Tensor) -> Tensor:
         """Return the state x ``(batch, *event)`` for z ``(batch, d)``."""
-        y = self.chart.score.moments.rotate_back(z * self.scale) + self.chart.mean
-        return (self.alpha * y).reshape(-1, *self.chart.event_shape)
+        centred = self.chart.score.moments.rotate_back(z * (self.alpha * self.scale))
+        return centred.add_(self.alpha * self.chart.mean).reshape(-1, *self.chart.event_shape)
 
     def slope(self, z: Tensor, x: Tensor) -> Tensor:
         """Return dz/dτ ``(batch, d)`` at z, which is the state x; one evaluation of the score."""
         noise = flatten(self.chart.score.noise(x, self.t))
-        return self.kept * z + self.fresh * self.chart.score.moments.rotate(noise)
+        return (z * self.kept).addcmul_(self.chart.score.moments.rotate(noise), self.fresh)
 
 
 class FlowSteps(Sampler):

@@ -163,11 +163,12 @@ class Exponential(ExponentialMultistep):
         """Return the step in terms of x̂."""
         h = there.time - here.time
         eta = self.noise_level(h)
-        base = x * math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
+        factor = math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
+        base = x * factor
         if eta:
             spread = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
             base.add_(noise(x), alpha=spread)
-        return base, Leg(here.time, h, gain=there.alpha, kernel=(1 + eta**2) * h)
+        return base, Leg(here.time, h, there.alpha, (1 + eta**2) * h, factor)
 
     def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
         """Return the values to extrapolate from; the papers' methods trust all."""
@@ -218,10 +219,11 @@ class DEIS(ExponentialMultistep):
         """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""
         h = there.time - here.time
         eta = self.noise_level(h)
-        base = x * math.exp(there.log_alpha - here.log_alpha)
+        factor = math.exp(there.log_alpha - here.log_alpha)
+        base = x * factor
         if eta:
             base.add_(noise(x), alpha=eta * there.sigma * math.sqrt(math.expm1(2 * h)))
-        return base, Leg(here.time, h, gain=(1 + eta**2) * there.sigma, kernel=-h)
+        return base, Leg(here.time, h, (1 + eta**2) * there.sigma, -h, factor)
 
 
 def exponential_moments(c: float, count: int) -> np.ndarray:

@@ -2,11 +2,12 @@ r"""What multistep methods share: a memory of values, and polynomials through it
 
 A step of length h in a time τ goes from z_t to
 
-    z_s = base(z_t) + gain ∫₀ʰ k(r) P(τ_t + r) dr,
+    z_s = factor · z_t + gain ∫₀ʰ k(r) P(τ_t + r) dr + noise,
 
 with P the polynomial through the last values and a kernel k that is the method's own. When the
 value at the end is known, the corrector replaces P by a polynomial through it too, at no further
-evaluation: the difference of the two integrals is added to the state.
+evaluation: the difference of the two integrals is added to the state. All that is a weighted sum
+of the values, made in one go.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Value(NamedTuple):
 
 
 class Leg(NamedTuple):
-    """A step that any polynomial completes."""
+    """A step that any polynomial completes, in numbers."""
 
     start: float
     """τ_t"""
@@ -50,6 +51,7 @@ class Leg(NamedTuple):
     gain: float
     kernel: float
     """What the kernel needs to know."""
+    factor: float = 1.0
     weights: tuple[float, ...] = ()
     """Of the values it was made with, latest first."""
 
@@ -62,6 +64,8 @@ class Memory(NamedTuple):
     leg: Leg | None = None
     frame: Any = None
     """What stays the same for the whole run."""
+    reached: tuple[Tensor, Any] | None = None
+    """The time t that was reached, and what was found out about it."""
 
 
 class Multistep(Sampler):
@@ -93,16 +97,22 @@ class Multistep(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
         """Go from t to s, both ``()``; one evaluation of the score."""
-        here, there = self.locate(score, t, state.frame), self.locate(score, s, state.frame)
+        known = state.reached is not None and state.reached[0] is t
+        here = state.reached[1] if known else self.locate(score, t, state.frame)  # type: ignore[index]
+        there = self.locate(score, s, state.frame)
         z, value = self.read(score, x, t, here)
         kept = max(self.order + bool(self.corrector), self.corrector)
         values = (Value(here.time, value), *state.values)[:kept]
-        if self.corrector and state.leg is not None:
-            z = self._correct(z, state.leg, values)
         z, leg = self.base(z, here, there, noise)
         leg = leg._replace(weights=self._weights(leg, self.trusted(values, leg.length)))
-        z = _accumulate(z, leg.weights, values)
-        return self.leave(z, there), Memory(values, leg, state.frame)
+        total = np.zeros(len(values))
+        total[: len(leg.weights)] = leg.weights
+        if self.corrector and state.leg is not None:
+            total += leg.factor * self._correction(state.leg, values)
+        for weight, (_, value) in zip(total.tolist(), values, strict=True):
+            if weight:
+                z.add_(value, alpha=weight)
+        return self.leave(z, there), Memory(values, leg, state.frame, (s, there))
 
     @abstractmethod
     def locate(self, score: Score, t: Tensor, frame: Any) -> Clocked:
@@ -114,7 +124,7 @@ class Multistep(Sampler):
 
     @abstractmethod
     def base(self, z: Tensor, here: Any, there: Any, noise: Noise) -> tuple[Tensor, Leg]:
-        """Return the step without the integral, as a tensor of its own, and what completes it."""
+        """Return factor · z + noise, as a tensor of its own, and what completes the step."""
 
     @abstractmethod
     def leave(self, z: Tensor, there: Any) -> Tensor:
@@ -138,17 +148,10 @@ class Multistep(Sampler):
         weights = np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
         return tuple((leg.gain * weights).tolist())
 
-    def _correct(self, z: Tensor, leg: Leg, values: tuple[Value, ...]) -> Tensor:
+    def _correction(self, leg: Leg, values: tuple[Value, ...]) -> np.ndarray:
+        """Return the weights of what the last step lacked."""
         better = self._weights(leg, values[: self.corrector])
         change = np.zeros(len(values))
-        change[: len(better)] += better
+        change[: len(better)] = better
         change[1 : 1 + len(leg.weights)] -= leg.weights
-        first, *rest = change.tolist()
-        return _accumulate(z.add(values[0].value, alpha=first), rest, values[1:])
-
-
-def _accumulate(z: Tensor, weights: Any, values: tuple[Value, ...]) -> Tensor:
-    """Add Σ weight · value to z in place, as many as there are weights."""
-    for weight, (_, value) in zip(weights, values, strict=False):
-        z.add_(value, alpha=weight)
-    return z
+        return change
