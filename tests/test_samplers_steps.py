@@ -254,6 +254,18 @@ def test_langevin_is_the_published_rule_in_high_dimension():
     torch.testing.assert_close(size, published, rtol=5e-3, atol=0)
 
 
+@pytest.mark.parametrize(("sde", "snr"), [(VESDE(), 0.16), (VPSDE(), 0.01), (SubVPSDE(), 0.01)])
+def test_langevin_takes_the_published_ratio_of_its_diffusion(sde, snr):
+    score, x, z = some(sde)
+    t, s = double(0.5, 0.4)
+    for published in (False, True):
+        own, given = (
+            Langevin(r, published=published).step(score, x, t, s, None, lambda x: z)[0]
+            for r in (None, snr)
+        )
+        assert torch.equal(own, given)
+
+
 def test_predictor_corrector_corrects_first():
     sde = VPSDE()
     score, x, _ = some(sde)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from scoresde._checks import check_nonnegative, check_positive
 from scoresde._shapes import expand, flatten
 from scoresde.samplers.base import Noise, Sampler, gaussian
 from scoresde.score import Score
+from scoresde.sdes import GaussianSDE
 
 _LARGEST = 0.5
 """Largest step in units of σ_t²; Langevin steps are unstable from 2 on."""
@@ -78,7 +80,8 @@ class Langevin(Sampler):
     never depends on its batch-mates.
 
     Args:
-        snr: r > 0, signal-to-noise ratio of a step; 0.16 for most published models.
+        snr: r > 0, signal-to-noise ratio of a step; None for the published one
+            (:func:`published_snr`).
         shrinkage: n >= 0, in dimensions; 0 is the bare rule.
         published: the official code's rule to the letter instead, ε = 2 a (r ‖z‖/‖s‖)² with norms
             averaged over the batch and a = (α_t/α_s)² (1 − β_i on a DDPM's table, 1 for VE).
@@ -91,12 +94,13 @@ class Langevin(Sampler):
         Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5 (appendix G).
     """
 
-    snr: float = 0.16
+    snr: float | None = None
     shrinkage: float = 100.0
     published: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("snr", self.snr)
+        if self.snr is not None:
+            check_positive("snr", self.snr)
         check_nonnegative("shrinkage", self.shrinkage)
 
     @property
@@ -121,13 +125,34 @@ class Langevin(Sampler):
         squares = flatten(value).square().sum(1)
         dimension = flatten(value).shape[1]
         mean = (variance * squares + self.shrinkage) / (dimension + self.shrinkage)
-        return variance * (2 * self.snr**2 / mean).clamp(max=_LARGEST)
+        return variance * (2 * self._snr(score) ** 2 / mean).clamp(max=_LARGEST)
 
     def _published_size(
         self, score: Score, value: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         ratio = flatten(z).norm(dim=1).mean() / flatten(value).norm(dim=1).mean()
-        return 2 * gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2 * (self.snr * ratio) ** 2
+        kept = gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2
+        return 2 * kept * (self._snr(score) * ratio) ** 2
+
+    def _snr(self, score: Score) -> float:
+        return published_snr(gaussian(score.sde)) if self.snr is None else self.snr
+
+
+def published_snr(sde: GaussianSDE) -> float:
+    """Return the signal-to-noise ratio that was best for one correction a step on CIFAR-10.
+
+    0.16 where the signal keeps its size (VE, EDM, NCSN), 0.01 where it shrinks (VP, sub-VP, DDPM).
+
+    Example:
+        >>> from scoresde import VESDE, VPSDE
+        >>> published_snr(VESDE()), published_snr(VPSDE())
+        (0.16, 0.01)
+
+    References:
+        Song et al. 2021, arXiv:2011.13456, table 5.
+    """
+    end = torch.tensor(sde.T, dtype=torch.float64)
+    return 0.16 if float(sde.log_alpha(end)) == 0 else 0.01
 
 
 def move(x: Tensor, score: Tensor, size: Tensor, z: Tensor) -> Tensor:
