@@ -23,11 +23,13 @@ from scoresde.commands.base import (
 from scoresde.commands.data import Bins, add_levels
 from scoresde.plots import figure, sample_grid, style
 from scoresde.samplers import (
+    AdamsBashforth,
     AdaptiveSDE,
     Ancestral,
     EulerMaruyama,
     ProbabilityFlow,
     ReverseDiffusion,
+    RungeKutta,
     Sampler,
     annealed_langevin,
     ddim,
@@ -44,6 +46,7 @@ from scoresde.samplers import (
 __all__ = ["COMMAND"]
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
+    "adams-bashforth": AdamsBashforth,
     "adaptive-sde": AdaptiveSDE,
     "ancestral": Ancestral,
     "annealed-langevin": annealed_langevin,
@@ -56,6 +59,7 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "flow": ProbabilityFlow,
     "pc": pc,
     "reverse-diffusion": ReverseDiffusion,
+    "runge-kutta": RungeKutta,
     "sa-solver": sa_solver,
     "unipc": unipc,
 }
@@ -79,9 +83,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--sampler",
         choices=sorted(SAMPLERS),
-        default="dpm-solver",
+        default="adams-bashforth",
         help="the sampler, by its name in the literature; flow is the probability flow with "
-        "adaptive steps (default: %(default)s)",
+        "adaptive steps, adams-bashforth and runge-kutta follow it in few (default: %(default)s)",
     )
     parser.add_argument(
         "--steps",
