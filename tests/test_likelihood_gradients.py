@@ -57,7 +57,7 @@ def network(classes: int | None = None) -> ScoreModel:
     body = MLP((2,), width=8, depth=1, classes=classes)
     for parameter in body.parameters():
         nn.init.normal_(parameter, std=0.1)
-    return ScoreModel(body.double(), VPSDE())
+    return ScoreModel(body.double(), VPSDE(t_min=0.05))  # where ε̂ is of no use, steps are many
 
 
 def gradient(value: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
@@ -72,8 +72,8 @@ def gradient(value: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
 def test_the_gradient_is_the_score(sde: GaussianSDE, method: Method) -> None:
     """Of the mixture at t_min, in closed form; on the data and half a unit off them."""
     score = mixture(sde)
-    x = score.sample(6, sde.t_min, seeded(1), dtype=torch.float64)
-    x[4:] += 0.5 * torch.randn(2, 2, generator=seeded(2), dtype=torch.float64)
+    x = score.sample(4, sde.t_min, seeded(1), dtype=torch.float64)
+    x[3] += 0.5
     truth = score(x, sde.t_min)
     x.requires_grad_()
     for tolerance, allowed in ((1e-3, 5e-2), (1e-5, 1e-3)):
@@ -86,9 +86,9 @@ def test_gradcheck() -> None:
     score = mixture(VPSDE(), 1)
     x = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
 
-    def log_prob_and_latent(x: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob_and_latent(x: Tensor) -> Tensor:
         result = log_likelihood(score, x, tolerance=1e-4)
-        return result.log_prob, result.latent
+        return torch.cat([result.log_prob, result.latent[:, 0]])
 
     close = {"eps": 1e-3, "atol": 1e-2, "rtol": 1e-2, "fast_mode": True}
     assert torch.autograd.gradcheck(log_prob_and_latent, x, **close)
@@ -310,7 +310,7 @@ def test_a_distribution_learns() -> None:
     sde = VPSDE()
     bell = Bell(sde, 1)
     law = ScoreDistribution(FunctionScore(bell, sde), (1,), tolerance=1e-2, differentiable=True)
-    data = 0.3 + 0.4 * torch.randn(32, 1, generator=seeded(1), dtype=torch.float64)
+    data = 0.3 + 0.4 * torch.randn(16, 1, generator=seeded(1), dtype=torch.float64)
     optimizer = torch.optim.LBFGS([bell.mean], max_iter=3)
 
     def loss() -> Tensor:
