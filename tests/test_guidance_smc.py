@@ -42,30 +42,26 @@ def mixture(sde):
 def runs(method, sde, count, particles, **options):
     prior = mixture(sde)
     posterior = method(prior, Observation(A, Y.expand(count, 1), NOISE))
-    options = {"steps": 40, "order": 3, "generator": generator()} | options
+    options = {"steps": 40, "generator": generator()} | options
     return prior, twisted(posterior, (particles, 2), **options)
-
-
-def tempered(prior, observation):
-    return DPS(prior, observation, curvature=1.25 / NOISE**2)
 
 
 # --- the evidence
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=repr)
-@pytest.mark.parametrize("method", [PiGDM, MMPS, DiffPIR, tempered], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("method", [MMPS, DiffPIR], ids=lambda m: m.__name__)
 def test_the_evidence_is_unbiased_whatever_the_proposal(method, sde):
-    """The mean of 40 estimates by 400 particles is within 4.5 standard errors, and 3 %.
+    """The mean of 40 estimates by 300 particles is within 4.5 standard errors, and 2 %.
 
-    The false-alarm rate of a new seed is below 1e-4; the percents are for the prior's chain, whose
-    law after 40 steps is not quite that of the mixture.
+    The false-alarm rate of a new seed is below 1e-4; the percents are for the chain, whose law in
+    80 steps is not quite the prior's. (The weights of other proposals have tails too long to tell.)
     """
-    prior, cloud = runs(method, sde, 40, 400)
+    prior, cloud = runs(method, sde, 40, 300, steps=80)
     ratio = torch.exp(cloud.log_evidence - prior.evidence(A, Y, NOISE))
     error = float(ratio.std() / math.sqrt(len(ratio)))
-    assert abs(float(ratio.mean()) - 1) < 4.5 * error + 0.03
-    assert error < 0.08  # so that the test can fail
+    assert abs(float(ratio.mean()) - 1) < 4.5 * error + 0.02
+    assert error < 0.02  # so that the test can fail
 
 
 def test_the_evidence_gets_sharper_with_particles():
@@ -86,7 +82,6 @@ def test_any_likelihood_has_an_evidence():
                 DPS(prior, ring, curvature=40.0),
                 (500, 2),
                 steps=40,
-                order=3,
                 generator=generator(seed),
             ).log_evidence[0]
             for seed in range(8)

@@ -1,13 +1,16 @@
 r"""Twisted sequential Monte Carlo: any approximate posterior made exact by particles.
 
-The sampler's own chain q(x_0:T) = p(x_T) Π q(x_s|x_t) draws from the prior. A posterior score
-proposes steps that look ahead to y, and tells by ψ_t(x_t) ≈ p(y|x_t) how good a state is. The
-weights
+A chain q(x_0:T) = p(x_T) Π q(x_s|x_t) draws from the prior: with h = λ_s − λ_t, and x̂ extrapolated
+from this step and the one before (x̂₋, at λ_t − h₋), the reverse SDE is solved by
+
+    x_s = (σ_s/σ_t) e^{−h} x_t + α_s [m_0 x̂ + m_1 (h/h₋)(x̂ − x̂₋)] + v z,    v = σ_s √(1 − e^{−2h}),
+
+m_k = ∫₀¹ 2h e^{−2h(1−u)} uᵏ du. A posterior score proposes steps that look ahead to y, pushed by δ
+= α_s m_0 (x̂_y − x̂), and tells by ψ_t(x_t) ≈ p(y|x_t) how good a state is. The weights
 
     w_T = ψ_T(x_T),    w_s = w_t q(x_s|x_t) ψ_s(x_s) / (q_y(x_s|x_t) ψ_t(x_t)),    ψ_0 = p(y|x_0),
 
-correct whatever is wrong with both. The two kernels are Gaussians of equal variance v² with means δ
-apart, so that for x_s = mean of q + v z + δ
+correct whatever is wrong with both; the two kernels are Gaussians of equal variance, so that
 
     log q/q_y = −z·δ/v − |δ|²/(2v²).
 
@@ -26,18 +29,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from scoresde._checks import check_between, check_integer, check_integers
 from scoresde._linalg import inner
 from scoresde._modules import evaluating, home
 from scoresde._random import normal_like, standing_in, uniform
-from scoresde._shapes import Time, flatten
+from scoresde._shapes import flatten
 from scoresde.guidance.posterior import PosteriorScore, Update
-from scoresde.samplers import Exponential, Grid, Sampler, SamplingError, UniformLogSNR
+from scoresde.samplers import Grid, SamplingError, UniformLogSNR
 from scoresde.samplers.base import place
-from scoresde.score import Score
+from scoresde.samplers.exponential import exponential_moments
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ def twisted(
     shape: Sequence[int],
     *,
     steps: int = 100,
-    order: int = 2,
     grid: Grid | None = None,
     resample_below: float = 0.5,
     generator: torch.Generator | None = None,
@@ -98,7 +99,6 @@ def twisted(
             have a density (σ_y > 0).
         shape: ``(particles, *event)``, for each observation.
         steps: how many steps are made.
-        order: of the prior's chain, ``Exponential(order, eta=1.0)``.
         grid: of times; equidistant in log-SNR if None.
         resample_below: particles are resampled when their effective sample size falls below this
             part of their number; 0 never does, 1 (almost) always.
@@ -142,8 +142,8 @@ def twisted(
     times = (UniformLogSNR() if grid is None else grid)(posterior.sde, steps)
     rows = torch.arange(posterior.measurement.batch).repeat_interleave(particles)
     size = len(rows) if batch_size is None else check_integer("batch_size", batch_size, minimum=1)
-    run = _Filter(posterior, rows, size, Exponential(order, eta=1.0), generator)
-    run.start(event, times[0])
+    run = _Filter(posterior, rows, size, generator)
+    run.start(event)
     with evaluating(posterior), tqdm(total=len(times), disable=not progress, unit="step") as bar:
         for t, s in pairwise(times.unbind()):
             run.weigh(t)
@@ -159,7 +159,7 @@ class _Filter:
     """A run: the particles of all observations row by row, ``(observations · particles, *event)``.
 
     Weights are float64 and ``(observations, particles)``; what belongs to a particle besides, the
-    chain's memory and the last update, is resampled with it.
+    last updates, is resampled with it.
     """
 
     def __init__(
@@ -167,27 +167,25 @@ class _Filter:
         posterior: PosteriorScore,
         rows: Tensor,
         size: int,
-        chain: Sampler,
         generator: torch.Generator | None,
     ) -> None:
         self.posterior = posterior.rows(rows)
         self.groups, self.size = posterior.measurement.batch, size
         self.count = len(rows)
-        self.chain, self.generator = chain, generator
-        self.prior = _Known(posterior.score)
+        self.generator = generator
+        self.before: tuple[Tensor, float] | None = None  # x̂ and h of the step before
         weights = torch.zeros(self.groups, self.count // self.groups, dtype=torch.float64)
         self.log_weights, self.twist = weights, weights
         self.log_evidence = weights[:, 0]
         self.smallest = torch.full_like(self.log_evidence, weights.shape[1])
 
-    def start(self, event: Sequence[int], t: Tensor) -> None:
+    def start(self, event: Sequence[int]) -> None:
         """Draw the particles from the prior at T."""
         dtype, device = home(self.posterior)
         wide = torch.promote_types(dtype, torch.float32)
         with standing_in(self.generator):
             prior = self.posterior.sde.prior(tuple(event), dtype=wide)
             self.x = prior.sample(torch.Size((self.count,))).to(device)
-        self.memory = self.chain.init(self.prior, self.x, t)
 
     def weigh(self, t: Tensor) -> None:
         """Exchange the twist of the time before for that of t."""
@@ -211,22 +209,25 @@ class _Filter:
         self.twist = self.twist.gather(1, chosen)
         index = (chosen + particles * torch.arange(groups).unsqueeze(1)).reshape(-1)
         index = index.to(self.x.device)
-        self.x, self.memory, self.update = tree_map_only(
-            Tensor, lambda rows: rows[index], (self.x, self.memory, self.update)
-        )
+        self.x, self.update = self.x[index], Update(*(part[index] for part in self.update))
+        if self.before is not None:
+            self.before = self.before[0][index], self.before[1]
 
     def step(self, t: Tensor, s: Tensor) -> None:
         """Make the chain's step, pushed by what the posterior knows, and weigh the push."""
         here, there = place(self.posterior.sde, t), place(self.posterior.sde, s)
-        gained = -math.expm1(-2 * (there.half_logsnr - here.half_logsnr))
+        h = there.half_logsnr - here.half_logsnr
+        level, slope = exponential_moments(2 * h, 2).tolist()
+        clean, spread = self.update.prior, there.sigma * math.sqrt(level)
+        push = (there.alpha * level) * (self.update.posterior - clean)
         z = normal_like(self.x, self.generator)
-        self.prior.clean = self.update.prior
-        x, self.memory = self.chain.step(self.prior, self.x, t, s, self.memory, lambda x: z)
-        push = (there.alpha * gained) * (self.update.posterior - self.update.prior)
-        self.x = x + push
-        shift = push / (there.sigma * math.sqrt(gained))
-        ratio = -inner(z.double() + 0.5 * shift.double(), shift.double())
-        self.log_weights = self.log_weights + self._by_group(ratio)
+        mean = math.exp(there.log_sigma - here.log_sigma - h) * self.x + there.alpha * level * clean
+        if self.before is not None:
+            last, length = self.before
+            mean = mean + (there.alpha * slope * h / length) * (clean - last)
+        self.x, self.before = mean + push + spread * z, (clean, h)
+        shift = (push / spread).double()
+        self.log_weights = self.log_weights - self._by_group(inner(z + 0.5 * shift, shift))
 
     def finish(self, t: Tensor) -> None:
         """Denoise, and exchange the twist for the likelihood itself."""
@@ -265,18 +266,6 @@ class _Filter:
         """Apply to all particles, a few rows at a time."""
         slices = [slice(i, i + self.size) for i in range(0, self.count, self.size)]
         return [act(self.posterior.rows(rows), self.x[rows]) for rows in slices]
-
-
-class _Known(Score):
-    """The prior's denoiser where it has been evaluated already."""
-
-    def __init__(self, score: Score) -> None:
-        super().__init__(score.sde, score.moments)
-        self.clean = torch.empty(())
-
-    def denoised(self, x: Tensor, t: Time) -> Tensor:
-        """Return x̂ as it was found."""
-        return self.clean
 
 
 def effective(log_weights: Tensor) -> Tensor:
