@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoresde import VESDE, VPSDE
 
-CAP, PATIENCE, FEW = 2000, 4000, 3
+CAP, PATIENCE, FEW = 2000, 4000, 2
 RIGHT = 1e-3
 """What counts as right: error over the larger of |log p| and one bit per dimension."""
 
@@ -67,7 +67,7 @@ def run(quick: bool, out: Path | None) -> str:
     for sde, d in product(
         (VPSDE(),) if quick else (VPSDE(), VESDE()), (2,) if quick else (2, 16, 64)
     ):
-        base = problems.mixture("hard", d, sde, 2 if quick else 16)
+        base = problems.mixture("hard", d, sde, 2 if quick else 12)
         for name, x in points(base):
             problem = base.at(x)
             ours = OURS.solve(problem, 1e-3)

@@ -156,7 +156,7 @@ def model(quick: bool = False) -> ScoreModel:
     path = CACHE / ("quick.safetensors" if quick else "digits.safetensors")
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        effort = demo.Effort(width=4, steps=50) if quick else demo.Effort(width=8, steps=1500)
+        effort = demo.Effort(width=4, steps=50) if quick else demo.Effort(width=8, steps=1000)
         demo.learn(digits("digits-train").read(), effort, seed=0).score.save(path)
     return ScoreModel.load(path)
 

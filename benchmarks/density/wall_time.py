@@ -54,20 +54,20 @@ def run(quick: bool, out: Path | None) -> str:
     """Time every library on one network, and the same calls without it."""
     torch.manual_seed(0)
     event = (3, 8, 8) if quick else (3, 16, 16)
-    network = Recorded(UNet(3, width=8 if quick else 32))
+    network = Recorded(UNet(3, width=8 if quick else 16))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
     model = ScoreModel(network, VPSDE())
-    size = 4 if quick else 16
+    size = 4 if quick else 8
     x = torch.randn(size, *event, generator=torch.Generator().manual_seed(1))
     prior = model.sde.prior(event, dtype=torch.float64)
     problem = Problem("U-Net", model, model, None, prior, x, torch.zeros(size, dtype=torch.float64))
-    rows = [row(way, problem, network, 1 if quick else 5) for way in (OURS, *PEERS)]
+    rows = [row(way, problem, network, 1 if quick else 3) for way in (OURS, *PEERS)]
     heads = ("library", "evaluations", "network calls", "solve, s", "bare calls, s", "ratio")
     parameters = sum(p.numel() for p in network.parameters())
     return (
         f"A U-Net of {parameters:,} parameters on {size} images of shape {event} in float32, one "
-        "probe, untrained; least of five times each, taken in turn.\n\n" + table(heads, rows)
+        "probe, untrained; least of three times each, taken in turn.\n\n" + table(heads, rows)
     )
 
 

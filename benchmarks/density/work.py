@@ -27,7 +27,7 @@ def lineup(quick: bool) -> Iterator[Problem]:
     """Yield all problems."""
     for sde, kind, d in product(SDES[:1] if quick else SDES, KINDS, (2,) if quick else POINTS):
         yield problems.mixture(kind, d, sde, 4 if quick else POINTS[d])
-    yield problems.network(2 if quick else 8, quick)
+    yield problems.network(2 if quick else 4, quick)
 
 
 def sweep(way: Way, problem: Problem, settings: int) -> list[tuple[float, float]]:
