@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from scoresde import VESDE, VPSDE, GaussianMixture
+from scoresde import VESDE, VPSDE, GaussianMixture, sample
 from scoresde.guidance import (
     DPS,
     MMPS,
@@ -23,7 +23,7 @@ from scoresde.guidance import (
 )
 from scoresde.guidance.smc import effective, systematic
 from scoresde.operators import Matrix
-from scoresde.samplers import SamplingError
+from scoresde.samplers import Exponential, SamplingError, UniformLogSNR
 
 A = Matrix(torch.tensor([[1.0, 0.5]]))
 Y, NOISE = torch.tensor([[0.8]], dtype=torch.float64), 0.3
@@ -124,6 +124,24 @@ def test_the_bias_of_the_proposal_is_gone():
 
 
 # --- what the particles owe
+
+
+def test_without_information_they_are_samples_of_the_second_order_sde():
+    prior = mixture(VPSDE())
+    flat = LogLikelihood(lambda x: 0 * x.sum(1))
+    cloud = twisted(DPS(prior, flat), (50, 2), steps=10, generator=generator())
+    x = sample(
+        prior,
+        (50, 2),
+        Exponential(order=2, eta=1.0),
+        steps=10,
+        times=UniformLogSNR(),
+        denoise=False,
+        generator=generator(),
+    )
+    torch.testing.assert_close(cloud.x[0], prior.denoised(x, prior.sde.t_min))
+    assert float(cloud.log_evidence) == pytest.approx(0, abs=1e-9)
+    assert float(cloud.smallest_ess) == pytest.approx(50)
 
 
 def test_observations_share_nothing_and_chunks_do_not_matter():
