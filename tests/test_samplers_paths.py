@@ -17,6 +17,8 @@ from scoresde import (
     SubVPSDE,
 )
 from scoresde.samplers import (
+    RK4,
+    AdamsBashforth,
     AdaptiveSDE,
     Ancestral,
     Exponential,
@@ -25,6 +27,7 @@ from scoresde.samplers import (
     MetropolisLangevin,
     PredictorCorrector,
     ProbabilityFlow,
+    RungeKutta,
     SamplingError,
     annealed_langevin,
     ddim,
@@ -96,7 +99,13 @@ def test_previews_are_denoised_states():
 @SDES
 @pytest.mark.parametrize(
     ("sampler", "steps", "tolerance"),
-    [(ProbabilityFlow(tolerance=1e-5), 1, 1e-3), (Exponential(3), 300, 1e-3), (Heun(), 300, 2e-3)],
+    [
+        (ProbabilityFlow(tolerance=1e-5), 1, 1e-3),
+        (Exponential(3), 300, 1e-3),
+        (Heun(), 300, 2e-3),
+        (AdamsBashforth(), 60, 1e-3),
+        (RungeKutta(RK4), 25, 1e-3),
+    ],
     ids=str,
 )
 def test_what_is_encoded_can_be_decoded(sampler, steps, tolerance, sde):
