@@ -62,7 +62,8 @@ def slope(
 ) -> Evaluation:
     """Evaluate a flow, replayed where gradients are asked for (see :meth:`Flow.slope`).
 
-    These pass through values, not through frames: then the steps are taken without.
+    These pass through values, not through frames: then the steps are taken without. (Along steps
+    that a frame made long, its dependence on the parameters is what their gradient consists of.)
     """
     if not torch.is_grad_enabled():
         return flow.slope(tau, z, rows, trace, streams)
