@@ -194,42 +194,26 @@ class Adams(Solver):
         self, field: Field, w: _Walk, step: Tensor, tolerance: float, noisy: bool
     ) -> tuple[_Walk, Tensor]:
         """Try one step; return the state after it, and its error over the allowed one."""
-        k, h = w.order, step.unsqueeze(1)
-        past = (w.nodes - w.tau.unsqueeze(1)) / h
-        present = torch.cat([torch.ones_like(past[:, :1]), past], dim=1)
-        bashforth, moulton = _fit(past, k), _fit(present, k + 1)
-        weights_moulton, weights_lower = _integrate(moulton), _integrate(_fit(present, k))
-        tau, frame = w.tau + step, w.frame
-        here, *_ = frame.pull(*(v.unsqueeze(1) for v in (w.tau, w.z, w.z, w.tau)))
-        told = frame.pull(w.nodes, w.states, w.slopes, w.rates)
-        moments = _exponential_moments(h, frame.values, past.shape[1] + 1)
-        p = frame.push(tau, here[:, 0] + _increment(h, frame, moments, bashforth, here, *told[:2]))
-        v, q, a, frame_there = Evaluation(*field(tau, p, w.rows, w.evaluations))
+        reach = _Reach(w, step)
+        p = reach.predict()
+        v, q, a, frame = Evaluation(*field(reach.tau, p, w.rows, w.evaluations))
         mean, spread = _average(q)
         if noisy and q.shape[1] == 1:
-            spread = _roughness(w, tau, mean).detach()
-        latest = (tau, p, v, mean)
-        there = frame.pull(*(value.unsqueeze(1) for value in latest))
-        states, slopes, rates = (torch.cat(pair, dim=1) for pair in zip(there, told, strict=True))
-        z = frame.push(
-            tau, here[:, 0] + _increment(h, frame, moments, moulton, here, states, slopes)
-        )
+            spread = _roughness(w, reach.tau, mean).detach()
+        z, change, doubt, weights = reach.correct(p, v, mean)
         defect = (z - p).detach()
-        swelling = frame.log_volume(tau) - frame.log_volume(w.tau)
-        change = step * (weights_moulton * rates).sum(1) + swelling
-        doubt = step * ((weights_moulton - weights_lower) * rates.detach()).sum(1)
         d = w.z.shape[1]
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()).detach())) / tolerance
         doubt = torch.zeros_like(doubt) if noisy else doubt
         error = torch.maximum(error, doubt.abs() / (d * tolerance))
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
-        weights = h * weights_moulton + torch.cat([torch.zeros_like(h), w.weights], dim=1)
+        weights = weights + torch.nn.functional.pad(w.weights, (1, 0))
         gradient = torch.zeros_like(z) if a is None else a.detach()
         detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
         after = _Walk(
             rows=w.rows,
-            tau=tau,
+            tau=reach.tau,
             step=step,
             z=z,
             integral=w.integral + change,
@@ -237,17 +221,68 @@ class Adams(Solver):
             defect=defect,
             gradient=gradient,
             error=w.error + doubt**2 + detour.nan_to_num(torch.inf) ** 2,
-            order=(k + 1).clamp(max=self.order),
+            order=(w.order + 1).clamp(max=self.order),
             evaluations=w.evaluations + 1,
-            nodes=_push(w.nodes, tau),
+            nodes=_push(w.nodes, reach.tau),
             states=_push(w.states, p),
             slopes=_push(w.slopes, v),
             rates=_push(w.rates, mean),
             spreads=_push(w.spreads, spread),
             weights=weights[:, :-1],
-            frame=frame_there,
+            frame=frame,
         )
         return after, error
+
+
+class _Reach:
+    """A step of every sample, told in the frame of its first point."""
+
+    def __init__(self, w: _Walk, step: Tensor) -> None:
+        self._w, self._step = w, step
+        self.tau = w.tau + step
+        h = step.unsqueeze(1)
+        self._past = (w.nodes - w.tau.unsqueeze(1)) / h
+        point = (w.tau, w.z, torch.zeros_like(w.z), torch.zeros_like(w.tau))
+        self._here, *_ = w.frame.pull(*(v.unsqueeze(1) for v in point))
+        self._told = w.frame.pull(w.nodes, w.states, w.slopes, w.rates)
+        self._moments = _exponential_moments(h, w.frame.values, self._past.shape[1] + 1)
+
+    def predict(self) -> Tensor:
+        """Return z at the end, by the slopes so far (Adams–Bashforth)."""
+        states, slopes, _ = self._told
+        return self._follow(_fit(self._past, self._w.order), states, slopes)
+
+    def correct(self, p: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take in the slope and the integrand at the end, evaluated at ``p`` (Adams–Moulton).
+
+        Returns:
+            z there, the increase of the integral, what it differs by from that of one order less,
+            and the weights ``(m, K + 1)`` of the nodes in it, the end's first.
+        """
+        k, frame = self._w.order, self._w.frame
+        there = frame.pull(*(value.unsqueeze(1) for value in (self.tau, p, v, q)))
+        both = (torch.cat(pair, dim=1) for pair in zip(there, self._told, strict=True))
+        states, slopes, rates = both
+        nodes = torch.cat([torch.ones_like(self._past[:, :1]), self._past], dim=1)
+        fit = _fit(nodes, k + 1)
+        weights = self._step.unsqueeze(1) * _integrate(fit)
+        lower = self._step.unsqueeze(1) * _integrate(_fit(nodes, k))
+        swelling = frame.log_volume(self.tau) - frame.log_volume(self._w.tau)
+        return (
+            self._follow(fit, states, slopes),
+            (weights * rates).sum(1) + swelling,
+            ((weights - lower) * rates.detach()).sum(1),
+            weights,
+        )
+
+    def _follow(self, fit: Tensor, states: Tensor, slopes: Tensor) -> Tensor:
+        """Solve ζ′ = λ (ζ − ζ_n) + P(τ), P through ζ′_j − λ (ζ_j − ζ_n); return z at the end."""
+        frame = self._w.frame
+        if frame.values is not None:
+            slopes = slopes - frame.values.unsqueeze(1) * (states - self._here)
+        coefficients = torch.einsum("mij,mjd->mid", fit, slopes)
+        moved = (self._moments[:, : fit.shape[1]] * coefficients).sum(1)
+        return frame.push(self.tau, self._here[:, 0] + self._step.unsqueeze(1) * moved)
 
 
 class _Arrivals:
@@ -291,22 +326,6 @@ def _integrate(fit: Tensor) -> Tensor:
     """Weights ``(m, n)`` of ∫₀¹ of the fitted polynomial."""
     power = torch.arange(fit.shape[1], device=fit.device)
     return (fit / (power + 1.0).unsqueeze(1)).sum(1)
-
-
-def _increment(
-    h: Tensor,
-    frame: Frame,
-    moments: Tensor,
-    fit: Tensor,
-    here: Tensor,
-    states: Tensor,
-    slopes: Tensor,
-) -> Tensor:
-    """Return ζ⁺ − ζ_n of ζ′ = λ (ζ − ζ_n) + P(τ), P through ζ′_j − λ (ζ_j − ζ_n)."""
-    if frame.values is not None:
-        slopes = slopes - frame.values.unsqueeze(1) * (states - here)
-    coefficients = torch.einsum("mij,mjd->mid", fit, slopes)
-    return h * (moments[:, : fit.shape[1]] * coefficients).sum(1)
 
 
 def _exponential_moments(h: Tensor, values: Tensor | None, n: int) -> Tensor:
