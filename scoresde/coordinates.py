@@ -39,8 +39,8 @@ _SPECTRAL_UP_TO = 64
 """Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
 
 
-_LARGEST_GAIN = 1 - 1e-7
-"""Largest ∂D/∂w that is read as that of a Gaussian: where C is ten million times ρ²."""
+_WIDEST = 10.0
+"""Largest C, in units of the largest variance of the data, that ∂D/∂w is read as telling."""
 
 
 class Flow(ABC):
@@ -243,13 +243,16 @@ class Posterior(Spectral):
     ) -> Posterior:
         """Return the law of the data behind w ``(m, d)``, from D ``(m, d)`` and ∂D/∂w."""
         values, basis = eigenpairs(shrinkage)
-        gain = values.clamp(0.0, _LARGEST_GAIN)
+        widest = _WIDEST * flow.moments.variance.max().clamp(min=flow.coordinates.pivot**2)
+        spread = ratio**2 * values.clamp(0.0, 1.0) / (1 - values).clamp(min=1e-300)
+        spread = torch.minimum(spread, widest)
+        gain, left = (v / (spread + ratio**2) for v in (spread, ratio**2))
         place, target = (torch.einsum("mdr,md->mr", basis, v.detach()) for v in (w, denoised))
         return cls(
             basis=basis,
             values=flow.coordinates.rate(ratio) * (gain - values),
-            centre=(target - gain * place) / (1 - gain),
-            spread=ratio**2 * gain / (1 - gain),
+            centre=(target - gain * place) / left,
+            spread=spread,
             flow=flow,
         )
 

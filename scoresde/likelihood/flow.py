@@ -27,8 +27,9 @@ _LENIENCE = 10.0
 """How far the error estimate, an upper bound, may exceed the tolerance before a sample is
 flagged."""
 
-_DEPTH_SHARE = 0.5
-"""What is claimed at least, in units of the tolerance, where log p is far below that of data."""
+_RESOLUTION, _DEPTH_SHARE = 0.2, 0.5
+"""What is claimed at least, in units of the tolerance: per bit and dimension, and of what log p
+lies below that of data."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class FlowIntegral(Method):
     The steps control errors relative to the state. Far off the data, log p is a large number that
     hangs on the state with a large slope, so that its error is relative too: by as much as log p
     lies below the typical log-density of a Gaussian with the data's moments, the solver's error
-    counts as at least half the tolerance.
+    counts as at least half the tolerance. Nor is it told finer than a fifth of the tolerance.
 
     References:
         Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, eq. 39.
@@ -66,10 +67,11 @@ class FlowIntegral(Method):
         latent = flow.leave(solution.state, flow.end)
         terminal, mismatch = flow.terminal(solution.state, latent, query.prior)
         log_prob = terminal + solution.integral - flow.log_volume(flow.start)
-        depth = (_typical(flow) - log_prob.detach()).clamp(min=0.0)
-        error = torch.hypot(solution.error.detach(), _DEPTH_SHARE * query.tolerance * depth)
-        error = torch.where(arrived, error, torch.inf)
         one_bit = log_prob.new_tensor(flow.dimension * math.log(2))
+        depth = _typical(flow) - log_prob.detach()
+        resolved = torch.maximum(_RESOLUTION * one_bit, _DEPTH_SHARE * depth) * query.tolerance
+        error = torch.hypot(solution.error.detach(), resolved)
+        error = torch.where(arrived, error, torch.inf)
         allowed = _LENIENCE * query.tolerance * torch.maximum(log_prob.abs(), one_bit)
         return Likelihood(
             log_prob=log_prob.to(x.dtype),
