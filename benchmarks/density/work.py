@@ -179,6 +179,8 @@ def draw(sweeps: Sweeps, price: float) -> object:
                 axes.loglog(costs, errors, ".-", color=colour, lw=width, label=way.name)
             axes.axhline(1e-3, color="#bbbbbb", lw=0.8, zorder=0)
             axes.set(title=names[-1], ylim=(1e-6, 1e1), xlim=(15, 1000))
+            axes.set_xticks((20, 50, 100, 200, 500), labels=("20", "50", "100", "200", "500"))
+            axes.minorticks_off()
         for axes in panels[-1]:
             axes.set_xlabel("cost in forward passes")
         for axes in panels[:, 0]:
