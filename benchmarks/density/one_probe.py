@@ -45,7 +45,9 @@ def run(quick: bool, out: Path | None) -> str:
     vjp = product_price(3 if quick else 20)
     rows, ratios = [], []
     for sde, kind, d in product(
-        SDES[:1] if quick else SDES[::2], KINDS, (16,) if quick else DIMENSIONS
+        SDES[:1] if quick else SDES[::2],
+        KINDS[:1] if quick else KINDS,
+        (16,) if quick else DIMENSIONS,
     ):
         problem = repeated(problems.mixture(kind, d, sde, POINTS), 8 if quick else 25)
         cells, costs = [], []

@@ -24,8 +24,8 @@ def cheapest(sweep: Iterable[tuple[float, float]], threshold: float) -> float:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of those that are finite; NaN if none is."""
-    logs = [math.log(v) for v in values if math.isfinite(v)]
+    """Return the geometric mean of those that are positive and finite; NaN if none is."""
+    logs = [math.log(v) for v in values if 0 < v < math.inf]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 

@@ -25,7 +25,9 @@ Sweeps = dict[str, dict[str, list[tuple[float, float]]]]
 
 def lineup(quick: bool) -> Iterator[Problem]:
     """Yield all problems."""
-    for sde, kind, d in product(SDES[:1] if quick else SDES, KINDS, (2,) if quick else POINTS):
+    for sde, kind, d in product(
+        SDES[:1] if quick else SDES, KINDS[:1] if quick else KINDS, (2,) if quick else POINTS
+    ):
         yield problems.mixture(kind, d, sde, 4 if quick else POINTS[d])
     yield problems.network(2 if quick else 4, quick)
 
@@ -78,7 +80,7 @@ def run(quick: bool, out: Path | None) -> str:
     sweeps: Sweeps = {}
     for problem in lineup(quick):
         began = time.perf_counter()
-        sweeps[problem.name] = {way.name: sweep(way, problem, 3 if quick else 9) for way in WAYS}
+        sweeps[problem.name] = {way.name: sweep(way, problem, 2 if quick else 9) for way in WAYS}
         print(f"{problem.name}: {time.perf_counter() - began:.0f} s", flush=True)
         print(*sweeps[problem.name].items(), sep="\n", flush=True)
     price = product_price(3 if quick else 20)
