@@ -75,8 +75,8 @@ def log_likelihood(
             Each evaluation is made again on the way back, so that the memory is that of one, beside
             a few dozen times that of ``x`` for the steps of the solver; with an exact trace it has
             the graph of all d products. The stiffness off the data is then not taken out: there,
-            look at ``converged``, or use ``PathIntegral()``. With a stochastic trace the gradient is that of the
-            estimate, hence an unbiased one.
+            look at ``converged``, or use ``PathIntegral()``. With a stochastic trace the gradient
+            is that of the estimate, hence an unbiased one.
         progress: show a bar.
 
     Returns:
