@@ -23,6 +23,7 @@ from scoresde.testing.properties import (
     close,
     holds,
 )
+from scoresde.testing.samplers import check_sampler
 from scoresde.testing.scores import check_score
 from scoresde.testing.sdes import check_sde
 
@@ -31,6 +32,7 @@ __all__ = [
     "Counterexample",
     "Family",
     "Property",
+    "check_sampler",
     "check_score",
     "check_sde",
     "checks",

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, singledispatch
 from typing import TYPE_CHECKING, Any
 
+from scoresde.samplers import Sampler
 from scoresde.score import Score
 from scoresde.sdes import SDE
 from scoresde.testing.properties import Family, code
+from scoresde.testing.samplers import SAMPLERS
 from scoresde.testing.scores import scores_family
 from scoresde.testing.sdes import SDES
 
@@ -33,6 +35,11 @@ def family_of(subject: object) -> Family:
 @family_of.register
 def _(subject: SDE) -> Family:
     return SDES
+
+
+@family_of.register
+def _(subject: Sampler) -> Family:
+    return SAMPLERS
 
 
 @family_of.register
