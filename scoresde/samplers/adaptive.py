@@ -87,7 +87,7 @@ class AdaptiveSDE(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """Go from t to s, both ``()``, in as many steps as each sample needs."""
         sde = gaussian(score.sde)
-        start, end = float(sde.half_logsnr(t)), float(sde.half_logsnr(s))
+        start, end = (float(sde.half_logsnr(sde.interior(u))) for u in (t, s))
         out, lengths = torch.empty_like(x), torch.empty_like(state)
         walk = _Walk.begin(x, t, start, state)
         while len(walk.rows):
