@@ -1,0 +1,375 @@
+"""Plain functions as members of the families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from scoresde._checks import check_integer, check_tensor
+from scoresde._shapes import Time, as_time, check_batch, check_like, like_time
+from scoresde._streams import Streams
+from scoresde.likelihood import Likelihood, Method, Query
+from scoresde.samplers import Noise, Sampler
+from scoresde.score import Score
+from scoresde.sdes import SDE, GaussianSDE
+from scoresde.solvers import Solution, Solver, Status
+from scoresde.solvers._augmented import Augmented, Exhausted, join
+from scoresde.solvers.base import Field
+from scoresde.testing.properties import code
+from scoresde.traces import Trace
+from scoresde.traces.base import VectorField
+
+_MAX_EVALUATIONS = 100_000
+
+
+def check_function(name: str, value: object, arguments: str) -> None:
+    """Raise a ``TypeError`` unless the value can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{name}: expected a function {arguments}, got {type(value).__name__}; pass the "
+            "function itself, not its result"
+        )
+
+
+class Named:
+    """A recipe that prints its functions by their names."""
+
+    def __repr__(self) -> str:
+        """Return the constructor's call."""
+        parts = (f"{f.name}={code(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+# --- diffusions
+
+
+class FunctionSDE(SDE):
+    r"""A diffusion dx = f(x, t) dt + g(t) dw from two plain functions.
+
+    Args:
+        drift_function: f, from ``x`` ``(batch, *event)`` and a float64 ``t`` that broadcasts
+            against it, ``()`` or ``(batch, 1, …)``.
+        diffusion_function: g, elementwise in a float64 ``t`` of any shape.
+        T: noise end of time.
+        t_min: data end of numerical work.
+        prior_function: the law at T from an event shape, if it is to be sampled.
+
+    Raises:
+        TypeError: if one of them is no function.
+        ValueError: when called, if a result does not have the shape of its argument.
+
+    Example:
+        >>> sde = FunctionSDE(lambda x, t: -x * (1 + t), lambda t: (2 + 2 * t).sqrt())
+        >>> sde.drift(torch.ones(2, 3), 0.5)[0]
+        tensor([-1.5000, -1.5000, -1.5000])
+    """
+
+    def __init__(
+        self,
+        drift_function: Callable[[Tensor, Tensor], Tensor],
+        diffusion_function: Callable[[Tensor], Tensor],
+        T: float = 1.0,
+        t_min: float = 1e-5,
+        prior_function: Callable[[Sequence[int]], Distribution] | None = None,
+    ) -> None:
+        super().__init__(T, t_min)
+        check_function("drift_function", drift_function, "(x, t) -> x-shaped")
+        check_function("diffusion_function", diffusion_function, "t -> t-shaped")
+        self.drift_function = drift_function
+        self.diffusion_function = diffusion_function
+        self.prior_function = prior_function
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """Return f(x, t), shaped like ``x``."""
+        time = as_time(t, self.T)
+        check_batch(time, x)
+        wide = time.to(x.device).reshape(time.shape + (1,) * (x.ndim - 1)) if time.ndim else time
+        return check_like("drift_function", self.drift_function(x, wide), x).to(x.dtype)
+
+    def diffusion(self, t: Time) -> Tensor:
+        """Return g(t), shaped like ``t``."""
+        time = as_time(t, self.T)
+        value = torch.as_tensor(self.diffusion_function(time))
+        if value.shape not in (time.shape, ()):
+            raise ValueError(
+                f"diffusion_function: expected shape {tuple(time.shape)} as t has it, got "
+                f"{tuple(value.shape)}; it is one number for each time"
+            )
+        return like_time(value.to(time).expand(time.shape), t)
+
+    def prior(
+        self,
+        event_shape: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Distribution:
+        """Return the law that ``prior_function`` gives."""
+        if self.prior_function is None:
+            return super().prior(event_shape, dtype=dtype, device=device)
+        return self.prior_function(event_shape)
+
+
+class FunctionGaussianSDE(GaussianSDE):
+    r"""A diffusion x_t = α(t) x_0 + σ(t) ε from its two curves, as plain functions.
+
+    Args:
+        alpha_function: α > 0, elementwise and differentiable in a float64 ``t``; α(0) = 1.
+        sigma_function: σ > 0, likewise; σ/α rises.
+        T: noise end of time.
+        t_min: data end of numerical work.
+
+    Raises:
+        TypeError: if one of them is no function.
+
+    Example:
+        >>> sde = FunctionGaussianSDE(
+        ...     lambda t: torch.exp(-t), lambda t: (-torch.expm1(-2 * t)).sqrt()
+        ... )
+        >>> sde.drift(torch.ones(1, 2), 0.5), round(float(sde.diffusion(0.5)), 3)
+        (tensor([[-1., -1.]]), 1.414)
+    """
+
+    def __init__(
+        self,
+        alpha_function: Callable[[Tensor], Tensor],
+        sigma_function: Callable[[Tensor], Tensor],
+        T: float = 1.0,
+        t_min: float = 1e-5,
+    ) -> None:
+        super().__init__(T, t_min)
+        check_function("alpha_function", alpha_function, "t -> α(t)")
+        check_function("sigma_function", sigma_function, "t -> σ(t)")
+        self.alpha_function = alpha_function
+        self.sigma_function = sigma_function
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Return log α(t)."""
+        return torch.log(check_like("alpha_function", self.alpha_function(t), t))
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        """Return log σ(t)."""
+        return torch.log(check_like("sigma_function", self.sigma_function(t), t))
+
+
+# --- samplers
+
+
+@dataclass(frozen=True, repr=False)
+class FunctionSampler(Named, Sampler):
+    """A step ``(score, x, t, s, noise) -> x`` as a sampler.
+
+    The step goes from the state x at time t to time s < t; ``noise(x)`` draws independent N(0, 1)
+    like x. A step with a memory is a :class:`~scoresde.samplers.Sampler` of its own, or a
+    :class:`LoopSampler`.
+
+    Args:
+        function: the step.
+        convergence_order: the order that it is held to, if any.
+        deterministic: whether it draws no noise.
+        corrects: whether it stays at its time and moves samples towards p_t.
+
+    Example:
+        >>> def euler(score, x, t, s, noise):
+        ...     sde = score.sde
+        ...     velocity = sde.drift(x, t) - 0.5 * sde.diffusion(t) ** 2 * score(x, t)
+        ...     return x + (s - t) * velocity
+        >>> FunctionSampler(euler, convergence_order=1, deterministic=True)
+        FunctionSampler(function=euler, convergence_order=1, deterministic=True, corrects=False)
+    """
+
+    function: Callable[[Score, Tensor, Tensor, Tensor, Noise], Tensor]
+    convergence_order: float | None = None
+    deterministic: bool = False
+    corrects: bool = False
+
+    def __post_init__(self) -> None:
+        check_function("function", self.function, "(score, x, t, s, noise) -> x")
+
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
+    ) -> tuple[Tensor, Any]:
+        """Return what the function gives."""
+        return check_like("function", self.function(score, x, t, s, noise), x), state
+
+
+# --- solvers
+
+
+@dataclass(frozen=True, repr=False)
+class FunctionSolver(Named, Solver):
+    """An integrator ``(field, z, start, end, tolerance) -> z`` as a solver.
+
+    It is handed ``field(tau, z)`` with a number tau, and a state z ``(m, n)`` whose last columns
+    are the integrals that likelihoods need, and returns z at the end. All samples are one system to
+    it: if it chooses one step for all by a norm over all, they depend on each other.
+
+    Args:
+        function: the integrator.
+        max_evaluations: how many evaluations it may take.
+
+    Example:
+        >>> def rk4(field, z, start, end, tolerance):
+        ...     steps = round(4 * tolerance**-0.25)
+        ...     h, tau = (end - start) / steps, start
+        ...     for _ in range(steps):
+        ...         a = field(tau, z)
+        ...         b = field(tau + h / 2, z + h / 2 * a)
+        ...         c = field(tau + h / 2, z + h / 2 * b)
+        ...         d = field(tau + h, z + h * c)
+        ...         z, tau = z + h / 6 * (a + 2 * b + 2 * c + d), tau + h
+        ...     return z
+        >>> def decay(tau, z, rows, node):
+        ...     return -z, z.sum(1, keepdim=True), None
+        >>> z = torch.ones(1, 2, dtype=torch.float64)
+        >>> solution = FunctionSolver(rk4).solve(decay, z, 0.0, 1.0, tolerance=1e-6)
+        >>> solution.state, solution.integral  # 1/e, 2 − 2/e
+        (tensor([[0.3679, 0.3679]], dtype=torch.float64), tensor([1.2642], dtype=torch.float64))
+    """
+
+    function: Callable[[Callable[[float, Tensor], Tensor], Tensor, float, float, float], Tensor]
+    max_evaluations: int = _MAX_EVALUATIONS
+
+    def __post_init__(self) -> None:
+        check_function("function", self.function, "(field, z, start, end, tolerance) -> z")
+        check_integer("max_evaluations", self.max_evaluations, minimum=1)
+
+    def solve(
+        self,
+        field: Field,
+        z: Tensor,
+        start: float,
+        end: float,
+        *,
+        tolerance: float,
+        noisy: bool = False,
+    ) -> Solution:
+        """Integrate state and integrals as one system (see :meth:`Solver.solve`)."""
+        rows = torch.arange(len(z), device=z.device)
+        path = Augmented(field, z, rows, start, end, self.max_evaluations)
+        try:
+            y = check_like("function", self.function(path, path.y, start, end, tolerance), path.y)
+        except Exhausted:
+            status = torch.full_like(rows, int(Status.MAX_EVALUATIONS))
+        else:
+            arrived = y.isfinite().all(1)
+            status = torch.where(arrived, int(Status.CONVERGED), int(Status.NOT_FINITE))
+            path.y, path.tau = torch.where(arrived[:, None], y, path.y), end
+        return join([path.leave(path.everyone, status, noisy)])
+
+
+# --- traces
+
+
+@dataclass(frozen=True, repr=False)
+class FunctionTrace(Named, Trace):
+    """A divergence ``(field, x, noise) -> estimates`` as a trace.
+
+    The function is handed h, points x ``(m, d)`` that require gradients, and ``noise(x)``, which
+    draws independent N(0, 1) like x, other ones at each call (for signs: ``noise(x).sign()``). It
+    returns independent estimates of tr ∂h/∂x for each row, ``(m, k)`` or ``(m,)``.
+
+    Args:
+        function: the estimator.
+        probes: how many products vᵀJ it takes; None for one per dimension.
+        exact: whether the estimate has no noise.
+
+    Example:
+        >>> def one_probe(field, x, noise):
+        ...     v = noise(x)
+        ...     (product,) = torch.autograd.grad(field(x), x, v, create_graph=True)
+        ...     return (product * v).sum(1)
+        >>> trace = FunctionTrace(one_probe)
+        >>> x = torch.ones(4, 3)
+        >>> value, estimates = trace(lambda x: x**2, x, Streams.draw(4, None))
+        >>> value.shape, estimates.shape
+        (torch.Size([4, 3]), torch.Size([4, 1]))
+    """
+
+    function: Callable[[VectorField, Tensor, Noise], Tensor]
+    probes: int | None = 1
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        check_function("function", self.function, "(field, x, noise) -> estimates")
+
+    def products(self, d: int) -> int:
+        """Return what ``probes`` says."""
+        return d if self.probes is None else self.probes
+
+    def __call__(
+        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return h(x) ``(m, d)`` and what the function gives, ``(m, k)``."""
+        drawn: list[Tensor] = []
+
+        def noise(like: Tensor) -> Tensor:
+            seeds = streams.bits((len(drawn) + 1,), salt=7)[:, -1]
+            drawn.append(Streams(seeds, streams.node).normals(tuple(like.shape[1:])).to(like))
+            return drawn[-1]
+
+        with torch.enable_grad():
+            leaf = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+            estimates = check_tensor("function", self.function(field, leaf, noise))
+            value = field(leaf)
+        if estimates.ndim not in (1, 2) or len(estimates) != len(x):
+            raise ValueError(
+                f"function: expected estimates of shape ({len(x)},) or ({len(x)}, k), got "
+                f"{tuple(estimates.shape)}; it is one divergence for each row of x"
+            )
+        estimates = estimates.reshape(len(x), -1)
+        return (value, estimates) if differentiable else (value.detach(), estimates.detach())
+
+
+# --- likelihoods
+
+
+@dataclass(frozen=True, repr=False)
+class FunctionMethod(Named, Method):
+    """A log-density ``(score, x) -> log p`` as a method of :func:`~scoresde.log_likelihood`.
+
+    Args:
+        function: from a score and points ``(batch, *event)`` to log p in nats ``(batch,)``, or to
+            a pair of log p and a bound of its error.
+
+    Example:
+        >>> from scoresde import GaussianMixture, VPSDE, log_likelihood
+        >>> data = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], VPSDE())
+        >>> method = FunctionMethod(lambda score, x: score.log_prob(x))
+        >>> log_likelihood(data, torch.zeros(1, 2), method=method).log_prob
+        tensor([-1.8379])
+    """
+
+    function: Callable[[Any, Tensor], Any]
+
+    def __post_init__(self) -> None:
+        check_function("function", self.function, "(score, x) -> log p")
+
+    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+        """Return what the function gives; what it does not tell is NaN."""
+        told = self.function(query.flow.score.rows(rows), x)
+        log_prob, error = told if isinstance(told, tuple) else (told, None)
+        if check_tensor("function", log_prob).shape != x.shape[:1]:
+            raise ValueError(
+                f"function: expected shape ({len(x)},), one number for each point, got "
+                f"{tuple(log_prob.shape)}; sum over the coordinates of each sample"
+            )
+        unknown = torch.full_like(log_prob, torch.nan)
+        none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return Likelihood(
+            log_prob=log_prob.to(x.dtype),
+            standard_error=torch.zeros_like(unknown),
+            solver_error=unknown if error is None else error.to(unknown).expand_as(unknown),
+            prior_mismatch=unknown,
+            latent=torch.full_like(x, torch.nan),
+            evaluations=none,
+            divergences=none,
+            converged=log_prob.isfinite(),
+            t_min=query.flow.t_min,
+            points=x,
+        )

@@ -1,0 +1,210 @@
+"""Schedulers in the manner of diffusers as samplers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.predictions import NOISE, edm
+from scoresde.samplers import Noise, Sampler
+from scoresde.samplers.base import place
+from scoresde.score import Score
+from scoresde.testing.adapters.functions import Named
+
+_NEEDED = "config", "from_config", "set_timesteps", "timesteps", "step", "add_noise"
+
+_TABLES = "sigmas", "alphas_cumprod"
+"""Where schedulers keep their noise levels: σ/α, and α² of a diffusion that preserves variance."""
+
+_PLAIN = {
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+    "clip_sample": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
+"""Settings of what is around the steps: the network's output, grids, clipping."""
+
+
+@dataclass(frozen=True, repr=False)
+class SchedulerSampler(Named, Sampler):
+    r"""The steps of a scheduler of diffusers, between times of ours.
+
+    As in its pipelines, a step is ``x = scheduler.step(output, timestep, x).prev_sample``, with the
+    state in the scale that ``add_noise`` tells, and the output that the scheduler expects. Its
+    noise levels, which it keeps as ``sigmas`` or ``alphas_cumprod``, are those of our times, in
+    float64. Not met are its grids, clipping, and its ways with the last steps before σ = 0: what is
+    looked at is the step.
+
+    Args:
+        scheduler: a scheduler with ``config``, ``from_config``, ``set_timesteps``, ``timesteps``,
+            ``step`` and ``add_noise``; a copy is used.
+        convergence_order: the order that it is held to, if any.
+        deterministic: whether it draws no noise; else noise is handed to it as ``variance_noise``.
+        options: keyword arguments of its ``step``, such as ``{"eta": 1.0}``.
+
+    Raises:
+        TypeError: if one of these is missing.
+        ValueError: when it runs, if it does not follow the noise levels, or draws its own noise.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> from scoresde.samplers import sample
+        >>> ddim = SchedulerSampler(DDIMScheduler(), convergence_order=1)
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())
+        >>> sample(score, (2, 3), ddim, steps=4).shape
+        torch.Size([2, 3])
+
+    References:
+        von Platen et al., *Diffusers: state-of-the-art diffusion models*, 2022,
+        github.com/huggingface/diffusers.
+    """
+
+    scheduler: Any
+    convergence_order: float | None = None
+    deterministic: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _NEEDED:
+            if not hasattr(self.scheduler, name):
+                raise TypeError(
+                    f"scheduler: expected one of diffusers with {', '.join(_NEEDED)}, got "
+                    f"{type(self.scheduler).__name__} without {name!r}; write its run as a "
+                    "function for LoopSampler"
+                )
+        if not self.deterministic and "variance_noise" not in _arguments(self.scheduler.step):
+            raise ValueError(
+                f"scheduler: expected one whose step takes its noise as variance_noise, got "
+                f"{type(self.scheduler).__name__}; write its step as a function for FunctionSampler"
+            )
+
+    def __repr__(self) -> str:
+        """Return the call, with the settings that are not the scheduler's defaults."""
+        defaults = _arguments(type(self.scheduler))
+        told = [
+            f"{key}={value!r}"
+            for key, value in self.scheduler.config.items()
+            if key in defaults and value != defaults[key].default
+        ]
+        words = [f"{type(self.scheduler).__name__}({', '.join(told)})"]
+        words += [f"convergence_order={self.convergence_order}"]
+        words += [f"deterministic={self.deterministic}"]
+        words += [f"options={dict(self.options)!r}"] if self.options else []
+        return f"{type(self).__name__}({', '.join(words)})"
+
+    def init(self, score: Score, x: Tensor, t: Tensor) -> _Run:
+        """Return a copy of the scheduler at its first timestep, which is made t."""
+        run = _Run(self.scheduler)
+        run.set(0, place(score.sde, t).ratio)
+        return run
+
+    def step(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Run, noise: Noise
+    ) -> tuple[Tensor, _Run]:
+        """Go from t to s, in as many calls as the scheduler takes."""
+        scheduler, here, there = state.scheduler, place(score.sde, t), place(score.sde, s)
+        scale = state.scale, state.set(state.number + 1, there.ratio)
+        own = x * (scale[0] / here.alpha)
+        extra: dict[str, Any] = {} if self.deterministic else {"variance_noise": noise(x)}
+        before = torch.get_rng_state()
+        for call in range(state.calls):
+            # the second call of a Heun step looks at where the first one has led
+            timestep, time, unit, alpha = (
+                (state.knots[state.number], t, scale[0], here.alpha)
+                if call == 0
+                else (state.knots[state.number + 1], s, scale[1], there.alpha)
+            )
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(own, timestep)  # made for its network, as it asks
+            output = score._read(state.prediction, own * (alpha / unit), time)
+            own = scheduler.step(output, timestep, own, **extra, **self.options).prev_sample
+        if not torch.equal(torch.get_rng_state(), before):
+            raise ValueError(
+                f"deterministic, options: expected that {type(scheduler).__name__} draws no noise "
+                "of its own, but the global generator has moved; declare deterministic=False"
+            )
+        state.number, state.scale = state.number + 1, scale[1]
+        return own * (there.alpha / scale[1]), state
+
+
+class _Run:
+    """A scheduler under way: knot k is its k-th timestep, the noisiest first.
+
+    Attributes:
+        scheduler: a copy of the scheduler.
+        prediction: what it takes for the network's output: the noise, or EDM's F.
+        knots: its timesteps, each once.
+        calls: how many calls of its ``step`` make a step: two for Heun's.
+        number: the knot that was reached.
+        scale: α there in its own terms, x_t = α x_0 + σ ε.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        with warnings.catch_warnings():  # what diffusers asks of NumPy is its own affair
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._prepare(scheduler)
+        self.calls = 2 if len(self._knot_of) > len(self.knots) else 1
+        for name in _TABLES:
+            table = getattr(self.scheduler, name, None)
+            if isinstance(table, Tensor):
+                setattr(self.scheduler, name, table.double())
+        self.number, self.scale = 0, 1.0
+
+    def _prepare(self, scheduler: Any) -> None:
+        known = {key: value for key, value in _PLAIN.items() if key in scheduler.config}
+        self.scheduler = type(scheduler).from_config(scheduler.config, **known)
+        own = scheduler.config.get("sigma_data")
+        self.prediction = NOISE if own is None else edm(own)
+        entries = int(scheduler.config.get("num_train_timesteps", 1000))
+        for count in (entries - 1, entries):
+            self.scheduler.set_timesteps(count)
+            timesteps = self.scheduler.timesteps
+            self.knots, self._knot_of = timesteps.unique_consecutive(return_inverse=True)
+            if own is not None or float(self.knots[0] - self.knots[-1]) == len(self.knots) - 1:
+                break
+
+    def set(self, knot: int, ratio: float) -> float:
+        """Let a knot lie where σ/α = ratio; return its α."""
+        if knot >= len(self.knots):
+            raise ValueError(
+                f"times: expected at most {len(self.knots) - 1} steps, got more; give the "
+                "scheduler a larger num_train_timesteps"
+            )
+        timestep = self.knots[knot]
+        sigmas, kept = (getattr(self.scheduler, name, None) for name in _TABLES)
+        if isinstance(sigmas, Tensor):
+            sigmas[(self._knot_of == knot).nonzero()[:, 0]] = ratio
+        if isinstance(kept, Tensor) and 0 <= int(timestep) < len(kept):
+            kept[int(timestep)] = 1 / (1 + ratio**2)
+        one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        alpha, sigma = (
+            float(self.scheduler.add_noise(a, b, timestep.reshape(1)))
+            for a, b in ((one, zero), (zero, one))
+        )
+        if not math.isclose(sigma / alpha, ratio, rel_tol=1e-5):
+            raise ValueError(
+                f"scheduler: expected {type(self.scheduler).__name__} to keep its noise levels as "
+                f"sigmas or alphas_cumprod, but at timestep {float(timestep):g} its add_noise has "
+                f"σ/α = {sigma / alpha:.4g} where {ratio:.4g} was set; write its run as a function "
+                "for LoopSampler"
+            )
+        if knot == 0:
+            self.scale = alpha
+        return alpha
+
+
+def _arguments(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
