@@ -1,4 +1,4 @@
-"""The command line: ``scoresde demo | train | sample | likelihood | inspect``.
+"""The command line: ``scoresde demo | train | sample | likelihood | inspect | check``.
 
 User errors are one line on standard error and exit code 2; ``--debug`` shows where they come from.
 """
@@ -62,14 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of this process if None.
 
     Returns:
-        The exit code: 0 if all went well, 2 for a user error, 130 after Ctrl-C.
+        The exit code: 0 if all went well, 1 if a law is broken (``check``), 2 for a user error, 130
+        after Ctrl-C.
     """
     try:
         options = build_parser().parse_args(argv)
     except SystemExit as exit_:  # --help, --version, or words that argparse refuses
         return exit_.code if isinstance(exit_.code, int) else 2
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt as stop:
         print(f"scoresde: {stop or 'stopped'}", file=sys.stderr)
         return _INTERRUPTED
@@ -78,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"scoresde: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

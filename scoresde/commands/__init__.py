@@ -4,7 +4,7 @@ A command is a :class:`~scoresde.commands.base.Command`: its words, its options,
 is one file and one line here.
 """
 
-from scoresde.commands import demo, inspect, likelihood, sample, train
+from scoresde.commands import check, demo, inspect, likelihood, sample, train
 from scoresde.commands.base import Command
 
 COMMANDS: tuple[Command, ...] = (
@@ -13,6 +13,7 @@ COMMANDS: tuple[Command, ...] = (
     sample.COMMAND,
     likelihood.COMMAND,
     inspect.COMMAND,
+    check.COMMAND,
 )
 """In the order in which ``--help`` lists them."""
 

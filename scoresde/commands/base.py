@@ -38,8 +38,8 @@ class Command:
         description: a paragraph, for its own help.
         example: command lines that show its use.
         add_options: adds the options to a parser.
-        run: does the work with the parsed options; user errors are ``ValueError``, ``TypeError``
-            or ``OSError`` with a message of one line.
+        run: does the work with the parsed options, and returns an exit code, None for 0; user
+            errors are ``ValueError``, ``TypeError`` or ``OSError`` with a message of one line.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Command:
     description: str
     example: str
     add_options: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], None]
+    run: Callable[[Namespace], int | None]
 
 
 def add_seed(parser: ArgumentParser, decides: str) -> None:

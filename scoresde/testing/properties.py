@@ -175,7 +175,7 @@ class Counterexample:
             "again": self.line,
         }
         return "\n".join(
-            [f"{broken.name}: {_title(self.subject)} breaks this law."]
+            [f"{broken.name}: {title(self.subject)} breaks this law."]
             + [f"    {name:6} {_indented(text)}" for name, text in rows.items()]
         )
 
@@ -383,7 +383,8 @@ def _constructor(value: nn.Module) -> str:
     return f"{type(value).__name__}({arguments})"
 
 
-def _title(subject: Any) -> str:
+def title(subject: Any) -> str:
+    """Return an object as code, in one line of at most 80 characters."""
     text = code(subject)
     return text if len(text) <= 80 else f"{type(subject).__name__}(…)"
 

@@ -1,0 +1,264 @@
+"""``scoresde check``: the laws that an SDE, a score, a sampler, … of one's own has to keep."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scoresde._checks import check_integer, check_integers, describe
+from scoresde.commands.base import Command, add_seed, need
+
+__all__ = ["COMMAND"]
+
+_BROKEN = 1
+"""Exit code if a law is broken."""
+
+_ADAPTERS = {
+    ("score", "x", "t", "s", "noise"): "FunctionSampler(function)",
+    ("score", "x", "times", "noise"): "LoopSampler(function)",
+    ("field", "z", "start", "end", "tolerance"): "FunctionSolver(function)",
+    ("field", "x", "noise"): "FunctionTrace(function)",
+    ("score", "x"): "FunctionMethod(function)",
+    ("x", "t"): "FunctionScore(function, sde), or FunctionSDE(drift, diffusion)",
+    ("t",): "FunctionGaussianSDE(alpha, sigma), or FunctionSDE(drift, diffusion)",
+}
+"""What makes a member of a function with these arguments."""
+
+
+# --- what is checked
+
+
+def find(target: str) -> Any:
+    """Return the object that ``module:object`` names.
+
+    Args:
+        target: a module, dotted or the path of a file, and a name in it.
+
+    Raises:
+        ValueError: if there is no such thing, or the module fails.
+
+    Example:
+        >>> find("scoresde.sdes:VPSDE")
+        <class 'scoresde.sdes.variance_preserving.VPSDE'>
+    """
+    place, colon, name = target.rpartition(":")
+    if not (place and colon and name):
+        raise ValueError(
+            f"OBJECT: expected module:object, such as my_sde:MySDE for MySDE in my_sde.py, got "
+            f"{target!r}"
+        )
+    found: Any = _module(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(
+                f"OBJECT: expected a name in {place}, got {name!r}; it has {_names(found)}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _module(place: str) -> ModuleType:
+    """Import a module, from the current folder too, or say in which line it fails."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        missing = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and place.split(".")[0] == missing:
+            raise ValueError(
+                f"OBJECT: expected a module that can be imported, got {place!r}, which is not "
+                f"found from {Path.cwd()}; go to its folder, or name the file: path/to/file.py:…"
+            ) from None
+        *_, last = traceback.extract_tb(error.__traceback__)
+        where = f"{last.filename}:{last.lineno}"
+        raise ValueError(
+            f"OBJECT: expected a module that can be imported, but {place!r} fails with "
+            f"{type(error).__name__}: {error} ({where})"
+        ) from error
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} in {Path.cwd()}")
+    spec = spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _names(found: object) -> str:
+    """The public names that were made there."""
+    own = getattr(found, "__name__", None)
+    names = [
+        name
+        for name, value in vars(found).items()
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and getattr(value, "__module__", own) == own
+    ]
+    return ", ".join(names[:12]) or "no names of its own"
+
+
+def member(found: Any, family_of: Callable[[object], Any]) -> Any:
+    """Return an object of a family: itself, what makes it without arguments, or adapted.
+
+    Args:
+        found: an object, or a class or function that makes one.
+        family_of: tells the family of an object.
+
+    Raises:
+        TypeError: if it belongs to none.
+    """
+    if inspect.isroutine(found) or inspect.isclass(found):
+        found = _made(found)
+    try:
+        family_of(found)
+    except TypeError:
+        from scoresde.testing.adapters import FromTorchSDE, SchedulerSampler
+
+        if hasattr(found, "set_timesteps") and hasattr(found, "add_noise"):
+            return SchedulerSampler(found)
+        if hasattr(found, "noise_type") and hasattr(found, "f"):
+            return FromTorchSDE(found)
+        raise TypeError(
+            f"OBJECT: expected an SDE, a Score, a Sampler, a Solver, a Trace or a likelihood "
+            f"Method, got {describe(found)}; derive from one of them, or wrap it in an adapter of "
+            "scoresde.testing.adapters"
+        ) from None
+    return found
+
+
+def _made(maker: Any) -> Any:
+    """Call a class or a function that needs no arguments."""
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except ValueError:  # written in C
+        parameters = ()  # type: ignore[assignment]
+    needed = tuple(
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    )
+    if needed:
+        name = getattr(maker, "__name__", "it")
+        cure = _ADAPTERS.get(needed, "")
+        cure = (
+            f"scoresde.testing.adapters has {cure.replace('function', name)}"
+            if cure and not inspect.isclass(maker)
+            else f"write a line such as checked = {name}(…) and name that"
+        )
+        raise TypeError(
+            f"OBJECT: expected an object, or a class or function without arguments, got {name}"
+            f"({', '.join(needed)}); {cure}"
+        )
+    try:
+        return maker()
+    except Exception as error:
+        raise ValueError(
+            f"OBJECT: expected {getattr(maker, '__name__', maker)}() to make an object, but it "
+            f"fails with {type(error).__name__}: {error}"
+        ) from error
+
+
+# --- the command
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "object",
+        metavar="OBJECT",
+        help="module:object or file.py:object: an SDE, score, sampler, solver, trace or likelihood "
+        "method, or a class or function that makes one without arguments",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="LAW",
+        help="names of the laws that are looked at (default: all)",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the laws with their formulas, and look at none (default: look at them)",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        metavar="N",
+        help="how many cases of each law are tried (default: enough for seconds in all)",
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="shape of one sample, for a score that takes no other (default: as it says, or any)",
+    )
+    add_seed(parser, "which cases are tried")
+
+
+def run(options: Namespace) -> int:
+    need("hypothesis", "testing")
+    from scoresde.testing import family_of
+    from scoresde.testing.properties import title
+
+    subject = member(find(options.object), family_of)
+    family = family_of(subject)
+    chosen = [each for each in family.chosen(options.only) if each.applies(subject)]
+    print(f"{title(subject)}: laws of {family.noun}s")
+    if options.list:
+        for each in chosen:
+            print(f"  {each.name}\n      {each.law}")
+        return 0
+    fixed = (
+        {}
+        if options.shape is None
+        else {"event_shape": check_integers("--shape", options.shape, minimum=1)}
+    )
+    check_integer("--seed", options.seed, minimum=0)
+    if options.examples is not None:
+        check_integer("--examples", options.examples, minimum=1)
+    found = []
+    for each, counterexample in family.broken(
+        subject, seed=options.seed, examples=options.examples, only=options.only, fixed=fixed
+    ):
+        print(f"  {'passed' if counterexample is None else 'BROKEN'}  {each.name}", flush=True)
+        found += [] if counterexample is None else [counterexample]
+    print("", *_summary(found, len(chosen)), sep="\n")
+    return _BROKEN if found else 0
+
+
+def _summary(found: Sequence[Any], count: int) -> list[str]:
+    if not found:
+        return [f"Looked at {count}: no counterexample was found."]
+    return [*(f"{each}\n" for each in found), f"Looked at {count}: {len(found)} broken."]
+
+
+COMMAND = Command(
+    name="check",
+    summary="look for laws that your SDE, score, sampler, … breaks",
+    description=(
+        "Look for laws of its family that an object of yours breaks: an SDE, a score, a sampler, "
+        "a solver, a trace or a likelihood. For each one the simplest counterexample is told, "
+        "with the numbers there and the usual causes. The exit code is 0 if none is broken, 1 if "
+        "one is, 2 if there is nothing to check. The module is run: check only what you trust."
+    ),
+    example="""\
+  scoresde check my_sde:MySDE
+  scoresde check path/to/my_sampler.py:my_sampler --only "order of the flow" --examples 5
+  scoresde check scoresde:VPSDE --list""",
+    add_options=add_options,
+    run=run,
+)
