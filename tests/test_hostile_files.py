@@ -389,12 +389,37 @@ def test_folders_that_are_none(tmp_path):
 
 def test_inspect_tells_whose_a_file_is(folder, tmp_path, capsys):
     path = checkpoint(tmp_path)
-    assert main(["inspect", str(path)]) == 0
-    assert "score_sde_pytorch" in capsys.readouterr().out
+    assert main(["inspect", str(path), "--all"]) == 0
+    told = capsys.readouterr().out
+    count = sum(p.numel() for p in score_sde.load(path).network.parameters())
+    for word in ("score_sde_pytorch", "NCSNpp(channels=2, width=8", f"{count:,} parameters"):
+        assert word in told
+    assert "sde: VESDE(sigma_min=0.01, sigma_max=50)" in told
+    assert told.index("model.module.sigmas") < told.index("ema.shadow_params.0")
     assert main(["inspect", str(folder)]) == 0
     told = capsys.readouterr().out
     for word in ("UNet2DModel with DDPMScheduler", "DDPM(N=100", "NoisePrediction", "conv_in.bias"):
         assert word in told
+
+
+def test_inspect_says_what_a_checkpoint_does_not_tell(tmp_path, capsys):
+    path, network = tmp_path / "vp.pth", NCSNpp(2, 8, (1, 2), 1, (1,))
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"model": state, "ema": {}}, path)
+    assert main(["inspect", str(path)]) == 0
+    assert "not in the file; see training.sde" in capsys.readouterr().out
+    torch.save({"model": {"w": torch.zeros(2)}, "ema": {}}, path)
+    assert main(["inspect", str(path)]) == 0
+    assert "network: none of scoresde's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("write", [bare_pickle, archived_pickle, old_pickle])
+def test_no_one_is_advised_to_run_a_file(tmp_path, write, marker):
+    """As PyTorch's own message does."""
+    write(tmp_path / "evil.pth", marker)
+    with pytest.raises(ValueError, match="was not executed") as caught:
+        score_sde.load(tmp_path / "evil.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

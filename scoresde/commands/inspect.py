@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoresde._checks import check_file
 from scoresde.commands.base import Command
-from scoresde.interop import diffusers
+from scoresde.interop import diffusers, score_sde
 from scoresde.interop._files import read_pickle
 
 __all__ = ["COMMAND"]
@@ -187,6 +187,8 @@ def _torch(path: Path) -> Report:
             "code; load it by its authors' program where you trust it, and hand the network to "
             "scoresde.interop.edm.wrap"
         ) from None
+    if isinstance(state, dict):  # what has been learned before what learning needs
+        state = dict(sorted(state.items(), key=lambda item: item[0] == "optimizer"))
     return Report(_checkpoint(path, state), list(_walk("", state)))
 
 
@@ -203,9 +205,27 @@ def _checkpoint(path: Path, state: Any) -> list[str]:
     if isinstance(state, dict) and {"model", "ema"} <= state.keys():
         return [
             f"a checkpoint of score_sde_pytorch, after step {state.get('step')}",
-            f"read by: scoresde.interop.score_sde.load({str(path)!r}, config)",
+            *_score_sde(path, state),
         ]
     return ["a PyTorch file of tensors and plain values"]
+
+
+def _score_sde(path: Path, state: Mapping[str, Any]) -> list[str]:
+    """Tell the network and the diffusion, and how both are had."""
+    try:
+        network, parameters, ladder, sde = score_sde.contents(state)
+    except ValueError as error:
+        return [f"network: none of scoresde's ({error})"]
+    told, config = str(sde), ""
+    if sde is None:
+        told = "not in the file; see training.sde and training.continuous in its configuration"
+        config = ", {'training.sde': …, 'training.continuous': …}"
+    return [
+        f"network: {network}, {parameters:,} parameters",
+        f"noise levels: {len(ladder)}, {float(ladder[0]):g} … {float(ladder[-1]):g}",
+        f"sde: {told}",
+        f"read by: scoresde.interop.score_sde.load({str(path)!r}{config})",
+    ]
 
 
 def _walk(name: str, value: Any) -> Iterator[Entry]:

@@ -26,8 +26,16 @@ class Design(NamedTuple):
 
     def build(self, arguments: dict[str, Any]) -> nn.Module:
         """Make the network of those arguments that it has."""
+        return self.network(**self._own(arguments))
+
+    def __str__(self) -> str:
+        """Show the class and its arguments as one would write them."""
+        told = ", ".join(f"{key}={value!r}" for key, value in self._own(self.arguments).items())
+        return f"{self.network.__name__}({told})"
+
+    def _own(self, arguments: dict[str, Any]) -> dict[str, Any]:
         known = inspect.signature(self.network).parameters
-        return self.network(**{key: value for key, value in arguments.items() if key in known})
+        return {key: value for key, value in arguments.items() if key in known}
 
 
 def inferred(weights: Weights) -> Design:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def read_pickle(name: str, path: Path, kind: str) -> Any:
         ValueError: if it is damaged, foreign, or asks for more.
     """
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols, which it reads or refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may break any step of the reading
         raise ValueError(
@@ -80,10 +82,12 @@ def _allowed() -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Say what a file asks for, or else what the reader says first."""
-    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-    said = str(error).strip().split("\n")[0] or type(error).__name__
-    return f"it asks for {asked[1]}" if asked else said
+    """Say what a file asks for, or else what the reader found, without its advice to run it."""
+    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it asks for {asked[1]}"
+    found = re.search(r"WeightsUnpickler error:\s*([^\n]*)", str(error))
+    said = found[1] if found else str(error).strip().split("\n")[0]
+    return said or type(error).__name__
 
 
 def read_safetensors(name: str, path: Path) -> Weights:

@@ -114,7 +114,7 @@ def load(
     file = check_file("path", path)
     told = _flat(config)
     content = _read(file)
-    weights = _weights(content, file)
+    weights = _weights(content)
     ladder = _ladder(weights, told)
     design = _design(weights, told)
     process = _process(design, told, ladder)
@@ -122,7 +122,7 @@ def load(
     with torch.device("meta"):
         plan = design.build(arguments)
     check_names_and_shapes(plan, weights)
-    state = weights | (_averages(content, plan, file) if ema else {})
+    state = weights | (_averages(content, plan) if ema else {})
     with torch.random.fork_rng(devices=[]):  # the draws of a constructor are replaced at once
         network = design.build(arguments)
     network.load_state_dict(state)
@@ -145,6 +145,42 @@ class DescendingIndex(Label):
         return (sde.index_at(sde.T) - sde.index_at(t)).round()
 
 
+class Contents(NamedTuple):
+    """What a checkpoint shows of itself.
+
+    Attributes:
+        network: its class and arguments, as far as tensors show them.
+        parameters: how many numbers the network has, learned or not.
+        ladder: its noise levels ``(N,)``, the largest first.
+        sde: the diffusion, or None if only the configuration of the training tells it.
+    """
+
+    network: str
+    parameters: int
+    ladder: Tensor
+    sde: GaussianSDE | None
+
+
+def contents(state: Mapping[str, Any]) -> Contents:
+    """Return what the dictionary in a checkpoint shows, without making a network.
+
+    Raises:
+        ValueError: if its tensors are those of no network here.
+    """
+    weights = _weights(state)
+    ladder = _ladder(weights, {})
+    design = _design(weights, {})
+    with torch.device("meta"):
+        network = design.build(_ends(ladder) | design.arguments)
+    check_names_and_shapes(network, weights)
+    return Contents(
+        str(design),
+        sum(parameter.numel() for parameter in network.parameters()),
+        ladder,
+        _process(design, {}, ladder).sde if design.training else None,
+    )
+
+
 # --- the file
 
 
@@ -159,22 +195,22 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _part(content: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
+def _part(content: Mapping[str, Any], name: str, kind: type) -> Any:
     """Return an entry of a dictionary of the file, or say that it isn't there."""
     value = content.get(name)
     if not isinstance(value, kind):
         came = describe(value) if name in content else "none"
         raise ValueError(
-            f"path: expected an entry {name!r} ({kind.__name__}) in {path}, got {came}; "
+            f"path: expected an entry {name!r} ({kind.__name__}) in the file, got {came}; "
             "with ema=False the averages are not needed"
         )
     return value
 
 
-def _weights(content: Mapping[str, Any], path: Path) -> Weights:
+def _weights(content: Mapping[str, Any]) -> Weights:
     """Return the tensors of ``model``, without the prefix of data-parallel training."""
     weights = {}
-    for key, value in _part(content, "model", dict, path).items():
+    for key, value in _part(content, "model", dict).items():
         name = str(key).removeprefix("module.")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise ValueError(f"model: expected a tensor of numbers {name!r}, got {describe(value)}")
@@ -182,9 +218,9 @@ def _weights(content: Mapping[str, Any], path: Path) -> Weights:
     return weights
 
 
-def _averages(content: Mapping[str, Any], network: nn.Module, path: Path) -> Weights:
+def _averages(content: Mapping[str, Any], network: nn.Module) -> Weights:
     """Return the averages by name: the list has the order of the trainable parameters."""
-    shadow = _part(_part(content, "ema", dict, path), "shadow_params", list, path)
+    shadow = _part(_part(content, "ema", dict), "shadow_params", list)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if len(shadow) != len(trained):
         raise ValueError(
