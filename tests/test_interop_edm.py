@@ -78,7 +78,7 @@ def test_what_is_no_denoiser():
     with pytest.raises(TypeError, match=r"^network: "):
         edm.wrap("net")
     with pytest.raises(TypeError, match=r"^score: expected a Score"):
-        edm.to_denoiser(denoise)
+        edm.to_kdiffusion(denoise)
 
 
 # --- out
@@ -87,7 +87,7 @@ def test_what_is_no_denoiser():
 @MEMBERS
 def test_every_score_is_a_denoiser(member):
     sde = member()
-    D = edm.to_denoiser(mixture(sde))
+    D = edm.to_kdiffusion(mixture(sde))
     span = math.log(D.sigma_max / D.sigma_min)
     sigma = D.sigma_min * torch.exp(span * torch.tensor([0.0, 0.3, 0.7, 1.0]).double())
     y = torch.randn(4, 2, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_every_score_is_a_denoiser(member):
 
 
 def test_there_and_back():
-    D = edm.to_denoiser(edm.wrap(denoise, SubVPSDE()))
+    D = edm.to_kdiffusion(edm.wrap(denoise, SubVPSDE()))
     y, sigma = torch.randn(3, 2), torch.tensor([0.1, 1.0, 50.0])
     torch.testing.assert_close(D(y, sigma), denoise(y, sigma), rtol=1e-5, atol=1e-5)
 
@@ -159,7 +159,7 @@ def edm_sampler(net: nn.Module, latents: Tensor, num_steps: int) -> Tensor:
 def test_their_loops_run_and_are_our_samplers(sde: SDE, theirs, sampler):
     """The same start, and the denoising for their last step to 0."""
     score = mixture(sde)
-    D = edm.to_denoiser(score)
+    D = edm.to_kdiffusion(score)
     sigmas = D.get_sigmas(12).double()
     if isinstance(sampler, Heun):  # which ends where EDM's loop does
         low, high = max(0.002, D.sigma_min), min(80.0, D.sigma_max)
@@ -173,7 +173,7 @@ def test_their_loops_run_and_are_our_samplers(sde: SDE, theirs, sampler):
 
 
 def test_noise_levels_for_their_loops():
-    D = edm.to_denoiser(mixture(EDMSDE()))
+    D = edm.to_kdiffusion(mixture(EDMSDE()))
     i = torch.arange(10, dtype=torch.float64) / 9
     karras = (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     expected = torch.cat([karras, torch.zeros(1)]).float()
@@ -182,7 +182,7 @@ def test_noise_levels_for_their_loops():
 
 
 def test_noise_levels_beyond_the_diffusion_are_refused():
-    D = edm.to_denoiser(mixture(EDMSDE()))
+    D = edm.to_kdiffusion(mixture(EDMSDE()))
     y = torch.randn(2, 2)
     for sigma in (100.0, float("nan")):
         with pytest.raises(ValueError, match=r"^sigma: "):

@@ -31,7 +31,7 @@ from scoresde.samplers import Grid, Karras
 from scoresde.score import Score, ScoreModel
 from scoresde.sdes import EDMSDE, GaussianSDE
 
-__all__ = ["Denoiser", "to_denoiser", "wrap"]
+__all__ = ["Denoiser", "to_kdiffusion", "wrap"]
 
 _BEYOND = 1e-3
 """How far from a diffusion's range a noise level may be, relative: float32 grids round."""
@@ -62,7 +62,7 @@ def wrap(denoiser: Callable[..., Tensor], sde: GaussianSDE = EDMSDE()) -> ScoreM
 
 
 class Denoiser(nn.Module):
-    """A score as a denoiser D(y, σ), for samplers of k-diffusion and EDM; see `to_denoiser`.
+    """A score as a denoiser D(y, σ), for samplers of k-diffusion and EDM; see `to_kdiffusion`.
 
     Attributes:
         score: the score.
@@ -92,7 +92,7 @@ class Denoiser(nn.Module):
         Args:
             x: clean data plus noise of size σ, ``(batch, *event)``.
             sigma: the noise level, ``()`` or ``(batch,)``.
-            class_labels: None; conditions are bound before, ``to_denoiser(score.given(…))``.
+            class_labels: None; conditions are bound before, ``to_kdiffusion(score.given(…))``.
 
         Raises:
             ValueError: if a noise level lies outside of the diffusion's, or a class is given.
@@ -100,7 +100,7 @@ class Denoiser(nn.Module):
         if class_labels is not None:
             raise ValueError(
                 "class_labels: expected None, since conditions are bound to the score; use "
-                "to_denoiser(score.given(…))"
+                "to_kdiffusion(score.given(…))"
             )
         ratio = as_time(check_tensor("sigma", sigma), name="sigma")
         check_batch(ratio, x, "sigma")
@@ -132,7 +132,7 @@ class Denoiser(nn.Module):
             )
 
 
-def to_denoiser(score: Score) -> Denoiser:
+def to_kdiffusion(score: Score) -> Denoiser:
     r"""Return a score as a denoiser D(y, σ) = x̂(α y, t), σ/α = σ_t, that others' samplers take.
 
     k-diffusion's ``sample_…(model, x, sigmas)`` and EDM's ``edm_sampler(net, latents)`` call it as
@@ -149,7 +149,7 @@ def to_denoiser(score: Score) -> Denoiser:
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
-        >>> D = to_denoiser(FunctionScore(lambda x, t: -x, VPSDE()))  # data N(0, I)
+        >>> D = to_kdiffusion(FunctionScore(lambda x, t: -x, VPSDE()))  # data N(0, I)
         >>> D(torch.ones(1, 2), torch.tensor(2.0))
         tensor([[0.2000, 0.2000]])
         >>> D.get_sigmas(3)
