@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_official_processes(cases):
 
 def test_official_names_dtypes_and_order(case):
     network = case.model.network
-    weights = score_sde._weights(score_sde._read(case.path), case.path)
+    weights = score_sde._weights(score_sde._read(case.path))
     arguments = {k: getattr(network, k) for k in inspect.signature(type(network)).parameters}
     fresh = type(network)(**arguments).state_dict()
     assert list(fresh) == list(weights)
@@ -273,9 +274,14 @@ def test_official_euler_maruyama(cases, name):
     x = draws[0]
     state = sampler.init(case.model, x, times[0])
     for k, t in enumerate(times):  # steps of 1/N, whatever the spacing
+        assert relative(x, case["pc_trace_in"][k]) < 1e-5
+        last, before = x, state
         x, state = sampler.step(case.model, x, t, t - 1 / len(times), state, noise)
-        assert relative(x, case["pc_trace"][k]) < 1e-3
-    assert relative(case.to_unit(x), case["pc_sample_nodenoise"]) < 1e-3
+        assert relative(x, case["pc_trace"][k]) < 1e-5
+    assert relative(case.to_unit(x), case["pc_sample_nodenoise"]) < 1e-5
+    still = replay([torch.zeros_like(x)])
+    mean, _ = sampler.step(case.model, last, t, t - 1 / len(times), before, still)
+    assert relative(case.to_unit(mean), case["pc_sample"]) < 1e-5
 
 
 def test_official_predictor_corrector(cases):
@@ -286,11 +292,33 @@ def test_official_predictor_corrector(cases):
     x = draws[0] * model.sde.sigma_max
     for k, (t, s) in enumerate(itertools.pairwise(times)):
         x, _ = corrector.step(model, x, t, s, None, noise)
-        assert relative(x, case["pc_trace_in"][k]) < 3e-4
+        assert relative(x, case["pc_trace_in"][k]) < 3e-5
         x, _ = predictor.step(model, x, t, s, None, noise)  # their knots differ by 1e-5 from t
-        assert relative(x, case["pc_trace"][k]) < 3e-4
+        assert relative(x, case["pc_trace"][k]) < 3e-5
     x, _ = corrector.step(model, x, t=times[-1], s=times[-1], state=None, noise=noise)
-    assert relative(model.denoised(x, times[-1]), case["pc_sample"]) < 3e-4
+    assert relative(x, case["pc_trace_in"][-1]) < 3e-5
+    mean = model.denoised(x, times[-1])
+    assert relative(mean, case["pc_sample"]) < 3e-5
+    last = mean + float(model.sde.sigma_min) * draws[-1]
+    assert relative(last, case["pc_trace"][-1]) < 3e-5
+    assert relative(last, case["pc_sample_nodenoise"]) < 3e-5
+
+
+def test_official_denoising(continuous):
+    """The mean of a reverse-diffusion step with N = 1000 at the end of the flow."""
+    model, N, t = continuous.model, 1000, 1e-3 if continuous.centered else 1e-5
+    x = continuous["ode_sample"]
+    if continuous.name == VE:  # the ladder starts from σ = 0
+        mean = x + model.sde.sigma_min**2 * model(x, t)
+        assert relative(model.denoised(x, t), continuous["ode_sample_denoised"]) < 1e-5
+    else:
+        x = 2 * x - 1
+        f, g2 = (float(rate) / N for rate in model.sde.rates(t))
+        if continuous.name == VP:
+            beta = float(VPSDE().discretize(N).betas[int(t * (N - 1))])
+            f, g2 = math.sqrt(1 - beta) - 1, beta
+        mean = x - f * x + g2 * model(x, t)
+    assert relative(continuous.to_unit(mean), continuous["ode_sample_denoised"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", [SUBVP, VE, VP, DDPM])

@@ -81,27 +81,49 @@ def test_langevin_with_reverse_diffusion(golden):
     assert relative((x + 1) / 2, arrays["pc_rdl_sample"]) < 1e-4
 
 
+def told_officially(model, table):
+    """The score of a discrete VP network on a table, which is told t (N − 1), not rounded."""
+    N = len(table.times)
+    official = torch.linspace(1.0, 1e-3, N, dtype=torch.float64)
+
+    def score(x, t):
+        label = official[N - 1 - round(float(table.index_at(t)))] * (N - 1)
+        return -model.network(x, label.expand(len(x)).float()) / float(table.sigma(t))
+
+    return FunctionScore(score, table)
+
+
+def test_a_short_chain_of_ddpm(golden):
+    """25 ancestral steps of a table of its own, whose labels are 0 … 24."""
+    model, arrays = case(golden, "vp_ddpm_cifar10")
+    table, draws = VPSDE().discretize(25), arrays["pc_draws"]
+    noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
+    times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
+    steps = walk(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
+    x = draws[0]
+    for k, end in enumerate(steps):
+        assert relative(x, arrays["pc_trace_in"][k]) < 1e-5
+        x = end
+        if k < 24:
+            assert relative(x, arrays["pc_trace"][k]) < 1e-5
+    assert relative((x + 1) / 2, arrays["pc_sample"]) < 1e-5
+    last = x + float(table.betas[0].sqrt()) * draws[-1]
+    assert relative((last + 1) / 2, arrays["pc_sample_nodenoise"]) < 1e-5
+
+
 @pytest.mark.slow
 def test_the_whole_chain_of_ddpm(golden):
     """1000 ancestral steps, with the noise of the forward kernel."""
     model, arrays = case(golden, "vp_ddpm_cifar10")
     table = model.sde
     N = len(table.times)
-    official = torch.linspace(1.0, 1e-3, N, dtype=torch.float64)
-
-    def score(x, t):
-        i = round(float(table.index_at(t)))
-        label = float(official[N - 1 - i]) * (N - 1)  # not rounded
-        between = (label + 1) / N
-        return -model.output(x, between) / float(table.sigma(t))
-
     source = np.random.RandomState(int(arrays["full_seed"]))
     shape = (int(arrays["full_ndraws"]), *arrays["full_first_draw"].shape)
     draws = torch.from_numpy(source.standard_normal(shape).astype(np.float32))
     assert torch.equal(draws[0], arrays["full_first_draw"])
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
-    steps = walk(FunctionScore(score, table), draws[0], times, Ancestral(variance=1.0), noise)
+    steps = walk(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
     recorded = dict(zip(arrays["full_steps"].tolist(), arrays["full_x_out"], strict=True))
     for k, x in enumerate(steps):
         if k in recorded and k < N - 1:
