@@ -30,6 +30,7 @@ FLOORS = (  # from the ground up; private modules such as _shapes are the ground
 NEIGHBOURS = {1, 3}  # floors (the ground is 0) whose rooms never import each other
 
 SEAMS = {  # what users bring: a public door may refuse what is not one, but never asks which one
+    "Coordinates",
     "GaussianSDE",
     "LinearOperator",
     "Measurement",
@@ -42,6 +43,7 @@ SEAMS = {  # what users bring: a public door may refuse what is not one, but nev
     "Sampler",
     "Score",
     "Solver",
+    "Tableau",
     "TimeLaw",
     "Trace",
 }
