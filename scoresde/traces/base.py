@@ -23,10 +23,14 @@ VectorField = Callable[[Tensor], Tensor]
 class Trace(ABC):
     """An unbiased estimator of tr ∂h/∂x, fused with the evaluation of h.
 
-    Members are frozen dataclasses. ``exact`` says whether the estimate has no noise.
+    Members are frozen dataclasses. What one declares of its noise (``exact``, ``linear``,
+    :meth:`variance`, :meth:`resolved`) is what :func:`~scoresde.testing.check_trace` holds it to.
     """
 
     exact: bool = False
+    """Whether the estimate has no noise."""
+    linear: bool = False
+    """Whether, with the same streams, the estimate is linear in the field."""
 
     @abstractmethod
     def __call__(
@@ -54,6 +58,14 @@ class Trace(ABC):
     @abstractmethod
     def products(self, d: int) -> int:
         """Return how many products vᵀJ one call takes in ``d`` dimensions."""
+
+    def variance(self, jacobian: Tensor) -> Tensor | None:
+        """Return the variance of the mean estimate for J ``(d, d)``, ``()``; None if not known."""
+        return torch.zeros_like(jacobian[0, 0]) if self.exact else None
+
+    def resolved(self, d: int) -> int:
+        """Return up to which rank of J the estimate has no noise; 0 if that is not promised."""
+        return d if self.exact else 0
 
 
 class Tape:

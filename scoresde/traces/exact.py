@@ -33,6 +33,7 @@ class ExactTrace(Trace):
 
     chunk: int = 64
     exact = True
+    linear = True
 
     def __post_init__(self) -> None:
         check_integer("chunk", self.chunk, minimum=1)

@@ -22,6 +22,14 @@ class ProbeLaw(ABC):
     def draw(self, streams: Streams, k: int, d: int) -> Tensor:
         """Draw ``k`` probes for each of ``m`` rows, float64 ``(m, k, d)``."""
 
+    def variance(self, jacobian: Tensor, k: int) -> Tensor | None:
+        """Return the variance of the mean of ``k`` vᵀJv, ``()``; None if it is not known."""
+        return None
+
+    def resolved(self, k: int, d: int) -> int:
+        """Return up to which rank of J that mean has no noise."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Rademacher(ProbeLaw):
@@ -30,6 +38,11 @@ class Rademacher(ProbeLaw):
     def draw(self, streams: Streams, k: int, d: int) -> Tensor:
         """Return signs."""
         return streams.signs((k, d))
+
+    def variance(self, jacobian: Tensor, k: int) -> Tensor:
+        """Return 2 Σ_{i≠j} S_ij²/k, with S the symmetric part."""
+        even = _symmetric(jacobian)
+        return 2 * (even - even.diagonal().diag()).square().sum() / k
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,10 @@ class Gaussian(ProbeLaw):
         """Return normals."""
         return streams.normals((k, d))
 
+    def variance(self, jacobian: Tensor, k: int) -> Tensor:
+        """Return 2 ‖S‖²/k, with S the symmetric part."""
+        return 2 * _symmetric(jacobian).square().sum() / k
+
 
 @dataclass(frozen=True)
 class Sphere(ProbeLaw):
@@ -49,6 +66,10 @@ class Sphere(ProbeLaw):
         """Return points of the sphere."""
         v = streams.normals((k, d))
         return v * (d**0.5 / v.norm(dim=2, keepdim=True))
+
+    def variance(self, jacobian: Tensor, k: int) -> Tensor:
+        """Return 2d/(d + 2) ‖S − (tr S/d) I‖²/k, with S the symmetric part."""
+        return _on_the_sphere(jacobian) / k
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,26 @@ class Orthogonal(ProbeLaw):
             )
         q, r = torch.linalg.qr(streams.normals((d, k)))
         return (q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)).mT * d**0.5
+
+    def variance(self, jacobian: Tensor, k: int) -> Tensor:
+        """Return that of k independent ones times (d − k)/(d − 1): what the others have seen."""
+        d = len(jacobian)
+        return _on_the_sphere(jacobian) / k * (d - k) / max(d - 1, 1)
+
+    def resolved(self, k: int, d: int) -> int:
+        """Return d once the probes span, else 0."""
+        return d if k == d else 0
+
+
+def _symmetric(jacobian: Tensor) -> Tensor:
+    return 0.5 * (jacobian + jacobian.mT)
+
+
+def _on_the_sphere(jacobian: Tensor) -> Tensor:
+    """Return the variance of vᵀJv for one v uniform on the sphere of radius √d."""
+    d, even = len(jacobian), _symmetric(jacobian)
+    shear = even - even.trace() / d * torch.eye(d, dtype=even.dtype, device=even.device)
+    return 2 * d / (d + 2) * shear.square().sum()
 
 
 RADEMACHER = Rademacher()
@@ -104,6 +145,7 @@ class Hutchinson(Trace):
 
     probes: int = 1
     law: ProbeLaw = RADEMACHER
+    linear = True
 
     def __post_init__(self) -> None:
         check_integer("probes", self.probes, minimum=1)
@@ -113,6 +155,14 @@ class Hutchinson(Trace):
     def products(self, d: int) -> int:
         """Return the number of probes."""
         return self.probes
+
+    def variance(self, jacobian: Tensor) -> Tensor | None:
+        """Return that of the law's probes."""
+        return self.law.variance(jacobian, self.probes)
+
+    def resolved(self, d: int) -> int:
+        """Return that of the law's probes."""
+        return self.law.resolved(self.probes, d)
 
     def __call__(
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False

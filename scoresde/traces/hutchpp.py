@@ -52,6 +52,10 @@ class HutchPlusPlus(Trace):
         """Return the budget, or less where d columns of Q are all there can be."""
         return self.budget - 2 * (self.budget // 3 - self._rank(d))
 
+    def resolved(self, d: int) -> int:
+        """Return the number of columns of Q: up to this rank of J they span its range."""
+        return self._rank(d)
+
     def __call__(
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:

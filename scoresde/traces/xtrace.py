@@ -51,6 +51,11 @@ class XTrace(Trace):
         """Return the even part of the budget, at most 2d."""
         return 2 * self._rank(d)
 
+    def resolved(self, d: int) -> int:
+        """Return the number of probes less the one left out, or d where they span."""
+        k = self._rank(d)
+        return d if k == d else k - 1
+
     def __call__(
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
