@@ -105,6 +105,11 @@ class Adams(Solver):
         if self.order > 8:
             raise ValueError(f"order: expected at most 8, got {self.order}")
 
+    @property
+    def convergence_order(self) -> float:
+        """One more than the slopes kept, for the new slope corrects."""
+        return self.order + 1.0
+
     def solve(
         self,
         field: Field,

@@ -80,6 +80,15 @@ class Solver(ABC):
     """Whether the integrand may be estimated anew, with other noise, at every node."""
     differentiable: bool = False
     """Whether gradients pass from a solution to the initial state and into the field."""
+    own_steps: bool = True
+    """Whether every sample has steps of its own, so that batch-mates don't change its digits."""
+    coupled: bool = False
+    """Whether batch-mates even share their error and their failures."""
+
+    @property
+    def convergence_order(self) -> float | None:
+        """p, if errors fall like n⁻ᵖ in n evaluations of a smooth field; None if not declared."""
+        return None
 
     @abstractmethod
     def solve(

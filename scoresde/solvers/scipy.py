@@ -13,7 +13,8 @@ from scoresde._checks import check_integer
 from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
-_METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
+_METHODS = {"RK23": 3.0, "RK45": 5.0, "DOP853": 8.0, "Radau": None, "BDF": None, "LSODA": None}
+"""Their orders, of those that are not implicit."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ class SciPy(Solver):
             )
         check_tolerances(self.rtol, self.atol)
         check_integer("max_evaluations", self.max_evaluations, minimum=2)
+
+    @property
+    def own_steps(self) -> bool:  # type: ignore[override]
+        """Whether samples are solved one by one."""
+        return not self.coupled
+
+    @property
+    def convergence_order(self) -> float | None:
+        """That of the method; None for implicit ones, which vary it or spend steps on Jacobians."""
+        return _METHODS[self.method]
 
     def solve(
         self,

@@ -12,7 +12,8 @@ from scoresde._checks import check_integer
 from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
-_METHODS = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
+_METHODS = {"dopri5": 5.0, "dopri8": 8.0, "bosh3": 3.0, "adaptive_heun": 2.0}
+"""Their orders."""
 _HUGE = 1e10
 
 
@@ -79,6 +80,7 @@ class TorchDiffEq(Solver):
     atol: float | None = None
     max_evaluations: int = 10_000
     differentiable = True
+    own_steps = False
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
@@ -88,6 +90,11 @@ class TorchDiffEq(Solver):
             )
         check_tolerances(self.rtol, self.atol)
         check_integer("max_evaluations", self.max_evaluations, minimum=2)
+
+    @property
+    def convergence_order(self) -> float:
+        """That of the method."""
+        return _METHODS[self.method]
 
     def solve(
         self,

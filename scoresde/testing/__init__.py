@@ -26,6 +26,8 @@ from scoresde.testing.properties import (
 from scoresde.testing.samplers import check_sampler
 from scoresde.testing.scores import check_score
 from scoresde.testing.sdes import check_sde
+from scoresde.testing.solvers import check_solver
+from scoresde.testing.traces import check_trace
 
 __all__ = [
     "BrokenLawError",
@@ -35,6 +37,8 @@ __all__ = [
     "check_sampler",
     "check_score",
     "check_sde",
+    "check_solver",
+    "check_trace",
     "checks",
     "close",
     "family_of",

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 from scoresde.samplers import Sampler
 from scoresde.score import Score
 from scoresde.sdes import SDE
+from scoresde.solvers import Solver
 from scoresde.testing.properties import Family, code
 from scoresde.testing.samplers import SAMPLERS
 from scoresde.testing.scores import scores_family
 from scoresde.testing.sdes import SDES
+from scoresde.testing.solvers import SOLVERS
+from scoresde.testing.traces import TRACES
+from scoresde.traces import Trace
 
 if TYPE_CHECKING:
     import pytest
@@ -40,6 +44,16 @@ def _(subject: SDE) -> Family:
 @family_of.register
 def _(subject: Sampler) -> Family:
     return SAMPLERS
+
+
+@family_of.register
+def _(subject: Solver) -> Family:
+    return SOLVERS
+
+
+@family_of.register
+def _(subject: Trace) -> Family:
+    return TRACES
 
 
 @family_of.register

@@ -1,0 +1,403 @@
+"""What every solver owes as code: rows on their own, failures by row, honest counts, an end."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scoresde.solvers import Solution, Status
+from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.strategies import devices, seeds
+
+SOLVERS = Family("solver")
+"""What every solver owes; :mod:`scoresde.testing.solvers` adds the mathematics."""
+
+_CAP = 20_000
+"""Evaluations of one row after which a solver counts as one that never ends."""
+
+
+class RunawayError(AssertionError):
+    """A solver evaluates and evaluates."""
+
+
+def column(tau: Tensor) -> Tensor:
+    """Return times ``(m,)`` as a column."""
+    return tau.unsqueeze(1)
+
+
+def rand(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return uniform numbers in [0, 1)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def capped(solver: Any, evaluations: int) -> Any:
+    """Return the solver with a cap of its own on evaluations, where it has such a field."""
+    if hasattr(solver, "max_evaluations"):
+        return dataclasses.replace(solver, max_evaluations=evaluations)
+    return copy.copy(solver)
+
+
+def solve_within(
+    solver: Any,
+    field: Callable[..., Any],
+    z: Tensor,
+    start: float,
+    end: float,
+    tolerance: float,
+    *,
+    noisy: bool = False,
+) -> Solution:
+    """Solve, and stop a solver that does not stop by itself.
+
+    Raises:
+        RunawayError: once a row has been evaluated 20 000 times.
+    """
+    calls = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+
+    def watched(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        calls.index_add_(0, rows, torch.ones_like(rows))
+        if len(calls) and int(calls.max()) > _CAP:
+            raise RunawayError(f"a row was evaluated {_CAP} times, and there is no end in sight")
+        return field(tau, z, rows, node)
+
+    return solver.solve(watched, z, start, end, tolerance=tolerance, noisy=noisy)
+
+
+def _decay(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    """z′ = −(1 + row) z and q = Σ z."""
+    return -column(1.0 + rows) * z, z.sum(1, keepdim=True), None
+
+
+def _lively(pace: Tensor) -> Callable[..., Any]:
+    """Return z′ = r cos(r τ) z, at a pace r for each row, and q = Σ z."""
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        r = column(pace[rows])
+        return r * torch.cos(r * column(tau)) * z, z.sum(1, keepdim=True), None
+
+    return field
+
+
+def shares_nothing(solver: Any) -> bool:
+    """Whether batch-mates share neither errors nor failures."""
+    return not solver.coupled
+
+
+@SOLVERS.owes(
+    "shapes",
+    "z (n, d) for any n and d, 0 rows included; float64 results on the device of z",
+    "[:, None] for one shape only; squeeze() of a batch of one; a leak of float32",
+    examples=6,
+    n=lambda solver: st.sampled_from([0, 1, 2, 5]),
+    d=lambda solver: st.sampled_from([1, 2, 64]),
+    device=devices,
+    seed=seeds,
+)
+def shapes(solver: Any, n: int, d: int, device: str, seed: int) -> None:
+    """Batches of any size."""
+    z = (0.5 + rand((n, d), seed)).to(device)
+    solution = solve_within(solver, _decay, z, 0.0, 0.5, 1e-3)
+    for f in dataclasses.fields(Solution):
+        value = getattr(solution, f.name)
+        whole = torch.int64 if f.name in ("evaluations", "status") else torch.float64
+        found = tuple(value.shape), value.dtype, value.device
+        wanted = ((n, d) if f.name == "state" else (n,)), whole, z.device
+        holds(found == wanted, f"{f.name} is {found}, expected {wanted}")
+    rate = column(1.0 + torch.arange(n, device=z.device))
+    close("z(½)", solution.state, z * torch.exp(-0.5 * rate), atol=0.1)
+
+
+@SOLVERS.owes(
+    "single precision",
+    "a float32 start is solved as well as its digits allow, or refused; it doesn't run for ever",
+    "a smallest step of 10⁻¹² that float32 cannot make; a tolerance below its digits",
+    examples=2,
+    seed=seeds,
+)
+def single_precision(solver: Any, seed: int) -> None:
+    """At a tolerance of 1e-3, within a hundred of them."""
+    z = (0.5 + rand((2, 2), seed)).float()
+    try:
+        solution = solve_within(solver, _decay, z, 0.0, 1.0, 1e-3)
+    except (TypeError, ValueError):
+        return
+    rate = column(1.0 + torch.arange(2))
+    arrived = solution.status == int(Status.CONVERGED)
+    expected = torch.where(column(arrived), (z * torch.exp(-rate)).double(), solution.state)
+    close("z(1) of a float32 start", solution.state, expected, atol=0.1)
+    holds(torch.isfinite(solution.state).all(), "z(1) of a float32 start is not finite")
+
+
+@SOLVERS.owes(
+    "rows",
+    "a row's solution, its steps and counts included, is the same whatever its batch-mates are",
+    "a norm, maximum or step size over the batch",
+    applies=lambda solver: solver.own_steps,
+    examples=3,
+    seed=seeds,
+)
+def rows(solver: Any, seed: int) -> None:
+    """Each of four rows alone, one of them much livelier than the others."""
+    pace = torch.tensor([0.5, 1.0, 1.5, 12.0], dtype=torch.float64)
+    z = 0.5 + rand((4, 2), seed)
+    together = solve_within(solver, _lively(pace), z, 0.0, 1.0, 1e-4)
+    for i in range(4):
+        own = slice(i, i + 1)
+        alone = solve_within(solver, _lively(pace[own]), z[own], 0.0, 1.0, 1e-4)
+        for name in ("state", "integral", "evaluations"):
+            found, expected = getattr(alone, name), getattr(together, name)[own]
+            close(f"{name} of row {i} alone", found, expected, rtol=1e-9, atol=1e-11)
+
+
+@SOLVERS.owes(
+    "company",
+    "one lively row among many that stand still has no larger error than alone",
+    "an error norm that averages over the batch: its mates hide what a row does",
+    applies=shares_nothing,
+    examples=2,
+    seed=seeds,
+)
+def company(solver: Any, seed: int) -> None:
+    """One row of 256, at a tolerance of 1e-4: at most three times the error alone, and 2e-4."""
+    pace = torch.zeros(256, dtype=torch.float64)
+    pace[0] = 8.0
+    z = 0.5 + rand((256, 2), seed)
+    exact = z[0] * torch.exp(torch.sin(pace[0]))
+    together = solve_within(solver, _lively(pace), z, 0.0, 1.0, 1e-4).state[0]
+    alone = solve_within(solver, _lively(pace[:1]), z[:1], 0.0, 1.0, 1e-4).state[0]
+    error = float((alone - exact).abs().max())
+    close("z(1) of the lively row", together, exact, atol=3 * error + 2e-4)
+
+
+_FAILURES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "NaN from τ = ½ on": lambda tau, z: (torch.where(tau > 0.5, math.nan, -z), z),
+    "NaN at once": lambda tau, z: (torch.full_like(z, math.nan), z),
+    "NaN in q from τ = ½ on": lambda tau, z: (-z, torch.where(tau > 0.5, math.nan, z)),
+    "infinite from τ = ½ on": lambda tau, z: (torch.where(tau > 0.5, math.inf, -z), z),
+    "blow-up at τ = ½": lambda tau, z: (2 * z**2, z),
+}
+"""Fields that fail: v and the summands of q, for τ ``(m, 1)`` and z ``(m, d)``."""
+
+
+def failures_of(solver: object = None) -> st.SearchStrategy[str]:
+    """Draw a way to fail."""
+    return st.sampled_from(list(_FAILURES))
+
+
+@SOLVERS.owes(
+    "failures",
+    "a row whose field fails gets a failed status and its last good state, and the others arrive",
+    "NaN that is taken for a small error; a step that shrinks for ever; one status for the batch",
+    examples=8,
+    kind=failures_of,
+)
+def failures(solver: Any, kind: str) -> None:
+    """Row 1 of three fails; where batch-mates are coupled they may fail with it, but say so."""
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        bad, part = _FAILURES[kind](column(tau), z)
+        one = column(rows == 1)
+        q = torch.where(one, part, z).sum(1, keepdim=True)
+        return torch.where(one, bad, -z), q, None
+
+    z = torch.ones(3, 2, dtype=torch.float64)
+    solution = solve_within(solver, field, z, 0.0, 1.0, 1e-4)
+    bad = int(solution.status[1])
+    holds(bad != Status.CONVERGED, "the row that failed has the status CONVERGED")
+    for name in ("state", "integral", "reached"):
+        value = getattr(solution, name)
+        holds(torch.isfinite(value).all(), f"{name} is {value.tolist()}, expected finite numbers")
+    reached = float(solution.reached[1])
+    holds(reached <= 0.51, f"the row that failed is said to have reached τ = {reached:.3g}")
+    if shares_nothing(solver):
+        status = [Status(int(code)).name for code in solution.status[[0, 2]]]
+        holds(not solution.status[[0, 2]].any(), f"the status of the others is {status}")
+        close("z(1) of the others", solution.state[[0, 2]], math.exp(-1), atol=1e-2)
+        close("∫ q of the others", solution.integral[[0, 2]], 2 - 2 / math.e, atol=2e-2)
+
+
+_HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "NaN everywhere": lambda tau, z: z * math.nan,
+    "a switch": lambda tau, z: -torch.sign(z - 0.3),
+    "no slope below 0": lambda tau, z: -torch.sqrt(z) - 0.1,
+    "a pole at τ = ½": lambda tau, z: z / (tau - 0.5),
+    "very stiff": lambda tau, z: -1e6 * z,
+    "noise": lambda tau, z: torch.sin(1e9 * (z + tau)),
+}
+"""Fields without a solution, or with one that is out of reach."""
+
+
+@SOLVERS.owes(
+    "an end",
+    "solve always returns, whatever the field, with a status for each row and a finite state",
+    "a loop until the error is small; a step of 0; NaN > tolerance, which is false",
+    examples=6,
+    kind=lambda solver: st.sampled_from(list(_HARD)),
+)
+def an_end(solver: Any, kind: str) -> None:
+    """Discontinuities, poles, noise, NaN: at most 400 evaluations a row where that can be told."""
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        v = _HARD[kind](column(tau), z)
+        return v, v.sum(1, keepdim=True), None
+
+    z = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    solution = solve_within(capped(solver, 400), field, z, 0.0, 1.0, 1e-6)
+    holds(torch.isfinite(solution.state).all(), f"z is {solution.state.tolist()}")
+    holds(torch.isfinite(solution.integral).all(), f"∫ q is {solution.integral.tolist()}")
+    there = solution.reached == 1.0
+    told = solution.status == int(Status.CONVERGED)
+    holds(bool((told <= there).all()), f"CONVERGED at τ = {solution.reached.tolist()}, not at 1")
+
+
+@SOLVERS.owes(
+    "cap",
+    "max_evaluations is kept for every row, whose status then is MAX_EVALUATIONS",
+    "stages of a step that are counted as one; a cap on steps; the last step, which oversteps",
+    applies=lambda solver: hasattr(solver, "max_evaluations"),
+    examples=2,
+    most=lambda solver: st.sampled_from([12, 30]),
+)
+def cap(solver: Any, most: int) -> None:
+    """Where 12 and 30 evaluations are too few, the state so far is returned, with its time."""
+    z, counts = torch.ones(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        counts.index_add_(0, rows, torch.ones_like(rows))
+        return -z, z.sum(1, keepdim=True), None
+
+    solution = solve_within(capped(solver, most), field, z, 0.0, 1.0, 1e-12)
+    holds(int(counts.max()) <= most, f"a row was evaluated {int(counts.max())} times, not {most}")
+    spent = solution.status == int(Status.MAX_EVALUATIONS)
+    names = [Status(int(code)).name for code in solution.status]
+    holds(spent.all(), f"the status is {names}, expected MAX_EVALUATIONS")
+    close("z where the row stopped", solution.state, torch.exp(-column(solution.reached)), atol=0.1)
+
+
+@SOLVERS.owes(
+    "counts",
+    "evaluations tells how often each row was evaluated",
+    "refused steps that are not counted; the first slope; rows that have arrived",
+    examples=2,
+    seed=seeds,
+)
+def counts(solver: Any, seed: int) -> None:
+    """Counted by the field itself."""
+    made = torch.zeros(3, dtype=torch.int64)
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        made.index_add_(0, rows, torch.ones_like(rows))
+        return _decay(tau, z, rows, node)
+
+    solution = solve_within(solver, field, 0.5 + rand((3, 2), seed), 0.0, 1.0, 1e-4)
+    close("evaluations", solution.evaluations, made)
+
+
+@SOLVERS.owes(
+    "interval",
+    "the field is asked for times in [start, end] only, as float64, and rows that are in the batch",
+    "a last step that oversteps; a probing step beyond the end",
+    examples=3,
+    backward=lambda solver: st.booleans(),
+)
+def interval(solver: Any, backward: bool) -> None:
+    """So slow a field that a first step could be long."""
+    seen: list[Tensor] = []
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        seen.append(tau)
+        agree = len(tau) == len(z) == len(rows) == len(node)
+        holds(agree, f"tau, z, rows, node have {len(tau)}, {len(z)}, {len(rows)}, {len(node)} rows")
+        inside = bool(((rows >= 0) & (rows < 2)).all())
+        holds(inside, f"rows are {rows.tolist()}, expected numbers of the batch's two")
+        return 0.01 * torch.cos(column(tau)) + 0 * z, 1e-3 * z[:, :1], None
+
+    z = torch.full((2, 1), 5.0, dtype=torch.float64)
+    solve_within(solver, field, z, *((1.0, 0.0) if backward else (0.0, 1.0)), 1e-3)
+    times = torch.cat(seen)
+    holds(times.dtype == torch.float64, f"times are {times.dtype}, expected torch.float64")
+    low, high = float(times.min()), float(times.max())
+    holds(low >= 0 and high <= 1, f"times run from {low:g} to {high:g}, expected in [0, 1]")
+
+
+@SOLVERS.owes(
+    "nodes",
+    "fresh solvers number the evaluations of each row 0, 1, 2, …; others always say 0",
+    "one number for two stages; a number that goes on from row to row",
+    examples=1,
+)
+def nodes(solver: Any) -> None:
+    """What noise is drawn from."""
+    seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        for row, number in zip(rows.tolist(), node.tolist(), strict=True):
+            seen[row].append(number)
+        return _decay(tau, z, rows, node)
+
+    solve_within(solver, field, torch.ones(3, 1, dtype=torch.float64), 0.0, 1.0, 1e-4)
+    for row, found in seen.items():
+        wanted = list(range(len(found))) if solver.fresh else [0] * len(found)
+        holds(found == wanted, f"the nodes of row {row} are {found}, expected {wanted}")
+
+
+@SOLVERS.owes(
+    "nothing to do",
+    "start = end returns z; no integral leaves 0; an exact q has the standard error 0",
+    "a division by the length of the way; an integral that is taken for granted",
+    examples=2,
+    seed=seeds,
+)
+def nothing_to_do(solver: Any, seed: int) -> None:
+    """Degenerate problems."""
+    z = 0.5 + rand((3, 2), seed)
+    still = solve_within(solver, _decay, z, 0.7, 0.7, 1e-4)
+    close("z, after no time,", still.state, z)
+    close("∫ q, after no time,", still.integral, 0.0)
+    close("the status, after no time,", still.status, 0)
+
+    def bare(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        return -z, z.new_zeros(len(z), 0), None
+
+    path = solve_within(solver, bare, z, 0.0, 1.0, 1e-4)
+    close("z(1) without an integral", path.state, z * math.exp(-1), atol=1e-2)
+    close("the integral of nothing", path.integral, 0.0)
+    exact = solve_within(solver, _decay, z, 0.0, 1.0, 1e-4)
+    close("the standard error of an exact q", exact.standard_error, 0.0)
+
+
+class _OutOfOrderError(RuntimeError):
+    """What a broken field raises."""
+
+
+@SOLVERS.owes(
+    "errors of the field",
+    "an exception that the field raises reaches the caller",
+    "except Exception around the step; an error that is taken for a step that failed",
+    examples=4,
+    call=lambda solver: st.sampled_from([1, 4, 9]),
+    kind=lambda solver: st.sampled_from([_OutOfOrderError, ValueError, AssertionError]),
+)
+def errors_of_the_field(solver: Any, call: int, kind: type[Exception]) -> None:
+    """In the first, fourth or ninth evaluation."""
+    made: list[int] = []
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        made.append(1)
+        if len(made) == call:
+            raise kind("mind the step")
+        return -z, z.sum(1, keepdim=True), None
+
+    try:
+        solver.solve(field, torch.ones(1, 1, dtype=torch.float64), 0.0, 1.0, tolerance=1e-8)
+    except kind as error:
+        holds("mind the step" in str(error), f"the field's exception has become {error!r}")
+    else:
+        raise AssertionError(f"a {kind.__name__} in evaluation {call} is swallowed")

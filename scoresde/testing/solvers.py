@@ -1,0 +1,467 @@
+r"""What every solver owes: the solution within its tolerance, at its order, and honesty elsewhere.
+
+The initial-value problems have solutions in closed form, integrals included. Every row of a batch
+is a problem of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scoresde._streams import Streams
+from scoresde.solvers import Solution, Solver, Status
+from scoresde.testing.properties import close, holds
+from scoresde.testing.solver_contract import SOLVERS, column, rand, solve_within
+from scoresde.testing.strategies import seeds
+
+_LENIENCE = 100.0
+"""How many tolerances a result may be off: those of many steps add up, and paths part."""
+
+
+def check_solver(
+    solver: Solver | st.SearchStrategy[Solver],
+    *,
+    seed: int = 0,
+    examples: int | None = None,
+    only: str | Sequence[str] | None = None,
+) -> None:
+    """Look for laws that a solver breaks.
+
+    It is held to what it declares: ``convergence_order``, ``fresh``, ``differentiable``,
+    ``own_steps`` and ``coupled``, and to ``max_evaluations`` if it has such a field.
+
+    Args:
+        solver: the solver, or a strategy that draws some.
+        seed: of the search, which is reproducible.
+        examples: how many cases of each law are tried.
+        only: the name of a law or some names; all if None.
+
+    Raises:
+        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+
+    Example:
+        >>> from scoresde.solvers import Adams
+        >>> check_solver(Adams(), only=["closed forms", "failures"])
+    """
+    SOLVERS.check(solver, seed=seed, examples=examples, only=only)
+
+
+# --- problems with solutions in closed form
+
+
+class Problem(ABC):
+    """Initial-value problems of ``n`` rows in ``d`` dimensions, with an integral beside each."""
+
+    @abstractmethod
+    def at(self, tau: float) -> Tensor:
+        """Return z(τ) ``(n, d)``."""
+
+    @abstractmethod
+    def integral(self, start: float, end: float) -> Tensor:
+        """Return ∫ q dτ ``(n,)``."""
+
+    @abstractmethod
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        """Return v ``(m, d)``, q ``(m, 1)`` and no gradient."""
+
+
+class Logistic(Problem):
+    r"""z′ = r cos(ωτ) z (1 − z), and q its divergence: every entry at a pace of its own.
+
+    logit z(τ) = logit z(0) + r sin(ωτ)/ω, and ∫ q = Σ Δ log z (1 − z).
+    """
+
+    def __init__(self, n: int, d: int, seed: int) -> None:
+        low = rand((3, n, d), seed)
+        self.rate, self.omega, self.origin = 4 * low[0] - 2, 0.5 + 2 * low[1], 0.1 + 0.8 * low[2]
+
+    def at(self, tau: float) -> Tensor:
+        """Return z(τ)."""
+        phase = self.rate * torch.sin(self.omega * tau) / self.omega
+        return torch.sigmoid(torch.logit(self.origin) + phase)
+
+    def integral(self, start: float, end: float) -> Tensor:
+        """Return Σ Δ log z (1 − z)."""
+        a, b = self.at(start), self.at(end)
+        return (torch.log(b * (1 - b)) - torch.log(a * (1 - a))).sum(1)
+
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        """Return the velocity and its divergence."""
+        speed = self.rate[rows] * torch.cos(self.omega[rows] * column(tau))
+        return speed * z * (1 - z), (speed * (1 - 2 * z)).sum(1, keepdim=True), None
+
+
+class Linear(Problem):
+    """z′ = cos τ A z with a matrix A for each row, and q = z_1 z_1′: ∫ q = Δ z_1²/2."""
+
+    def __init__(self, n: int, d: int, seed: int) -> None:
+        self.A = (2 * rand((n, d, d), seed) - 1) * min(1.0, 3 / d)
+        self.origin = 2 * rand((n, d), seed + 1) - 1
+
+    def at(self, tau: float) -> Tensor:
+        """Return e^{sin τ A} z(0)."""
+        return torch.einsum(
+            "nij,nj->ni", torch.linalg.matrix_exp(math.sin(tau) * self.A), self.origin
+        )
+
+    def integral(self, start: float, end: float) -> Tensor:
+        """Return Δ z_1²/2."""
+        return (self.at(end)[:, 0] ** 2 - self.at(start)[:, 0] ** 2) / 2
+
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        """Return the velocity and q."""
+        v = torch.cos(column(tau)) * torch.einsum("nij,nj->ni", self.A[rows], z)
+        return v, (z * v)[:, :1], None
+
+
+class GaussianFlow(Problem):
+    r"""The probability flow of dx = −½β x dτ + √β dw from N(m, c), and q its divergence.
+
+    x(τ) = m_τ + √(V_τ/V_0) (x(0) − m), m_τ = m e^{−βτ/2}, V_τ = 1 + (c − 1) e^{−βτ}; ∫ q = ½ d Δ
+    log V.
+    """
+
+    def __init__(self, n: int, d: int, seed: int) -> None:
+        low = rand((3, n, 1), seed)
+        self.beta, self.mean, self.c = 0.5 + 3 * low[0], 2 * low[1] - 1, 0.02 * 100 ** low[2]
+        self.origin = self.mean + self.c.sqrt() * (4 * rand((n, d), seed + 1) - 2)
+
+    def _law(self, tau: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        beta = self.beta[rows]
+        fade = torch.exp(-0.5 * beta * tau)
+        return beta, self.mean[rows] * fade, 1 + (self.c[rows] - 1) * fade**2
+
+    def at(self, tau: float) -> Tensor:
+        """Return x(τ)."""
+        _, mean, variance = self._law(torch.tensor(tau), slice(None))
+        return mean + (variance / self.c).sqrt() * (self.origin - self.mean)
+
+    def integral(self, start: float, end: float) -> Tensor:
+        """Return ½ d Δ log V."""
+        a, b = (self._law(torch.tensor(tau), slice(None))[2] for tau in (start, end))
+        return 0.5 * self.origin.shape[1] * torch.log(b / a)[:, 0]
+
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        """Return −½β (x + s) and its divergence, with s the score."""
+        beta, mean, variance = self._law(column(tau), rows)
+        v = 0.5 * beta * ((z - mean) / variance - z)
+        return v, 0.5 * z.shape[1] * beta * (1 / variance - 1), None
+
+
+PROBLEMS: dict[str, Callable[[int, int, int], Problem]] = {
+    "logistic": Logistic,
+    "linear": Linear,
+    "Gaussian flow": GaussianFlow,
+}
+"""Kinds of problems: of ``n`` rows in ``d`` dimensions, from a seed."""
+
+_WAYS = [(0.2, 1.7), (1.7, 0.2), (0.0, 1.0), (1.0, 0.0)]
+
+
+def kinds(solver: object = None) -> st.SearchStrategy[str]:
+    """Draw a kind of problem."""
+    return st.sampled_from(list(PROBLEMS))
+
+
+def ways(solver: object = None) -> st.SearchStrategy[tuple[float, float]]:
+    """Draw where to start and where to end, in either direction."""
+    return st.sampled_from(_WAYS)
+
+
+def dimensions(solver: object = None) -> st.SearchStrategy[int]:
+    """Draw a number of dimensions."""
+    return st.sampled_from([1, 2, 3, 7])
+
+
+def tolerances(solver: object = None) -> st.SearchStrategy[float]:
+    """Draw a tolerance."""
+    return st.sampled_from([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+
+
+def _check_solution(
+    solution: Solution, problem: Problem, start: float, end: float, tolerance: float
+) -> None:
+    status = [Status(int(code)).name for code in solution.status]
+    holds(not solution.status.any(), f"the status is {status}, expected CONVERGED")
+    close("the time reached", solution.reached, end)
+    exact, allowed = problem.at(end), _LENIENCE * tolerance
+    state = (solution.state - exact) / (1 + exact.abs())
+    close("the error of z, relative to 1 + |z|,", state, 0.0, atol=allowed)
+    integral = (solution.integral - problem.integral(start, end)) / exact.shape[1]
+    close("the error of ∫ q, per dimension,", integral, 0.0, atol=allowed)
+
+
+@SOLVERS.owes(
+    "closed forms",
+    "z(end) and ∫ q are those of the closed form, within 100 tolerances, in both directions",
+    "a wrong coefficient; the slope at the wrong time; the sign of the step; an integral that is "
+    "not controlled",
+    examples=12,
+    kind=kinds,
+    d=dimensions,
+    way=ways,
+    tolerance=tolerances,
+    seed=seeds,
+)
+def closed_forms(
+    solver: Any, kind: str, d: int, way: tuple[float, float], tolerance: float, seed: int
+) -> None:
+    """Logistic growth, linear systems, the probability flow of Gaussian data: two rows each."""
+    problem = PROBLEMS[kind](2, d, seed)
+    solution = solve_within(solver, problem.field, problem.at(way[0]), *way, tolerance)
+    _check_solution(solution, problem, *way, tolerance)
+
+
+@SOLVERS.owes(
+    "stiff",
+    "z′ = −κ (z − cos τ) − sin τ ends at cos τ + e^{−κτ} (z(0) − 1), or the status says otherwise",
+    "no step control by the error of the state; a step that is never made smaller",
+    examples=4,
+    rate=lambda solver: st.sampled_from([1.0, 10.0, 50.0, 200.0]),
+    seed=seeds,
+)
+def stiff(solver: Any, rate: float, seed: int) -> None:
+    """Prothero & Robinson's path, which attracts at the rate κ; up to 50 every row arrives.
+
+    Rows that say so have arrived, within 100 tolerances of 1e-4.
+    """
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        t = column(tau)
+        return -rate * (z - torch.cos(t)) - torch.sin(t), z.sum(1, keepdim=True), None
+
+    z = 1 + rand((2, 2), seed)
+    solution = solve_within(solver, field, z, 0.0, 1.0, 1e-4)
+    there = solution.status == int(Status.CONVERGED)
+    status = [Status(int(code)).name for code in solution.status]
+    holds(there.all() or rate > 50, f"the status is {status}, expected CONVERGED")
+    left, gone = (z - 1) * math.exp(-rate), (z - 1).sum(1) * (1 - math.exp(-rate)) / rate
+    close("z(1)", solution.state[there], (math.cos(1.0) + left)[there], atol=1e-2)
+    close("∫ q", solution.integral[there], (2 * math.sin(1.0) + gone)[there], atol=2e-2)
+
+
+@SOLVERS.owes(
+    "tolerance",
+    "a thousandth of the tolerance, a thousandth of the error, at no fewer evaluations",
+    "a tolerance that is not handed on; a fixed step; relative and absolute tolerance mixed up",
+    examples=3,
+    kind=kinds,
+    seed=seeds,
+)
+def tolerance(solver: Any, kind: str, seed: int) -> None:
+    """Errors stay below 100 tolerances from 1e-3 to 1e-6, where more is evaluated."""
+    problem, counts = PROBLEMS[kind](2, 2, seed), []
+    for wanted in (1e-3, 1e-6):
+        solution = solve_within(solver, problem.field, problem.at(0.0), 0.0, 2.0, wanted)
+        _check_solution(solution, problem, 0.0, 2.0, wanted)
+        counts.append(int(solution.evaluations.sum()))
+    few, many = counts
+    holds(many >= few, f"{many} evaluations at a tolerance of 1e-6, {few} at 1e-3")
+
+
+@SOLVERS.owes(
+    "order",
+    "on a smooth field errors fall like n⁻ᵖ in n evaluations, p as declared",
+    "a wrong coefficient of the highest order; the error estimate of another order, which leads "
+    "to steps that are too long",
+    applies=lambda solver: solver.convergence_order is not None,
+    examples=1,
+)
+def order(solver: Any) -> None:
+    """z″ = −z with ∫ z_1 |z|² = sin τ, at falling tolerances: the last three decades of them.
+
+    The slope of error against evaluations is at least p − 0.6; steeper it may be, as high orders
+    show only where they are needed.
+    """
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        turned = torch.stack([z[:, 1], -z[:, 0]], dim=1)
+        return turned, z.square().sum(1, keepdim=True) * z[:, :1], None
+
+    z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    exact = torch.tensor([[math.cos(10.0), -math.sin(10.0)]], dtype=torch.float64)
+    points: list[tuple[int, float]] = []
+    for exponent in range(2, 14):
+        solution = solve_within(solver, field, z, 0.0, 10.0, 10.0**-exponent)
+        if solution.status.any():
+            break
+        miss = float((solution.state - exact).norm())
+        error = max(miss, abs(float(solution.integral) - math.sin(10.0)), 1e-16)
+        points.append((int(solution.evaluations), error))
+        if error < 1e-12 or points[-1][0] > 1500:
+            break
+    holds(len(points) > 1, "it does not arrive at tolerances of 1e-2 and 1e-3")
+    told = ", ".join(f"{error:.2g} ({n} evaluations)" for n, error in points)
+    (few, coarse), (many, fine) = points[-4:][0], points[-1]
+    holds(many > few, f"the number of evaluations does not depend on the tolerance; errors: {told}")
+    observed = math.log(coarse / fine) / math.log(many / few)
+    declared = solver.convergence_order
+    holds(
+        observed >= declared - 0.6,
+        f"the order of convergence is {observed:.2f}, declared is {declared:g}; errors: {told}",
+    )
+
+
+@SOLVERS.owes(
+    "there and back",
+    "solved from start to end and back again, z is where it was, and the integrals cancel",
+    "a memory that presumes that time rises; abs() of a step; an end that is overshot",
+    examples=3,
+    kind=kinds,
+    seed=seeds,
+)
+def there_and_back(solver: Any, kind: str, seed: int) -> None:
+    """At a tolerance of 1e-6, within 200 of them times what the flow stretches."""
+    problem = PROBLEMS[kind](2, 2, seed)
+    z = problem.at(0.0)
+    there = solve_within(solver, problem.field, z, 0.0, 1.0, 1e-6)
+    back = solve_within(solver, problem.field, there.state, 1.0, 0.0, 1e-6)
+    close("z, there and back,", back.state, z, rtol=1e-3, atol=1e-3)
+    close("∫ q, there and back,", back.integral + there.integral, 0.0, atol=2e-3)
+
+
+@SOLVERS.owes(
+    "gradient",
+    "∂z(end)/∂z(start) of the logistic flow is z(1 − z) at the end over that at the start",
+    "no_grad or .detach() on the way; in-place operations",
+    applies=lambda solver: solver.differentiable,
+    examples=2,
+    seed=seeds,
+)
+def gradient(solver: Any, seed: int) -> None:
+    """Through all steps, at a tolerance of 1e-6."""
+    problem = Logistic(2, 2, seed)
+    leaf = problem.at(0.0).requires_grad_()
+    solution = solve_within(solver, problem.field, leaf, 0.0, 1.0, 1e-6)
+    holds(solution.state.requires_grad, "the solution carries no graph, though differentiable")
+    (found,) = torch.autograd.grad(solution.state.sum(), leaf, retain_graph=True)
+    start, end = leaf.detach(), problem.at(1.0)
+    close("∂z(1)/∂z(0)", found, end * (1 - end) / (start * (1 - start)), rtol=1e-3, atol=1e-3)
+    (found,) = torch.autograd.grad(solution.integral.sum(), leaf)
+    moved = (1 - 2 * end) / (start * (1 - start)) - (1 - 2 * start) / (start * (1 - start))
+    close("∂∫q/∂z(0)", found, moved, rtol=1e-3, atol=1e-3)
+
+
+# --- the noise of the integrand, and the error that is told
+
+
+def _noisy(problem: Problem, streams: Streams, k: int, scale: float) -> Any:
+    """The field with ``k`` estimates of q, each with noise of its own at every node."""
+
+    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        v, q, gradient = problem.field(tau, z, rows, node)
+        return v, q + scale * streams.at(rows, node).normals((k,)), gradient
+
+    return field
+
+
+class _Copies(Logistic):
+    """The same problem in every row."""
+
+    def __init__(self, n: int, d: int, seed: int) -> None:
+        super().__init__(1, d, seed)
+        self.rate, self.omega, self.origin = (
+            each.expand(n, d) for each in (self.rate, self.omega, self.origin)
+        )
+
+
+@SOLVERS.owes(
+    "fresh noise",
+    "noise of q, fresh at each node, leaves the path alone, averages out, and is told by the "
+    "standard error",
+    "steps that are controlled by a noisy integrand; weights of nodes left out of the variance",
+    applies=lambda solver: solver.fresh,
+    examples=2,
+    k=lambda solver: st.sampled_from([2, 4]),
+    seed=seeds,
+)
+def fresh_noise(solver: Any, k: int, seed: int) -> None:
+    """400 equal rows: no bias (6.5 standard errors, 1e-10), SE² within 40 % of the variance.
+
+    The variance of 400 normal numbers is known to 7 %: 40 % is missed with a chance of 1e-7.
+    """
+    n, problem = 400, _Copies(400, 2, seed)
+    streams = Streams.draw(n, torch.Generator().manual_seed(seed))
+    field, z = _noisy(problem, streams, k, 3.0), problem.at(0.0)
+    quiet = solve_within(solver, problem.field, z, 0.0, 1.0, 1e-4, noisy=True)
+    loud = solve_within(solver, field, z, 0.0, 1.0, 1e-4, noisy=True)
+    close("z under noise of q", loud.state, quiet.state)
+    close("evaluations under noise of q", loud.evaluations, quiet.evaluations)
+    noise = loud.integral - problem.integral(0.0, 1.0)
+    spread = float(noise.std())
+    close("the mean error of ∫ q", noise.mean(), 0.0, atol=6.5 * spread / n**0.5 + 2e-2)
+    told = float(loud.standard_error.square().mean()) ** 0.5
+    close("the standard error over the standard deviation, squared,", (told / spread) ** 2, 1.0,
+          atol=0.4)  # fmt: skip
+
+
+@SOLVERS.owes(
+    "fixed noise",
+    "where probes are fixed along a path, k columns tell the standard error of their mean",
+    "columns that are averaged before they are integrated; a standard error of 0",
+    applies=lambda solver: not solver.fresh,
+    examples=2,
+    seed=seeds,
+)
+def fixed_noise(solver: Any, seed: int) -> None:
+    """60 equal rows of 6 columns: SE² within a factor of 3 of the variance (false alarms: 1e-7)."""
+    n, problem = 60, _Copies(60, 2, seed)
+    streams = Streams.draw(n, torch.Generator().manual_seed(seed))
+    field = _noisy(problem, streams, 6, 3.0)
+    solution = solve_within(solver, field, problem.at(0.0), 0.0, 1.0, 1e-3, noisy=True)
+    noise = solution.integral - problem.integral(0.0, 1.0)
+    ratio = solution.standard_error.square().mean() / noise.square().mean()
+    close("log (standard error² / variance)", ratio.log(), 0.0, atol=math.log(3))
+
+
+class _Transported(Logistic):
+    """The logistic flow as one of densities: log p is Gaussian at τ = 1, and ∇ log p is told."""
+
+    @staticmethod
+    def log_prob(z: Tensor) -> Tensor:
+        """Return log p at τ = 1, up to a constant."""
+        return -0.5 * ((z - 0.5) / 0.3).square().sum(1)
+
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+        """Return the velocity, its divergence and ∇ log p."""
+        v, q, _ = super().field(tau, z, rows, node)
+        omega = self.omega[rows]
+        ahead = self.rate[rows] * (torch.sin(omega) - torch.sin(omega * column(tau))) / omega
+        with torch.enable_grad():
+            y = z.detach().clamp(1e-6, 1 - 1e-6).requires_grad_()
+            end = torch.sigmoid(torch.logit(y) + ahead)
+            gained = torch.log(end * (1 - end)) - torch.log(y * (1 - y))
+            total = self.log_prob(end).sum() + gained.sum()
+        return v, q, torch.autograd.grad(total, y)[0]
+
+
+@SOLVERS.owes(
+    "error estimate",
+    "an error that is told covers those of ∫ q and of log p in nine rows of ten",
+    "the error of a single step, or of the state alone; NaN is right where nothing is known",
+    examples=2,
+    tolerance=lambda solver: st.sampled_from([1e-3, 1e-4, 1e-5]),
+    seed=seeds,
+)
+def error_estimate(solver: Any, tolerance: float, seed: int) -> None:
+    """Of 100 smooth flows, where the estimate is not NaN. No statistics: 97 % are usual."""
+    probe = _Transported(1, 3, seed)
+    if solve_within(solver, probe.field, probe.at(0.0), 0.0, 1.0, tolerance).error.isnan().all():
+        return
+    flow = _Transported(100, 3, seed)
+    solution = solve_within(solver, flow.field, flow.at(0.0), 0.0, 1.0, tolerance)
+    exact = flow.integral(0.0, 1.0)
+    log_prob = exact + flow.log_prob(flow.at(1.0))
+    for name, error in (
+        ("∫ q", solution.integral - exact),
+        ("log p", solution.integral + flow.log_prob(solution.state) - log_prob),
+    ):
+        covered = float((error.abs() <= solution.error).double().mean())
+        holds(covered >= 0.9, f"the error of {name} is covered in {covered:.0%} of the rows")
