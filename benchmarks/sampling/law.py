@@ -151,9 +151,9 @@ def reached(points: list[list]) -> str:
 
 def ways() -> tuple[Way, ...]:
     """Return our default under each diffusion, our presets under VP, and the peers."""
-    others = tuple(default_on(sde, denoise=True) for sde in SDES[1:])
-    blind = default_on(SDES[0], moments=False, denoise=True)
-    return (*presets(SDES[0], denoise=True), *others, blind, *PEERS)
+    others = tuple(default_on(sde, denoise=None) for sde in SDES[1:])
+    blind = default_on(SDES[0], moments=False, denoise=None)
+    return (*presets(SDES[0], denoise=None), *others, blind, *PEERS)
 
 
 def run(quick: bool, out: Path | None) -> str:

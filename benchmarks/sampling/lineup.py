@@ -5,6 +5,9 @@ from __future__ import annotations
 from sampling.ways import Ours
 from scoresde import VESDE, VPSDE, GaussianSDE, SubVPSDE
 from scoresde.samplers import (
+    RK4,
+    AdamsBashforth,
+    RungeKutta,
     Sampler,
     ddim,
     ddpm,
@@ -18,8 +21,9 @@ from scoresde.samplers import (
 
 SDES: tuple[GaussianSDE, ...] = (VPSDE(), SubVPSDE(), VESDE())
 
-DEFAULT: Sampler = unipc()
+DEFAULT: Sampler = AdamsBashforth()
 PRESETS: dict[str, Sampler] = {
+    "ours: RungeKutta(RK4)": RungeKutta(RK4),
     "ours: ddim": ddim(),
     "ours: dpm_solver(2)": dpm_solver(),
     "ours: dpm_solver(3)": dpm_solver(3),
@@ -39,13 +43,13 @@ def label(sde: GaussianSDE) -> str:
     return {"VPSDE": "VP", "SubVPSDE": "sub-VP", "VESDE": "VE"}[type(sde).__name__]
 
 
-def default_on(sde: GaussianSDE, moments: bool = True, denoise: bool = False) -> Ours:
+def default_on(sde: GaussianSDE, moments: bool = True, denoise: bool | None = False) -> Ours:
     """Return our default under a diffusion, with or without the data's moments known."""
     name = f"ours: default, {label(sde)}" + ("" if moments else ", moments unknown")
     return Ours(name, DEFAULT, sde, denoise, moments)
 
 
-def presets(sde: GaussianSDE, denoise: bool = False) -> tuple[Ours, ...]:
+def presets(sde: GaussianSDE, denoise: bool | None = False) -> tuple[Ours, ...]:
     """Return the default and every preset under a diffusion."""
     named = (Ours(name, sampler, sde, denoise) for name, sampler in PRESETS.items())
     return (default_on(sde, denoise=denoise), *named)

@@ -89,7 +89,7 @@ class Ours(Way):
     name: str
     sampler: Sampler
     sde: GaussianSDE = field(hash=False, compare=False)
-    denoise: bool = False
+    denoise: bool | None = False
     moments: bool = True
 
     @property
@@ -110,8 +110,9 @@ class Ours(Way):
             generator=torch.Generator().manual_seed(5),
         )  # fmt: skip
         low = self.sde.t_min
-        end = 0.0 if self.denoise else math.exp(-float(self.sde.half_logsnr(low)))
-        y = x if self.denoise else x / float(self.sde.alpha(low))
+        if self.denoise is not False:
+            return Outcome(sigma / alpha, 0.0, x, len(score.calls))
+        end, y = math.exp(-float(self.sde.half_logsnr(low))), x / float(self.sde.alpha(low))
         return Outcome(sigma / alpha, end, y, len(score.calls))
 
     @cache  # noqa: B019
