@@ -15,6 +15,7 @@ except ImportError as error:
 
 from scoresde.testing import strategies
 from scoresde.testing.checks import checks, family_of, parametrize_with_checks
+from scoresde.testing.likelihoods import check_likelihood
 from scoresde.testing.properties import (
     BrokenLawError,
     Counterexample,
@@ -34,6 +35,7 @@ __all__ = [
     "Counterexample",
     "Family",
     "Property",
+    "check_likelihood",
     "check_sampler",
     "check_score",
     "check_sde",

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, singledispatch
 from typing import TYPE_CHECKING, Any
 
+from scoresde.likelihood import Method
 from scoresde.samplers import Sampler
 from scoresde.score import Score
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
+from scoresde.testing.likelihoods import LIKELIHOODS
 from scoresde.testing.properties import Family, code
 from scoresde.testing.samplers import SAMPLERS
 from scoresde.testing.scores import scores_family
@@ -54,6 +56,11 @@ def _(subject: Solver) -> Family:
 @family_of.register
 def _(subject: Trace) -> Family:
     return TRACES
+
+
+@family_of.register
+def _(subject: Method) -> Family:
+    return LIKELIHOODS
 
 
 @family_of.register

@@ -1,0 +1,380 @@
+r"""What every likelihood method owes: the density of a known law, within the budget it tells.
+
+Scores of mixtures are exact, so that every method, whichever density it means, has the same right
+answer in closed form. Methods that draw are judged by the mean of many repeats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scoresde._random import normal
+from scoresde.exact import GaussianMixture
+from scoresde.likelihood import Likelihood, Method, log_likelihood
+from scoresde.score import FunctionScore
+from scoresde.sdes import VESDE, GaussianSDE
+from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.sampler_contract import diffusions, one_gaussian, source
+from scoresde.testing.strategies import dtypes, event_shapes, seeds
+from scoresde.traces import Hutchinson
+
+LIKELIHOODS = Family("likelihood method")
+"""What every likelihood method owes."""
+
+_REPEATS = 400
+"""Of a point, for methods that draw."""
+
+_DEVIATIONS = 8.0
+"""Standard errors of their mean that are tolerated: false alarms 1e-7, skewed noise or not."""
+
+_TOLERANCE, _LENIENCE = 1e-3, 10.0
+"""What is asked for, in bits per dimension, and by how much a result may miss it."""
+
+
+def check_likelihood(
+    method: Method | st.SearchStrategy[Method],
+    *,
+    seed: int = 0,
+    examples: int | None = None,
+    only: str | Sequence[str] | None = None,
+) -> None:
+    """Look for laws that a likelihood method breaks.
+
+    Args:
+        method: the method, or a strategy that draws some.
+        seed: of the search, which is reproducible.
+        examples: how many cases of each law are tried.
+        only: the name of a law or some names; all if None.
+
+    Raises:
+        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+
+    Example:
+        >>> from scoresde.likelihood import PathIntegral
+        >>> check_likelihood(PathIntegral(), only="closed form")
+    """
+    LIKELIHOODS.check(method, seed=seed, examples=examples, only=only)
+
+
+# --- laws in closed form
+
+
+def mixture(sde: GaussianSDE, d: int, seed: int, narrowest: float = 0.1) -> GaussianMixture:
+    """Return three Gaussians with means within 1.5 and widths from ``narrowest`` to 0.8."""
+    means = 3 * torch.rand((3, d), generator=source(seed), dtype=torch.float64) - 1.5
+    turned = torch.linalg.qr(normal((3, d, d), generator=source(seed + 1), dtype=torch.float64)).Q
+    parts = torch.rand((3, 1, d), generator=source(seed + 2), dtype=torch.float64)
+    covariances = (turned * (narrowest * (0.8 / narrowest) ** parts) ** 2) @ turned.mT
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    return GaussianMixture(weights, means, 0.5 * (covariances + covariances.mT), sde)
+
+
+def _allowed(d: int) -> float:
+    """What a result may miss the wanted error by, in nats."""
+    return _LENIENCE * _TOLERANCE * d * math.log(2)
+
+
+def _ask(method: Any, score: Any, x: Tensor, seed: int, **options: Any) -> Likelihood:
+    return log_likelihood(
+        score, x, method=method, tolerance=_TOLERANCE, generator=source(seed), **options
+    )
+
+
+def _repeated(method: Any, score: Any, x: Tensor, seed: int, **options: Any) -> Any:
+    """Return log p of every point, and by how much it may be off: by its noise, bias and budget.
+
+    A method that draws is asked 400 times for each point. That the logarithm of an unbiased
+    estimate lies low by half its variance is granted to all.
+    """
+    first = _ask(method, score, x, seed, **options)
+    if not bool((first.standard_error > 0).any()):
+        return first.log_prob, first.solver_error, first
+    result = _ask(method, score, x.repeat_interleave(_REPEATS, 0), seed, **options)
+    values, told = (
+        v.unflatten(0, (len(x), _REPEATS)) for v in (result.log_prob, result.standard_error)
+    )
+    noise = _DEVIATIONS * values.std(1) / _REPEATS**0.5 + told.square().mean(1)
+    error = noise + result.solver_error.unflatten(0, (len(x), _REPEATS)).mean(1)
+    return values.mean(1), error, result
+
+
+def dimensions(method: object = None) -> st.SearchStrategy[int]:
+    """Draw a number of dimensions."""
+    return st.sampled_from([1, 2, 5])
+
+
+@LIKELIHOODS.owes(
+    "shapes",
+    "x (n, *event) of any event shape gives one log p for each row, in its dtype; x is left alone",
+    "a sum over the wrong axes; a mean where a sum is meant; a Jacobian with the batch in it",
+    examples=6,
+    sde=diffusions,
+    event_shape=event_shapes,
+    dtype=dtypes,
+    seed=seeds,
+)
+def shapes(
+    method: Any, sde: GaussianSDE, event_shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> None:
+    """On N(½, 0.3² I) every method is exact, whatever it draws, up to the tolerance."""
+    score = one_gaussian(sde, event_shape)
+    x = score.sample(2, sde.t_min, source(seed), dtype)
+    kept, d = x.clone(), math.prod(event_shape)
+    result = _ask(method, score, x, seed)
+    for name in ("log_prob", "standard_error", "solver_error"):
+        value = getattr(result, name)
+        found, wanted = (tuple(value.shape), value.dtype), ((2,), dtype)
+        holds(found == wanted, f"{name} is {found}, expected {wanted}")
+    found, wanted = (tuple(result.latent.shape), result.latent.dtype), (tuple(x.shape), dtype)
+    holds(found == wanted, f"latent is {found}, expected {wanted}")
+    for name, kind in (("converged", torch.bool), ("evaluations", torch.int64)):
+        value = getattr(result, name)
+        holds(value.dtype == kind, f"{name} is {value.dtype}, expected {kind}")
+    holds(result.converged.all(), "not converged on a single Gaussian")
+    close("x, after the call,", x, kept)
+    exact = score.log_prob(x.double(), result.t_min)
+    # single precision: x, and so its distance to the centre, has seven digits
+    allowed = _allowed(d) + 2 * result.error.double() + (dtype == torch.float32) * 1e-4 * d
+    close("log p", result.log_prob, exact, atol=allowed)
+
+
+@LIKELIHOODS.owes(
+    "closed form",
+    "log p of a mixture is that of its closed form, in the mean where something is drawn",
+    "the sign of the divergence; ½ g² for g²; the prior at another time; log|det| left out",
+    examples=4,
+    sde=diffusions,
+    d=dimensions,
+    seed=seeds,
+)
+def closed_form(method: Any, sde: GaussianSDE, d: int, seed: int) -> None:
+    """Two points, within ten times the tolerance and the error that is told.
+
+    Of a method that draws, the mean of 400 repeats may be off by 8 standard errors more, and by
+    the bias of a logarithm.
+    """
+    score = mixture(sde, d, seed)
+    x = score.sample(2, sde.t_min, source(seed + 3), torch.float64)
+    value, error, result = _repeated(method, score, x, seed)
+    holds(result.converged.all(), "not converged on points of the data")
+    close("log p", value, score.log_prob(x, result.t_min), atol=_allowed(d) + error)
+
+
+@LIKELIHOODS.owes(
+    "normalisation",
+    "∫ p dx = 1, in one dimension and in two",
+    "a missing factor 2π or T; bits for nats; a divergence that is counted twice",
+    examples=2,
+    d=lambda method: st.sampled_from([1, 2]),
+    sde=diffusions,
+    seed=seeds,
+)
+def normalisation(method: Any, d: int, sde: GaussianSDE, seed: int) -> None:
+    """The trapezoidal rule over [−6, 6]ᵈ, whose own error is below 1e-3.
+
+    Off by at most the tolerance, 8 standard errors of the sum, and what e^noise adds to its mean.
+    """
+    score = mixture(sde, d, seed, narrowest=0.4)
+    axis = torch.linspace(-6, 6, 61 if d == 1 else 31, dtype=torch.float64)
+    x = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
+    dense = x[score.log_prob(x, sde.t_min) > -20]  # the rest weighs less than 1e-6
+    result = log_likelihood(score, dense, method=method, tolerance=1e-2, generator=source(seed))
+    cell = float(axis[1] - axis[0]) ** d
+    p, noise = cell * result.log_prob.exp(), result.standard_error
+    error = (p * (noise.square() + result.solver_error.clamp(max=1))).sum()
+    error = error + _DEVIATIONS * (p * noise).square().sum().sqrt()
+    close("∫ p dx", p.sum(), 1.0, atol=1e-3 + 0.01 * d + float(error))
+
+
+@LIKELIHOODS.owes(
+    "covariance",
+    "data y = a R x + b, under the diffusion in the same units, have log p(y) = log p(x) − d log a",
+    "an absolute tolerance that presumes data of size 1; a clamp; a log σ without its unit",
+    examples=3,
+    scale=lambda method: st.sampled_from([0.01, 0.1, 10.0, 100.0]),
+    shift=lambda method: st.sampled_from([-2.0, 0.0, 5.0]),
+    seed=seeds,
+)
+def covariance(method: Any, scale: float, shift: float, seed: int) -> None:
+    """Two points of a mixture and of its image; both within their errors."""
+    low, high = 0.01, 50.0
+    plain = mixture(VESDE(low, high), 2, seed)
+    turned = torch.linalg.qr(normal((2, 2), generator=source(seed), dtype=torch.float64)).Q
+    covariances = scale**2 * turned @ plain.covariances.double() @ turned.mT
+    image = GaussianMixture(
+        plain.weights.double(),
+        scale * (plain.means.double() @ turned.mT + shift),
+        0.5 * (covariances + covariances.mT),
+        VESDE(scale * low, scale * high),
+    )
+    x = plain.sample(2, 0.0, source(seed + 3), torch.float64)
+    y = scale * (x @ turned.mT + shift)
+    (here, error, _), (there, other, _) = (
+        _repeated(method, score, points, seed) for score, points in ((plain, x), (image, y))
+    )
+    wanted = here - 2 * math.log(scale)
+    close("log p(y)", there, wanted, atol=2 * _allowed(2) + error + other)
+
+
+@LIKELIHOODS.owes(
+    "batches",
+    "batch_size=k gives the result of the whole batch, and rows that are not drawn for the same "
+    "alone",
+    "steps, norms or probes that are shared by a batch; streams by place in the chunk",
+    examples=2,
+    sde=diffusions,
+    seed=seeds,
+)
+def batches(method: Any, sde: GaussianSDE, seed: int) -> None:
+    """Four rows, one of them far off, in chunks of 3, and two of them alone."""
+    score = mixture(sde, 2, seed)
+    x = score.sample(4, sde.t_min, source(seed + 3), torch.float64)
+    x[3] += 3.0  # a hard neighbour
+    whole, parts = (_ask(method, score, x, seed, batch_size=size) for size in (None, 3))
+    close("log p in chunks of 3", parts.log_prob, whole.log_prob, rtol=1e-6, atol=1e-6)
+    close("evaluations in chunks of 3", parts.evaluations, whole.evaluations)
+    if not bool((whole.standard_error > 0).any()):
+        for i in (0, 3):
+            own = slice(i, i + 1)
+            alone = _ask(method, score, x[own], seed + 1).log_prob
+            close(f"log p of row {i} alone", alone, whole.log_prob[own], rtol=1e-6, atol=1e-6)
+
+
+@LIKELIHOODS.owes(
+    "generator",
+    "one seed, one result; global generators stand still",
+    "torch.randn without generator=; a seed that is set inside; noise that is not told",
+    examples=2,
+    sde=diffusions,
+    seed=seeds,
+)
+def generator(method: Any, sde: GaussianSDE, seed: int) -> None:
+    """All randomness comes from the generator, and what is drawn shows in the standard error."""
+    score = mixture(sde, 2, seed)
+    x = score.sample(3, sde.t_min, source(seed + 3), torch.float64)
+    state = torch.get_rng_state()
+    first, again, other = (_ask(method, score, x, s) for s in (seed, seed, seed + 1))
+    holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
+    close("log p of the same seed", again.log_prob, first.log_prob)
+    if torch.equal(other.log_prob, first.log_prob):
+        close("the standard error of a result that no seed changes", first.standard_error, 0.0)
+    else:
+        holds((first.standard_error > 0).all(), "seeds change log p, the standard error is 0")
+
+
+@LIKELIHOODS.owes(
+    "budget",
+    "|log p − truth| <= 2 standard_error + solver_error, at any tolerance, in nine rows of ten",
+    "an error of a single step; a terminal law left out; a variance for its square root",
+    examples=3,
+    sde=diffusions,
+    tolerance=lambda method: st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4]),
+    seed=seeds,
+)
+def budget(method: Any, sde: GaussianSDE, tolerance: float, seed: int) -> None:
+    """100 points; what the Gaussian at T is no exact law by, 1e-4 a dimension, is granted.
+
+    Where something is drawn, ±2 standard errors should cover 95 %: fewer than 75 of 100 are covered
+    with a chance of 1e-11. The standard error itself is noisy, for which 75 stands instead of 90.
+    """
+    score = mixture(sde, 3, seed)
+    x = score.sample(100, sde.t_min, source(seed + 3), torch.float64)
+    result = log_likelihood(score, x, method=method, tolerance=tolerance, generator=source(seed))
+    missed = (result.log_prob - score.log_prob(x, result.t_min)).abs()
+    covered = float((missed <= result.error + 3e-4).double().mean())
+    least = 0.75 if bool((result.standard_error > 0).any()) else 0.9
+    worst = int((missed - result.error).argmax())
+    holds(
+        covered >= least,
+        f"the budget covers the error in {covered:.0%} of the rows, expected {least:.0%}; the "
+        f"worst is off by {float(missed[worst]):.3g} nats, its budget "
+        f"{float(result.error[worst]):.3g}",
+    )
+
+
+@LIKELIHOODS.owes(
+    "off the data",
+    "points off the data are right, or converged says that they are not",
+    "a solver that stops early and says nothing; log p that is clamped",
+    examples=3,
+    sde=diffusions,
+    distance=lambda method: st.sampled_from([0.1, 1.0, 5.0]),
+    seed=seeds,
+)
+def off_the_data(method: Any, sde: GaussianSDE, distance: float, seed: int) -> None:
+    """Eight of ten of 20 points, within their budget or ten tolerances of |log p|, or flagged."""
+    score = mixture(sde, 2, seed)
+    x = score.sample(20, sde.t_min, source(seed + 3), torch.float64)
+    x = x + distance * normal(x.shape, generator=source(seed + 4), dtype=torch.float64)
+    result = _ask(method, score, x, seed)
+    truth = score.log_prob(x, result.t_min)
+    granted = _LENIENCE * _TOLERANCE * torch.maximum(truth.abs(), torch.tensor(2 * math.log(2)))
+    error = (result.log_prob - truth).abs()
+    right = error <= 4 * result.standard_error + result.solver_error + granted
+    fine = right | ~result.converged
+    bad = int(torch.where(fine, 0.0, error).argmax())
+    holds(
+        float(fine.double().mean()) >= 0.8,
+        f"{int((~fine).sum())} of 20 points are wrong and not flagged: log p is "
+        f"{float(result.log_prob[bad]):.6g} at {x[bad].tolist()}, expected {float(truth[bad]):.6g}",
+    )
+
+
+@LIKELIHOODS.owes(
+    "failures",
+    "a row whose score is not finite is not converged, and leaves the others alone",
+    "a sum over the batch; an exception; NaN with converged=True; a solver that never ends",
+    examples=2,
+    sde=diffusions,
+    seed=seeds,
+)
+def failures(method: Any, sde: GaussianSDE, seed: int) -> None:
+    """The score is NaN far to the right, where row 2 of four starts."""
+    exact = one_gaussian(sde, (2,))
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where(x[:, :1] > 1e4, torch.nan, exact(x, t))
+
+    score = FunctionScore(broken, sde, moments=exact.moments)
+    x = exact.sample(4, sde.t_min, source(seed), torch.float64)
+    x[2] = torch.tensor([1e6, 0.0])
+    result = _ask(method, score, x, seed)
+    holds(not bool(result.converged[2]), "the row whose score is NaN has converged=True")
+    others = torch.tensor([0, 1, 3])
+    holds(result.converged[others].all(), "the other rows are not converged")
+    truth = exact.log_prob(x, result.t_min)[others]
+    error = 2 * result.error[others]
+    close("log p of the others", result.log_prob[others], truth, atol=_allowed(2) + error)
+
+
+@LIKELIHOODS.owes(
+    "standard error",
+    "under random probes the standard error is the standard deviation of repeats",
+    "a variance that is not divided by the number of probes; probes that are taken as independent",
+    examples=2,
+    sde=diffusions,
+    seed=seeds,
+)
+def standard_error(method: Any, sde: GaussianSDE, seed: int) -> None:
+    """400 repeats of a point, two Rademacher probes: within a factor of 1.6 in the mean square.
+
+    Also no bias: the mean within 8 standard errors. Noise with the kurtosis κ misses the factor
+    only if its variance, known to √((κ − 1)/400), is off by as much: 8 of these for κ = 15.
+    """
+    score = mixture(sde, 5, seed)
+    x = score.sample(1, sde.t_min, source(seed + 3), torch.float64).expand(_REPEATS, 5).contiguous()
+    result = _ask(method, score, x, seed, trace=Hutchinson(probes=2))
+    noise = result.log_prob - score.log_prob(x, result.t_min)
+    spread = float(noise.std())
+    told = float(result.standard_error.square().mean()) ** 0.5
+    if max(spread, told) > 1e-3:
+        close("log₁.₆ (standard error / spread of repeats)", math.log(told / spread, 1.6), 0.0,
+              atol=1.0)  # fmt: skip
+    error = _DEVIATIONS * spread / _REPEATS**0.5 + told**2 + float(result.solver_error.mean())
+    close("the mean error of log p", noise.mean(), 0.0, atol=error + _allowed(5))
