@@ -250,7 +250,7 @@ class GaussianSDE(SDE):
         after = torch.searchsorted(-curve, -target).clamp(1, len(grid) - 1)
         low, high = grid[after - 1], grid[after]
         above, below = curve[after - 1] - target, curve[after] - target
-        time, closest = 0.5 * (low + high), torch.full_like(target, torch.inf)
+        time, closest = torch.where(above < -below, low, high), torch.minimum(above, -below)
         stays = torch.zeros_like(target)  # which end the last step left where it was: ±1
         for _ in range(_ITERATIONS):
             middle = (low * below - high * above) / (below - above)
