@@ -16,6 +16,7 @@ from scoresde.samplers import sample, walk
 from scoresde.sdes import VESDE, VPSDE, GaussianSDE, SubVPSDE
 from scoresde.testing.properties import Family, close, holds
 from scoresde.testing.strategies import dtypes, event_shapes, sdes, seeds
+from scoresde.testing.strategies import steps as number_of_steps
 
 SAMPLERS = Family("sampler")
 """What every sampler owes; :mod:`scoresde.testing.samplers` adds the mathematics."""
@@ -24,11 +25,6 @@ SAMPLERS = Family("sampler")
 def diffusions(sampler: object = None) -> st.SearchStrategy[GaussianSDE]:
     """Draw one of the three diffusions that samplers are tried on."""
     return st.one_of(st.builds(VPSDE), st.builds(SubVPSDE), st.builds(VESDE))
-
-
-def few_steps(sampler: object = None) -> st.SearchStrategy[int]:
-    """Draw a number of steps, among them very few and quite many."""
-    return st.sampled_from([1, 2, 3, 5, 20, 150])
 
 
 def one_gaussian(sde: GaussianSDE, event_shape: tuple[int, ...], width: float = 0.3) -> Any:
@@ -67,7 +63,7 @@ def _times(sampler: Any, sde: GaussianSDE, steps: int) -> Tensor:
     "spacings rounded to whole indices; N instead of N + 1 times; time that rises",
     examples=12,
     sde=lambda sampler: sdes(),
-    steps=few_steps,
+    steps=number_of_steps,
 )
 def grid(sampler: Any, sde: GaussianSDE, steps: int) -> None:
     """The default grid is one; a sampler may refuse a diffusion it has no grid for."""
@@ -91,7 +87,7 @@ def grid(sampler: Any, sde: GaussianSDE, steps: int) -> None:
     sde=diffusions,
     event_shape=event_shapes,
     dtype=dtypes,
-    steps=few_steps,
+    steps=number_of_steps,
     seed=seeds,
 )
 def shapes(
@@ -119,7 +115,7 @@ def shapes(
     "a division by σ(0) = 0 or by the length of a step; log σ at 0",
     examples=4,
     sde=diffusions,
-    steps=few_steps,
+    steps=number_of_steps,
     seed=seeds,
 )
 def closed_ends(sampler: Any, sde: GaussianSDE, steps: int, seed: int) -> None:

@@ -18,8 +18,44 @@ import torch
 from hypothesis import strategies as st
 
 from scoresde.exact import GaussianMixture
+from scoresde.likelihood import FlowIntegral, ItoEstimate, Method, PathIntegral, VariationalBound
 from scoresde.networks import MLP
 from scoresde.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, Prediction, edm
+from scoresde.samplers import (
+    DEIS,
+    HEUN,
+    HEUN3,
+    KUTTA3,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    AdamsBashforth,
+    Ancestral,
+    Angle,
+    AnnealedLangevin,
+    Churn,
+    Coordinates,
+    DDIMNoise,
+    EulerMaruyama,
+    Exploding,
+    Exponential,
+    Grid,
+    Heun,
+    Karras,
+    Langevin,
+    LogMobius,
+    LogSNR,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Rectified,
+    ReverseDiffusion,
+    RungeKutta,
+    Sampler,
+    Standardised,
+    UniformLogSNR,
+    UniformTime,
+    Windowed,
+)
 from scoresde.score import ScoreModel
 from scoresde.sdes import (
     DDPM,
@@ -33,7 +69,20 @@ from scoresde.sdes import (
     RectifiedFlow,
     SubVPSDE,
 )
+from scoresde.solvers import Adams, SciPy, Solver, TorchDiffEq
 from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
+from scoresde.traces import (
+    ExactTrace,
+    Gaussian,
+    Hutchinson,
+    HutchPlusPlus,
+    Orthogonal,
+    ProbeLaw,
+    Rademacher,
+    Sphere,
+    Trace,
+    XTrace,
+)
 
 # --- numbers
 
@@ -47,6 +96,11 @@ def logs(low: float, high: float) -> st.SearchStrategy[float]:
     """Draw a number of few digits in [low, high], evenly on the logarithmic scale."""
     exponents = floats(math.log(low), math.log(high))
     return exponents.map(lambda v: min(max(float(f"{math.exp(v):.3g}"), low), high))
+
+
+def decimals(low: float, high: float) -> st.SearchStrategy[float]:
+    """Draw a number of two decimals in [low, high], which have no more themselves."""
+    return st.integers(round(100 * low), round(100 * high)).map(lambda n: n / 100)
 
 
 def seeds(subject: object = None) -> st.SearchStrategy[int]:
@@ -214,3 +268,112 @@ def predictions() -> st.SearchStrategy[Prediction]:
 def models(event_shape: tuple[int, ...] = (2,)) -> st.SearchStrategy[ScoreModel]:
     """Draw a score with a small network, of any diffusion and parametrisation."""
     return st.builds(ScoreModel, networks(event_shape), sdes(), predictions())
+
+
+# --- how it is solved
+
+
+def tolerances(subject: object = None) -> st.SearchStrategy[float]:
+    """Draw a tolerance."""
+    return logs(1e-6, 1e-2)
+
+
+def solvers() -> st.SearchStrategy[Solver]:
+    """Draw a solver: ours, torchdiffeq's or scipy's, of any method."""
+    return st.one_of(
+        st.builds(Adams, order=st.integers(1, 8)),
+        st.builds(TorchDiffEq, st.sampled_from(["dopri5", "dopri8", "bosh3", "adaptive_heun"])),
+        st.builds(
+            SciPy,
+            st.sampled_from(["RK45", "RK23", "DOP853", "LSODA", "BDF", "Radau"]),
+            coupled=st.booleans(),
+        ),
+    )
+
+
+def laws() -> st.SearchStrategy[ProbeLaw]:
+    """Draw a law of probes, whatever their number."""
+    return st.sampled_from([Rademacher(), Gaussian(), Sphere()])
+
+
+def traces() -> st.SearchStrategy[Trace]:
+    """Draw a divergence estimator: exact, or with up to five probes of any law."""
+    return st.one_of(
+        st.builds(ExactTrace, chunk=st.sampled_from([64, 1, 3])),
+        st.builds(Hutchinson, st.integers(1, 5), st.one_of(laws(), st.just(Orthogonal()))),
+        st.builds(HutchPlusPlus, budget=st.integers(3, 15)),
+        st.builds(XTrace, budget=st.integers(2, 15)),
+    )
+
+
+def methods() -> st.SearchStrategy[Method]:
+    """Draw a likelihood method."""
+    return st.one_of(
+        st.just(FlowIntegral()),
+        st.just(PathIntegral()),
+        st.builds(VariationalBound, samples=st.sampled_from([128, 256])),
+        st.builds(ItoEstimate, steps=st.sampled_from([128, 256]), paths=st.sampled_from([8, 16])),
+    )
+
+
+# --- from noise to data
+
+
+def steps(subject: object = None) -> st.SearchStrategy[int]:
+    """Draw a number of steps, among them very few and quite many."""
+    return st.sampled_from([1, 2, 3, 5, 20, 150])
+
+
+def grids() -> st.SearchStrategy[Grid]:
+    """Draw a grid of times."""
+    return st.one_of(
+        st.builds(UniformTime, power=decimals(1.0, 3.0)),
+        st.just(UniformLogSNR()),
+        st.builds(Karras, rho=decimals(3.0, 9.0)),
+        st.builds(Angle, pivot=logs(0.2, 5.0)),
+        st.builds(LogMobius, pivot=logs(0.2, 5.0)),
+    )
+
+
+def coordinates() -> st.SearchStrategy[Coordinates]:
+    """Draw variables in which the flow is followed."""
+    return st.sampled_from([Windowed(), Standardised(), Exploding(), LogSNR(), Rectified()])
+
+
+def predictors() -> st.SearchStrategy[Sampler]:
+    """Draw a sampler that makes one stochastic step at a time."""
+    return st.one_of(
+        st.builds(EulerMaruyama, eta=decimals(0.3, 1.2)),
+        st.just(ReverseDiffusion()),
+        st.builds(Ancestral, variance=st.sampled_from([0.0, 0.5, 1.0])),
+        st.builds(Exponential, order=st.just(1), eta=st.builds(DDIMNoise, decimals(0.1, 1.0))),
+    )
+
+
+def flow_samplers() -> st.SearchStrategy[Sampler]:
+    """Draw a sampler that follows the probability flow."""
+    tableaus = st.sampled_from([HEUN, MIDPOINT, RALSTON, HEUN3, KUTTA3, RK4])
+    orders, correctors = st.integers(1, 3), st.integers(0, 4)
+    return st.one_of(
+        st.just(EulerMaruyama(eta=0.0)),
+        st.builds(Exponential, order=orders, corrector=correctors),
+        st.builds(DEIS, order=orders, corrector=correctors),
+        st.builds(AdamsBashforth, orders, correctors, coordinates()),
+        st.builds(RungeKutta, tableaus, coordinates()),
+        st.just(Heun()),
+        st.builds(ProbabilityFlow, tolerance=logs(1e-5, 1e-3)),
+    )
+
+
+def samplers() -> st.SearchStrategy[Sampler]:
+    """Draw a sampler: of the flow, of the reverse SDE, with a corrector, or a corrector alone."""
+    correctors = st.sampled_from([Langevin(), AnnealedLangevin(), AnnealedLangevin(snr=0.1)])
+    return st.one_of(
+        flow_samplers(),
+        predictors(),
+        st.builds(Exponential, order=st.integers(1, 3), eta=decimals(0.3, 1.2)),
+        st.builds(Heun, eta=decimals(0.3, 1.2)),
+        st.builds(Churn, gamma=decimals(0.0, 0.4)),
+        st.builds(PredictorCorrector, predictors(), correctors, corrections=st.integers(1, 2)),
+        correctors,
+    )
