@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -168,7 +169,9 @@ def transforms(sde: Any, t: float, seed: int) -> None:
     """Function transforms, which likelihoods need, give the derivative of the drift."""
     (x,) = states(seed, 1, (3, 2))
     jacobian = torch.func.vmap(torch.func.jacrev(lambda v: sde.drift(v[None], t)[0]))(x)
-    tangent = torch.func.jvp(lambda v: sde.drift(v, t), (x,), (torch.ones_like(x),))[1]
+    with warnings.catch_warnings():  # torch's own, of the first jvp in a process
+        warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
+        tangent = torch.func.jvp(lambda v: sde.drift(v, t), (x,), (torch.ones_like(x),))[1]
     close("the sum of the Jacobian's columns", jacobian.sum(2), tangent, rtol=1e-9, atol=1e-12)
     step = 1e-6
     change = (sde.drift(x + step, t) - sde.drift(x - step, t)) / (2 * step)
