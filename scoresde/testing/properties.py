@@ -12,6 +12,7 @@ and nothing is written to disk.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -100,7 +101,9 @@ class Property:
             attempt(subject, {name: data.draw(cases) for name, cases in drawn.items()})
 
         try:
-            run()
+            with warnings.catch_warnings():  # type checkers such as beartype draw what they look at
+                warnings.filterwarnings("ignore", "Do not use the `random` module")
+                run()
         except _BrokenError:
             return attempt.last
         return None

@@ -321,7 +321,7 @@ def methods() -> st.SearchStrategy[Method]:
 
 def steps(subject: object = None) -> st.SearchStrategy[int]:
     """Draw a number of steps, among them very few and quite many."""
-    return st.sampled_from([1, 2, 3, 5, 20, 150])
+    return st.sampled_from([1, 2, 3, 5, 20, 100])
 
 
 def grids() -> st.SearchStrategy[Grid]:
