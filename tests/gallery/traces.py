@@ -1,0 +1,169 @@
+"""Divergence estimators with a bug."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gallery.bug import breaks
+from scoresde._streams import Streams
+from scoresde.testing.adapters import FunctionTrace
+from scoresde.traces import ExactTrace, Gaussian, Hutchinson, ProbeLaw, Rademacher
+
+DENSE = {"kind": "symmetric", "d": 5}
+
+
+def products(field, x, v):
+    (rows,) = torch.autograd.grad(field(x), x, v, create_graph=True)
+    return rows
+
+
+def one_probe(field, x, noise):
+    v = noise(x).sign()
+    return (products(field, x, v) * v).sum(1)
+
+
+def written_out():
+    return FunctionTrace(one_probe, linear=True)
+
+
+@breaks("unbiased", "no division by the number of probes", Hutchinson)
+class Summed(Hutchinson):
+    """Three probes, added up."""
+
+    def __init__(self):
+        super().__init__(probes=3)
+
+    def __call__(self, field, x, streams, *, differentiable=False):
+        value, estimates = super().__call__(field, x, streams, differentiable=differentiable)
+        return value, estimates.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Uniform(ProbeLaw):
+    """Uniform on [−1, 1]: E vvᵀ = I/3."""
+
+    def draw(self, streams, k, d):
+        return 2 * streams.uniforms((k, d)) - 1
+
+
+@breaks("unbiased", "as uniform ones", Hutchinson)
+def uniform_probes():
+    return Hutchinson(law=Uniform())
+
+
+@breaks("rows", "one probe for the whole batch", written_out)
+def shared_probe():
+    def shared(field, x, noise):
+        v = noise(x).sign()[:1].expand_as(x)
+        return (products(field, x, v) * v).sum(1)
+
+    return FunctionTrace(shared)
+
+
+@breaks("streams", "torch.randn without streams", written_out)
+def global_noise():
+    def careless(field, x, noise):
+        v = torch.randn_like(x)
+        return (products(field, x, v) * v).sum(1)
+
+    return FunctionTrace(careless)
+
+
+@breaks("streams", "the node that is left out", Hutchinson)
+class KeptProbe(Hutchinson):
+    """The same probe at every evaluation along the path."""
+
+    def __call__(self, field, x, streams, *, differentiable=False):
+        kept = Streams(streams.seeds, torch.zeros_like(streams.node))
+        return super().__call__(field, x, kept, differentiable=differentiable)
+
+
+@dataclass(frozen=True)
+class NormalsAsSigns(Rademacher):
+    """Normals, with what is known of signs."""
+
+    def draw(self, streams, k, d):
+        return Gaussian().draw(streams, k, d)
+
+
+@breaks("no noise", "normals where signs are meant", Hutchinson)
+def normals_as_signs():
+    return Hutchinson(law=NormalsAsSigns())
+
+
+@breaks("independence", "one probe used k times", lambda: Hutchinson(probes=2), **DENSE)
+class OneProbeTwice(Hutchinson):
+    def __call__(self, field, x, streams, *, differentiable=False):
+        value, estimates = super().__call__(field, x, streams, differentiable=differentiable)
+        return value, estimates.repeat(1, 2)
+
+
+@breaks("variance", "the factor 1/k left out", lambda: Hutchinson(probes=4), **DENSE)
+class OneProbesVariance(Hutchinson):
+    def __init__(self):
+        super().__init__(probes=4)
+
+    def variance(self, jacobian):
+        return self.law.variance(jacobian, 1)
+
+
+@breaks("variance", "2 ‖J‖² where the symmetric part is meant", Hutchinson, kind="antisymmetric")
+class WholeNorm(Hutchinson):
+    def variance(self, jacobian):
+        return 2 * (jacobian - jacobian.diagonal().diag()).square().sum()
+
+
+@breaks("gradient", "create_graph left out", written_out)
+def detached():
+    def cut(field, x, noise):
+        return one_probe(field, x, noise).detach() + 0 * x.sum(1)
+
+    return FunctionTrace(cut, linear=True)
+
+
+@breaks("curved fields", "a finite difference that is too coarse", written_out)
+def coarse_difference():
+    def difference(field, x, noise):
+        v = noise(x).sign()
+        return ((field(x + v) - field(x)) * v).sum(1)
+
+    return FunctionTrace(difference)
+
+
+@breaks("curved fields", "the Jacobian of another row or of x = 0", written_out)
+def at_the_origin():
+    def origin(field, x, noise):
+        return one_probe(field, 0 * x, noise)
+
+    return FunctionTrace(origin)
+
+
+@breaks("homogeneity", "an absolute value", ExactTrace)
+def absolute():
+    def positive(field, x, noise):
+        return one_probe(field, x, noise).abs()
+
+    return FunctionTrace(positive)
+
+
+@breaks("constant fields", "allow_unused left out", ExactTrace)
+def always_a_graph():
+    return FunctionTrace(one_probe)
+
+
+@breaks("shapes", "a leak of float64", written_out)
+def promoted():
+    def double(field, x, noise):
+        return one_probe(field, x, noise).double()
+
+    return FunctionTrace(double)
+
+
+@breaks("full rank", "a probe too few", ExactTrace)
+class OneRowShort(ExactTrace):
+    """The sum over all rows of the Jacobian but the last."""
+
+    def __call__(self, field, x, streams, *, differentiable=False):
+        value, _, jacobian = self.linearize(field, x, streams, differentiable=differentiable)
+        diagonal = jacobian.diagonal(dim1=1, dim2=2)
+        return value, diagonal[:, : max(x.shape[1] - 1, 1)].sum(1, keepdim=True)
