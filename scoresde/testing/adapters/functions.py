@@ -207,10 +207,14 @@ class FunctionSolver(Named, Solver):
 
     It is handed ``field(tau, z)`` with a number tau, and a state z ``(m, n)`` whose last columns
     are the integrals that likelihoods need, and returns z at the end. All samples are one system to
-    it: if it chooses one step for all by a norm over all, they depend on each other.
+    it.
 
     Args:
         function: the integrator.
+        convergence_order: p, if errors fall like n⁻ᵖ in n evaluations and it is held to that.
+        own_steps: whether a sample's digits do not depend on its batch-mates, as with given steps.
+        coupled: whether batch-mates share their error, as where a step is chosen by a norm over
+            all, and their failures.
         max_evaluations: how many evaluations it may take.
 
     Example:
@@ -233,6 +237,9 @@ class FunctionSolver(Named, Solver):
     """
 
     function: Callable[[Callable[[float, Tensor], Tensor], Tensor, float, float, float], Tensor]
+    convergence_order: float | None = None
+    own_steps: bool = False
+    coupled: bool = True
     max_evaluations: int = _MAX_EVALUATIONS
 
     def __post_init__(self) -> None:
@@ -255,12 +262,11 @@ class FunctionSolver(Named, Solver):
         try:
             y = check_like("function", self.function(path, path.y, start, end, tolerance), path.y)
         except Exhausted:
-            status = torch.full_like(rows, int(Status.MAX_EVALUATIONS))
-        else:
-            arrived = y.isfinite().all(1)
-            status = torch.where(arrived, int(Status.CONVERGED), int(Status.NOT_FINITE))
-            path.y, path.tau = torch.where(arrived[:, None], y, path.y), end
-        return join([path.leave(path.everyone, status, noisy)])
+            return join([path.leave(path.everyone, Status.MAX_EVALUATIONS, noisy)])
+        arrived = y.isfinite().all(1)
+        failed = path.leave(~arrived, Status.NOT_FINITE, noisy)
+        path.y, path.tau = y[arrived], end
+        return join([failed, path.leave(path.everyone, Status.CONVERGED, noisy)])
 
 
 # --- traces
@@ -278,6 +284,7 @@ class FunctionTrace(Named, Trace):
         function: the estimator.
         probes: how many products vᵀJ it takes; None for one per dimension.
         exact: whether the estimate has no noise.
+        linear: whether, with the same noise, it is linear in the field.
 
     Example:
         >>> def one_probe(field, x, noise):
@@ -294,6 +301,7 @@ class FunctionTrace(Named, Trace):
     function: Callable[[VectorField, Tensor, Noise], Tensor]
     probes: int | None = 1
     exact: bool = False
+    linear: bool = False
 
     def __post_init__(self) -> None:
         check_function("function", self.function, "(field, x, noise) -> estimates")
@@ -335,7 +343,7 @@ class FunctionMethod(Named, Method):
 
     Args:
         function: from a score and points ``(batch, *event)`` to log p in nats ``(batch,)``, or to
-            a pair of log p and a bound of its error.
+            a pair of log p and a bound of its error, which is taken as 0 otherwise.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE, log_likelihood
@@ -351,21 +359,20 @@ class FunctionMethod(Named, Method):
         check_function("function", self.function, "(score, x) -> log p")
 
     def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
-        """Return what the function gives; what it does not tell is NaN."""
+        """Return what the function gives; what is not known of its way is NaN."""
         told = self.function(query.flow.score.rows(rows), x)
-        log_prob, error = told if isinstance(told, tuple) else (told, None)
+        log_prob, error = told if isinstance(told, tuple) else (told, torch.zeros_like(told))
         if check_tensor("function", log_prob).shape != x.shape[:1]:
             raise ValueError(
                 f"function: expected shape ({len(x)},), one number for each point, got "
                 f"{tuple(log_prob.shape)}; sum over the coordinates of each sample"
             )
-        unknown = torch.full_like(log_prob, torch.nan)
         none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return Likelihood(
             log_prob=log_prob.to(x.dtype),
-            standard_error=torch.zeros_like(unknown),
-            solver_error=unknown if error is None else error.to(unknown).expand_as(unknown),
-            prior_mismatch=unknown,
+            standard_error=torch.zeros_like(log_prob, dtype=x.dtype),
+            solver_error=error.to(x.dtype).expand(len(x)),
+            prior_mismatch=torch.full_like(log_prob, torch.nan, dtype=x.dtype),
             latent=torch.full_like(x, torch.nan),
             evaluations=none,
             divergences=none,
