@@ -27,6 +27,7 @@ from scoresde import (
 )
 from scoresde._streams import Streams
 from scoresde.interop import diffusers as ours
+from scoresde.likelihood import discrete_bound
 from scoresde.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, by_index, by_sigma, edm
 from scoresde.samplers import walk
 
@@ -170,6 +171,29 @@ def test_channels_of_learned_variances_are_left_out():
     assert torch.equal(out, network(x, torch.tensor([7.0, 7.0])).sample[:, :2])
     with pytest.raises(ValueError, match="variance_type"):
         ours.recipe(scheduler("DDPM", variance_type="learned_range"), 10)
+
+
+def test_learned_variances_are_those_of_the_scheduler():
+    network, theirs = unet(out_channels=4), scheduler("DDPM", variance_type="learned_range")
+    model = ours.wrap(network, theirs)
+    x, sde = torch.randn(2, 2, 8, 8), model.sde
+    for i in (1, 500, 999):
+        second = network(x, torch.tensor([float(i)] * 2)).sample[:, 2:]
+        share = ours.learned_variance(model)(x, sde.times[i])
+        std = sde.transition(sde.times[i - 1], sde.times[i])[1]
+        low = std * sde.sigma(sde.times[i - 1]) / sde.sigma(sde.times[i])
+        found = 2 * (share * std.log() + (1 - share) * low.log())
+        expected = theirs._get_variance(i, predicted_variance=second)
+        torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-5)
+    levels = torch.randint(8, (2, 2, 8, 8))
+    setting = {"levels": 8, "scale": 2.0, "shift": -1.0, "times": sde.times[::100]}
+    bound = discrete_bound(model, levels, variance=ours.learned_variance(model), **setting)
+    assert bound.terms.isfinite().all()
+    narrow = ours.learned_variance(ours.wrap(unet(), theirs))
+    with pytest.raises(ValueError, match=r"^network: expected"):
+        discrete_bound(model, levels, variance=narrow, **setting)
+    with pytest.raises(TypeError, match=r"^model: expected a network of diffusers"):
+        ours.learned_variance(ScoreModel(nn.Identity(), sde))
 
 
 def test_divergences_see_through_attention():

@@ -12,7 +12,7 @@ References:
     github.com/huggingface/diffusers.
 """
 
-from scoresde.interop.diffusers.models import Files, Network, files, load, wrap
+from scoresde.interop.diffusers.models import Files, Network, files, learned_variance, load, wrap
 from scoresde.interop.diffusers.recipes import Recipe, recipe
 from scoresde.interop.diffusers.schedules import Process, process, scheduler_config
 
@@ -22,6 +22,7 @@ __all__ = [
     "Process",
     "Recipe",
     "files",
+    "learned_variance",
     "load",
     "process",
     "recipe",

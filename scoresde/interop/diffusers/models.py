@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 class Network(nn.Module):
     """A network of diffusers, called as networks are here: (x, label) → x-shaped.
 
-    Channels beyond those of ``x``, where a network tells variances, are left out.
+    Channels beyond those of ``x``, where a network tells variances, are left out here; see
+    :func:`learned_variance`.
 
     Args:
         unet: such as ``UNet2DModel``, with weights.
@@ -81,6 +83,51 @@ def wrap(unet: nn.Module, scheduler: object, *, sde: GaussianSDE | None = None) 
         )
     told = process(scheduler)
     return ScoreModel(Network(unet), told.sde if sde is None else sde, told.prediction, told.label)
+
+
+class _Variances(Network):
+    """What a network tells beyond its prediction."""
+
+    def forward(self, x: Tensor, label: Tensor, **condition: Any) -> Tensor:
+        """Return the channels that follow those of shape ``x``."""
+        return self.unet(x, label, return_dict=False, **condition)[0][:, x.shape[1] :]
+
+
+def learned_variance(model: ScoreModel) -> Callable[[Tensor, Tensor], Tensor]:
+    r"""Return the variances that a network of improved DDPM tells beside its prediction.
+
+    Its second output o in [-1, 1] chooses each step's variance between the posterior's and β, on
+    the logarithmic scale ("learned_range"): v = (o + 1)/2.
+
+    Args:
+        model: a network of diffusers with twice as many channels as its images have.
+
+    Returns:
+        v as a function (x, t) -> x-shaped, for ``discrete_bound(model, levels, …, variance=v)``.
+
+    Raises:
+        TypeError: if ``model`` holds no network of diffusers.
+
+    Example:
+        >>> class Constant(torch.nn.Module):
+        ...     def forward(self, sample, timestep, return_dict=True):
+        ...         return (torch.cat([0 * sample, 0 * sample + 0.5], dim=1),)
+        >>> model = wrap(Constant(), {"_class_name": "DDPMScheduler"})
+        >>> learned_variance(model)(torch.zeros(1, 1, 2, 2), 0.5)
+        tensor([[[[0.7500, 0.7500],
+                  [0.7500, 0.7500]]]])
+
+    References:
+        Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
+    """
+    unet = getattr(getattr(model, "network", None), "unet", None)
+    if unet is None:
+        raise TypeError(
+            f"model: expected a network of diffusers such as wrap(unet, scheduler), got "
+            f"{type(model).__name__}; others' second outputs are v = (o + 1)/2, too"
+        )
+    second = ScoreModel(_Variances(unet), model.sde, model.prediction, model.label, model.condition)
+    return lambda x, t: (second.output(x, t) + 1) / 2
 
 
 def load(
