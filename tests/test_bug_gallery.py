@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
 from gallery import BUGS, Bug
+
 from scoresde.testing import BrokenLawError, family_of
 
 HUNG = [
