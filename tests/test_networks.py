@@ -189,6 +189,20 @@ def test_compiles_without_graph_breaks(member):
     torch.testing.assert_close(compiled(*inputs), network(*inputs))
 
 
+@pytest.mark.slow
+def test_training_compiles_without_graph_breaks(member):
+    """With checkpointing, where there is any; the gradients are those of the eager network."""
+    torch.compiler.reset()
+    network = build(member, checkpointing=True, dropout=0.0).train()
+    x, label = draw()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(each(x, label).square().sum(), trained)
+        for each in (network, torch.compile(network, fullgraph=True, backend="aot_eager"))
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
 def test_autocast_runs_in_low_precision(member):
     network = build(member)
     x, label = draw()
