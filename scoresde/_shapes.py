@@ -76,12 +76,15 @@ def check_data(name: str, x: Tensor) -> Tensor:
 
 
 def _check_range(t: Tensor, T: float, name: str) -> None:
-    low, high = torch.aminmax(t.detach()) if t.numel() else (t.new_zeros(()), t.new_zeros(()))
+    if not t.numel():
+        return
+    ends = (t, t) if t.ndim == 0 else torch.aminmax(t.detach())
+    low, high = (float(end) for end in ends)  # plain numbers are compared quickly
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name}: expected finite times, got {float(low):g} … {float(high):g}")
+        raise ValueError(f"{name}: expected finite times, got {low:g} … {high:g}")
     if low < -_SLACK * min(T, 1.0) or high > T * (1 + _SLACK):
         raise ValueError(
-            f"{name}: expected times in [0, {T:g}], got {float(low):g} … {float(high):g}; "
+            f"{name}: expected times in [0, {T:g}], got {low:g} … {high:g}; "
             "0 is the data end and T the noise end of the diffusion"
         )
 

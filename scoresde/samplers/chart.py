@@ -36,7 +36,8 @@ class Chart:
         self.score = score
         self.event_shape = x.shape[1:]
         self.unit = score.moments.spread
-        self.mean = score.moments.mean.reshape(-1).to(x)
+        mean = score.moments.mean.expand(self.event_shape).reshape(1, -1)
+        self.mean = score.moments.rotate(mean).squeeze(0).to(x)
         self.variance = score.moments.variance.to(x.device) / self.unit**2
 
     def at(self, t: Tensor) -> Point:
@@ -68,20 +69,21 @@ class Point:
         kept, fresh = kept - fresh, fresh * ratio / scale
         self.chart = chart
         self.t = t
-        self.alpha = here.alpha
+        self.centre = here.alpha * chart.mean
         self.time = float(coordinates.time(ratio))
-        self.scale = (chart.unit * scale).to(chart.mean)
+        self.scale = (here.alpha * chart.unit * scale).to(chart.mean)
         self.kept, self.fresh = kept.to(chart.mean), fresh.to(chart.mean)
 
     def enter(self, x: Tensor) -> Tensor:
         """Return z ``(batch, d)`` for a state x ``(batch, *event)``."""
-        centred = flatten(x) - self.alpha * self.chart.mean
-        return self.chart.score.moments.rotate(centred).div_(self.alpha * self.scale)
+        rotated = self.chart.score.moments.rotate(flatten(x))
+        return torch.addcmul(-self.centre / self.scale, rotated, 1 / self.scale)
 
     def leave(self, z: Tensor) -> Tensor:
         """Return the state x ``(batch, *event)`` for z ``(batch, d)``."""
-        centred = self.chart.score.moments.rotate_back(z * (self.alpha * self.scale))
-        return centred.add_(self.alpha * self.chart.mean).reshape(-1, *self.chart.event_shape)
+        rotated = torch.addcmul(self.centre, z, self.scale)
+        x = self.chart.score.moments.rotate_back(rotated)
+        return x.reshape(-1, *self.chart.event_shape)
 
     def slope(self, z: Tensor, x: Tensor) -> Tensor:
         """Return dz/dτ ``(batch, d)`` at z, which is the state x; one evaluation of the score."""
