@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import VPSDE, FunctionScore
+from scoresde import VESDE, VPSDE, FunctionScore, SubVPSDE
 from scoresde.interop import score_sde
 from scoresde.samplers import (
     Ancestral,
     AnnealedLangevin,
     EulerMaruyama,
+    Knots,
     Langevin,
     PredictorCorrector,
     ReverseDiffusion,
+    UniformTime,
     walk,
 )
 
@@ -91,6 +93,31 @@ def told_officially(model, table):
         return -model.network(x, label.expand(len(x)).float()) / float(table.sigma(t))
 
     return FunctionScore(score, table)
+
+
+OFFICIAL = {
+    "subvp_cifar10_ncsnpp_continuous": (SubVPSDE(), 1e-3),
+    "ve_cifar10_ncsnpp_continuous": (VESDE(), 1e-5),
+    "vp_cifar10_ddpmpp_continuous": (VPSDE(), 1e-3),
+    "vp_ddpm_cifar10": (VPSDE(), 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_grids_and_ladders(name, golden):
+    """Equal steps to the published ends; tables and their knots, whose places are the indices."""
+    arrays, (sde, end) = np.load(golden / name / "expected.npz"), OFFICIAL[name]
+    N = len(arrays["grid_t"])
+    times = UniformTime(end=end)(sde, N - 1)
+    np.testing.assert_allclose(times, arrays["grid_t"], rtol=1e-5)
+    assert (times.float() * (N - 1)).int().tolist() == arrays["grid_index"].tolist()
+    if "grid_sigma_ladder" in arrays:
+        np.testing.assert_allclose(sde.discretize(N).sigmas, arrays["grid_sigma_ladder"], rtol=1e-5)
+    if "grid_beta_ladder" in arrays:
+        table = sde.discretize(N)
+        np.testing.assert_allclose(table.betas, arrays["grid_beta_ladder"], rtol=1e-5)
+        knots = table.index_at(Knots()(table, N - 1)).round().int()
+        assert knots.tolist() == arrays["grid_index"].tolist()
 
 
 def test_a_short_chain_of_ddpm(golden):
