@@ -16,7 +16,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 REQUIREMENTS = {
     *PROJECT["project"]["dependencies"],
     *(requirement for extra in EXTRAS.values() for requirement in extra),
-    *PROJECT["dependency-groups"]["dev"],
+    *(requirement for group in PROJECT["dependency-groups"].values() for requirement in group),
 }
 
 
