@@ -24,7 +24,7 @@ class DPS(TweediePosterior):
 
     Args:
         score: the prior.
-        measurement: an Observation with σ_y > 0, or any LogLikelihood.
+        measurement: an Observation or a NonlinearObservation with σ_y > 0, or any LogLikelihood.
         scale: > 0, 1 for Bayes' theorem. (The paper divides by ‖y − A x̂‖ instead, step by step: see
             :class:`NormalizedDPS`.)
         curvature: κ >= 0, in 1/unit² of x; ‖A‖²/σ_y² for an Observation.

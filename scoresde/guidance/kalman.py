@@ -9,7 +9,11 @@ from torch import Tensor
 from scoresde._checks import check_integer, check_positive
 from scoresde._linalg import Map, conjugate_gradients, inner
 from scoresde._shapes import expand, flatten
-from scoresde.guidance.measurement import Measurement, Observation, check_observation
+from scoresde.guidance.measurement import (
+    GaussianMeasurement,
+    Measurement,
+    check_gaussian,
+)
 from scoresde.guidance.posterior import Look, TweediePosterior, remaining
 from scoresde.moments import Moments
 from scoresde.score import Score
@@ -18,17 +22,17 @@ from scoresde.score import Score
 class KalmanPosterior(TweediePosterior):
     """x_0 given x_t taken for N(x̂, V): g = Aᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
 
-    measurement: Observation
+    measurement: GaussianMeasurement
 
     def __init__(
         self,
         score: Score,
-        observation: Observation,
+        observation: GaussianMeasurement,
         moments: Moments | None,
         iterations: int,
         tolerance: float,
     ) -> None:
-        super().__init__(score, check_observation(observation))
+        super().__init__(score, check_gaussian(observation))
         self.stand_in = score.moments if moments is None else moments
         self.iterations = check_integer("iterations", iterations, minimum=1)
         self.tolerance = check_positive("tolerance", tolerance)
@@ -39,7 +43,7 @@ class KalmanPosterior(TweediePosterior):
 
     def pull(self, look: Look) -> tuple[Tensor, Tensor]:
         """Return g and −½ (y − A x̂)ᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
-        operator, noise = self.measurement.operator, self.measurement.variance
+        operator, noise = self.measurement.linearised(look.clean), self.measurement.variance
         residual, spread = self.measurement.residual(look.clean), self.spread(look)
         variance = remaining(self.stand_in.variance, look).mean(-1)
         w = conjugate_gradients(
@@ -61,7 +65,8 @@ class PiGDM(KalmanPosterior):
 
     Args:
         score: the prior.
-        observation: y = A x_0 + σ_y n; σ_y = 0 is welcome.
+        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n with A = ∂F/∂x at x̂; σ_y = 0 is
+            welcome.
         moments: of the data; those the score knows if None, and variance 1 if it knows none.
         iterations: how many steps of conjugate gradients are made at most; one is enough where V is
             a multiple of 1.
@@ -70,6 +75,7 @@ class PiGDM(KalmanPosterior):
     Example:
         >>> import torch
         >>> from scoresde import FunctionScore, VPSDE
+        >>> from scoresde.guidance import Observation
         >>> from scoresde.operators import Matrix
         >>> prior = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
         >>> both = Observation(Matrix(torch.ones(1, 2)), torch.ones(1, 1), noise_std=1.0)
@@ -84,7 +90,7 @@ class PiGDM(KalmanPosterior):
     def __init__(
         self,
         score: Score,
-        observation: Observation,
+        observation: GaussianMeasurement,
         moments: Moments | None = None,
         iterations: int = 20,
         tolerance: float = 1e-6,
@@ -102,7 +108,7 @@ class PiGDM(KalmanPosterior):
 
     def with_parts(self, score: Score, measurement: Measurement) -> PiGDM:
         """Return ΠGDM on another prior and observation."""
-        observation = check_observation(measurement)
+        observation = check_gaussian(measurement)
         return PiGDM(score, observation, self.stand_in, self.iterations, self.tolerance)
 
 
@@ -115,7 +121,8 @@ class MMPS(KalmanPosterior):
 
     Args:
         score: the prior.
-        observation: y = A x_0 + σ_y n; σ_y = 0 is welcome.
+        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n with A = ∂F/∂x at x̂; σ_y = 0 is
+            welcome.
         iterations: how many steps of conjugate gradients are made at most.
         tolerance: relative error at which they stop.
         moments: of the data, for the preconditioner alone; those the score knows if None.
@@ -123,6 +130,7 @@ class MMPS(KalmanPosterior):
     Example:
         >>> import torch
         >>> from scoresde import FunctionScore, VPSDE
+        >>> from scoresde.guidance import Observation
         >>> from scoresde.operators import Matrix
         >>> prior = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
         >>> both = Observation(Matrix(torch.ones(1, 2)), torch.ones(1, 1), noise_std=1.0)
@@ -138,7 +146,7 @@ class MMPS(KalmanPosterior):
     def __init__(
         self,
         score: Score,
-        observation: Observation,
+        observation: GaussianMeasurement,
         iterations: int = 5,
         tolerance: float = 1e-3,
         moments: Moments | None = None,
@@ -151,5 +159,5 @@ class MMPS(KalmanPosterior):
 
     def with_parts(self, score: Score, measurement: Measurement) -> MMPS:
         """Return MMPS on another prior and observation."""
-        observation = check_observation(measurement)
+        observation = check_gaussian(measurement)
         return MMPS(score, observation, self.iterations, self.tolerance, self.stand_in)

@@ -1,7 +1,8 @@
 r"""What was measured: the likelihood p(y|x_0) that turns a prior into a posterior.
 
-Either y = A x_0 + σ_y n for a linear operator A (:class:`Observation`), or any differentiable
-log-likelihood (:class:`LogLikelihood`).
+Either y = A x_0 + σ_y n for a linear operator A (:class:`Observation`), or y = F(x_0) + σ_y n for a
+differentiable function (:class:`NonlinearObservation`), or any differentiable log-likelihood
+(:class:`LogLikelihood`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +73,86 @@ class LogLikelihood(Measurement):
         return value
 
 
-class Observation(ExactModule, Measurement):
+class GaussianMeasurement(ExactModule, Measurement):
+    r"""y = F(x_0) + σ_y n: define :meth:`predict` and its derivative :meth:`linearised`.
+
+        log p(y|x_0) = −‖y − F(x_0)‖²/(2σ_y²) − m log(σ_y √(2π)).
+
+    Args:
+        y: what was observed, ``(batch, *observed)``; a single row is shared by all samples.
+        noise_std: σ_y >= 0, in the unit of ``y``.
+    """
+
+    y: Tensor
+
+    def __init__(self, y: Tensor, noise_std: float) -> None:
+        super().__init__()
+        self.register_buffer("y", check_state("y", y).detach().clone())
+        self.noise_std = check_nonnegative("noise_std", noise_std)
+
+    @abstractmethod
+    def predict(self, x: Tensor) -> Tensor:
+        """Return F(x) ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
+
+    @abstractmethod
+    def linearised(self, x: Tensor) -> LinearOperator:
+        """Return ∂F/∂x at ``x`` ``(batch, *event)``, each row's own."""
+
+    @abstractmethod
+    def with_y(self, y: Tensor) -> GaussianMeasurement:
+        """Return the same measurement with other values."""
+
+    @property
+    def batch(self) -> int:
+        """How many observations there are."""
+        return self.y.shape[0]
+
+    @property
+    def variance(self) -> float:
+        """σ_y²."""
+        return self.noise_std**2
+
+    @final
+    def residual(self, x: Tensor) -> Tensor:
+        """Return y − F(x) ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
+        if self.batch not in (1, x.shape[0]):
+            raise ValueError(
+                f"y: expected 1 observation for all samples or {x.shape[0]}, one for each, got "
+                f"{self.batch}; repeat them with y.repeat_interleave(samples, 0)"
+            )
+        return self.y.to(x) - self.predict(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(y|x_0 = x) in nats ``(batch,)``.
+
+        Raises:
+            ValueError: if σ_y = 0, where there is no density.
+        """
+        self.check_density()
+        squares = flatten(self.residual(x)).square()
+        constant = squares.shape[1] * math.log(self.noise_std * math.sqrt(2 * math.pi))
+        return -0.5 * squares.sum(1) / self.variance - constant
+
+    def rows(self, index: Tensor | slice) -> GaussianMeasurement:
+        """Return the observations of a part of the batch."""
+        if self.batch == 1:
+            return self
+        return self.with_y(self.y[index.to(self.y.device) if isinstance(index, Tensor) else index])
+
+    def check_density(self) -> None:
+        """Refuse σ_y = 0, for what needs a density of y."""
+        if self.noise_std == 0:
+            raise ValueError(
+                "noise_std: expected σ_y > 0, since this needs a density of y, got 0; give a small "
+                "one, or take PiGDM, MMPS, DiffPIR or Imputation"
+            )
+
+    def extra_repr(self) -> str:
+        """Show y and σ_y."""
+        return f"y={tuple(self.y.shape)}, noise_std={self.noise_std:g}"
+
+
+class Observation(GaussianMeasurement):
     r"""A linear observation with Gaussian noise, y = A x_0 + σ_y n.
 
         log p(y|x_0) = −‖y − A x_0‖²/(2σ_y²) − m log(σ_y √(2π)).
@@ -93,18 +174,14 @@ class Observation(ExactModule, Measurement):
         torch.Size([5, 2, 2])
     """
 
-    y: Tensor
-
     def __init__(self, operator: LinearOperator, y: Tensor, noise_std: float = 0.0) -> None:
-        super().__init__()
         if not isinstance(operator, LinearOperator):
             raise TypeError(
                 f"operator: expected a LinearOperator such as Mask(mask), got {operator!r}; wrap a "
                 "matrix as Matrix(a), a function as FunctionOperator(f, event_shape)"
             )
+        super().__init__(y, noise_std)
         self.operator = operator
-        self.register_buffer("y", check_state("y", y).detach().clone())
-        self.noise_std = check_nonnegative("noise_std", noise_std)
 
     @classmethod
     def draw(
@@ -125,43 +202,22 @@ class Observation(ExactModule, Measurement):
         y = operator(check_state("x", x))
         return cls(operator, y + noise_std * normal_like(y, generator), noise_std)
 
-    @property
-    def batch(self) -> int:
-        """How many observations there are."""
-        return self.y.shape[0]
-
-    @property
-    def variance(self) -> float:
-        """σ_y²."""
-        return self.noise_std**2
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Return y − A x ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
+    def predict(self, x: Tensor) -> Tensor:
+        """Return A x ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
         self.check_event(x.shape[1:])
-        if self.batch not in (1, x.shape[0]):
-            raise ValueError(
-                f"y: expected 1 observation for all samples or {x.shape[0]}, one for each, got "
-                f"{self.batch}; repeat them with y.repeat_interleave(samples, 0)"
-            )
-        return self.y.to(x) - self.operator(x)
+        return self.operator(x)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(y|x_0 = x) in nats ``(batch,)``.
+    def linearised(self, x: Tensor) -> LinearOperator:
+        """Return A, whatever ``x``."""
+        return self.operator
 
-        Raises:
-            ValueError: if σ_y = 0, where there is no density.
-        """
-        self.check_density()
-        squares = flatten(self.residual(x)).square()
-        constant = squares.shape[1] * math.log(self.noise_std * math.sqrt(2 * math.pi))
-        return -0.5 * squares.sum(1) / self.variance - constant
+    def with_y(self, y: Tensor) -> Observation:
+        """Return another observation through the same operator."""
+        return Observation(self.operator, y, self.noise_std)
 
-    def rows(self, index: Tensor | slice) -> Observation:
-        """Return the observations of a part of the batch."""
-        if self.batch == 1:
-            return self
-        index = index.to(self.y.device) if isinstance(index, Tensor) else index
-        return Observation(self.operator, self.y[index], self.noise_std)
+    def reproduced(self, x: Tensor) -> Tensor:
+        """Return x + A⁺ (y − A x), the nearest to ``x`` that looks like y: shaped like ``x``."""
+        return x + self.operator.pseudo_inverse(self.residual(x))
 
     def check_event(self, event_shape: Sequence[int]) -> None:
         """Refuse samples whose observation would not have the shape of y."""
@@ -172,14 +228,6 @@ class Observation(ExactModule, Measurement):
                 f"makes of samples {tuple(event_shape)}, got {tuple(self.y.shape)}"
             )
 
-    def check_density(self) -> None:
-        """Refuse σ_y = 0, for what needs a density of y."""
-        if self.noise_std == 0:
-            raise ValueError(
-                "noise_std: expected σ_y > 0, since this needs a density of y, got 0; give a small "
-                "one, or take PiGDM, MMPS, DiffPIR or Imputation"
-            )
-
     def check_noiseless(self) -> None:
         """Refuse σ_y > 0, for what reproduces y to the letter."""
         if self.noise_std != 0:
@@ -188,9 +236,91 @@ class Observation(ExactModule, Measurement):
                 f"{self.noise_std:g}; take PiGDM, MMPS or DiffPIR"
             )
 
-    def extra_repr(self) -> str:
-        """Show y and σ_y."""
-        return f"y={tuple(self.y.shape)}, noise_std={self.noise_std:g}"
+
+class NonlinearObservation(GaussianMeasurement):
+    r"""An observation through any differentiable function, y = F(x_0) + σ_y n.
+
+    Methods for linear observations take it as such near x̂: A is ∂F/∂x there, y − A x̂ is y − F(x̂).
+    So their Kalman update is that of the extended Kalman filter, their step of least squares one of
+    Gauss and Newton. Particles (:func:`twisted`) correct for it.
+
+    Args:
+        function: F, from ``(batch, *event)`` to ``(batch, *observed)``, row by row; differentiable
+            forwards and backwards by torch.func, so without changes in place.
+        y: what was observed, ``(batch, *observed)``; a single row is shared by all samples.
+        noise_std: σ_y >= 0, in the unit of ``y``.
+
+    Raises:
+        TypeError: if ``function`` can't be called, or ``y`` is not a floating-point tensor.
+        ValueError: if ``y`` is not finite or σ_y negative; when used, if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> modulus = NonlinearObservation(lambda x: x.abs(), torch.ones(1, 2), noise_std=0.1)
+        >>> modulus.residual(torch.tensor([[-1.0, 3.0]]))
+        tensor([[ 0., -2.]])
+        >>> modulus.linearised(torch.tensor([[-1.0, 3.0]]))(torch.ones(1, 2))
+        tensor([[-1.,  1.]])
+
+    References:
+        Särkkä, *Bayesian filtering and smoothing*, 2013, algorithm 5.4.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], y: Tensor, noise_std: float = 0.0
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {type(function).__name__}")
+        super().__init__(y, noise_std)
+        self.function = function
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return F(x) ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
+        value = check_tensor("function", self.function(x))
+        if value.shape != (expected := (x.shape[0], *self.y.shape[1:])):
+            raise ValueError(
+                f"function: expected values like y, shape {tuple(expected)} for {x.shape[0]} "
+                f"samples, got {tuple(value.shape)}"
+            )
+        return value
+
+    def linearised(self, x: Tensor) -> LinearOperator:
+        """Return ∂F/∂x at ``x`` ``(batch, *event)``."""
+        return _Tangent(self.predict, x, tuple(self.y.shape[1:]))
+
+    def with_y(self, y: Tensor) -> NonlinearObservation:
+        """Return another observation through the same function."""
+        return NonlinearObservation(self.function, y, self.noise_std)
+
+
+class _Tangent(LinearOperator):
+    """The derivative of a function at a point, each row's own."""
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], point: Tensor, observed: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.function, self.point, self.observed = function, point, observed
+
+    def observed_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.observed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.jvp(self.function, (self.point,), (x,))[1]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        _, pull = torch.func.vjp(self.function, self.point)  # type: ignore[misc]
+        return pull(y)[0]
+
+
+def check_gaussian(measurement: Measurement) -> GaussianMeasurement:
+    """Return what has Gaussian noise, and refuse what has not."""
+    if not isinstance(measurement, GaussianMeasurement):
+        raise TypeError(
+            "observation: expected an Observation or a NonlinearObservation, of Gaussian noise, "
+            f"got {measurement!r}; for other likelihoods take DPS"
+        )
+    return measurement
 
 
 def check_observation(measurement: Measurement) -> Observation:
@@ -198,6 +328,6 @@ def check_observation(measurement: Measurement) -> Observation:
     if not isinstance(measurement, Observation):
         raise TypeError(
             f"observation: expected an Observation, which is linear, got {measurement!r}; for "
-            "other likelihoods take DPS"
+            "others take DPS, PiGDM, MMPS or DiffPIR"
         )
     return measurement

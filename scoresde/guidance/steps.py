@@ -19,7 +19,12 @@ from torch import Tensor
 
 from scoresde._checks import check_integer, check_nonnegative
 from scoresde._shapes import expand, flatten
-from scoresde.guidance.measurement import Observation, check_observation
+from scoresde.guidance.measurement import (
+    GaussianMeasurement,
+    Observation,
+    check_gaussian,
+    check_observation,
+)
 from scoresde.samplers import Noise, Sampler
 from scoresde.samplers.base import gaussian, place
 from scoresde.score import Score
@@ -71,8 +76,7 @@ class Imputed(Wrapped):
 
     def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
         """Return the other's sample x, with y in it: x + A⁺ (y − A x)."""
-        x = super().end(score, x, t)
-        return x + self.observation.operator.pseudo_inverse(self.observation.residual(x))
+        return self.observation.reproduced(super().end(score, x, t))
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class NormalizedDPS(Wrapped):
 
     Args:
         sampler: makes the steps; the paper's is ``Ancestral()`` in 1000 steps.
-        observation: y = A x_0 + σ_y n; its σ_y is not used.
+        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n; its σ_y is not used.
         size: ζ >= 0, in the unit of x.
 
     Raises:
@@ -199,12 +203,12 @@ class NormalizedDPS(Wrapped):
         Chung et al. 2023, arXiv:2209.14687, algorithm 1 and appendix C.2.
     """
 
-    observation: Observation
+    observation: GaussianMeasurement
     size: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_observation(self.observation)
+        check_gaussian(self.observation)
         check_nonnegative("size", self.size)
 
     def step(
