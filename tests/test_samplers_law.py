@@ -111,6 +111,7 @@ def responsibilities(law, x):
     return torch.softmax(law._parts(x, 0.0).log_weighted, dim=1)
 
 
+@pytest.mark.slow  # the check "law of the data" is in CI for all members
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_samples_have_the_law_of_the_data(sampler, sde, exact):

@@ -10,9 +10,6 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from families import STRATEGIES, sde_and_times
-from hypothesis import given
-from hypothesis import strategies as st
 from mpmath import mpf
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -176,101 +173,12 @@ def test_cosine_edm_and_rectified_flow_are_their_definitions():
 # --- laws that hold for every member
 
 
-def each_member(count: int) -> Callable:
-    """Run a test for every class of the family, over parameters and ``count`` ascending times."""
-
-    def decorate(test: Callable) -> Callable:
-        names = pytest.mark.parametrize("name", STRATEGIES)
-
-        @names
-        @given(data=st.data())
-        def run(name: str, data: st.DataObject) -> None:
-            sde, times = data.draw(sde_and_times(STRATEGIES[name], count))
-            test(sde, *times)
-
-        run.__name__, run.__doc__ = test.__name__, test.__doc__
-        return run
-
-    return decorate
-
-
-@each_member(3)
-def test_transitions_compose(s_sde, s, r, t):
-    first, std1 = s_sde.transition(s, r)
-    second, std2 = s_sde.transition(r, t)
-    whole, std = s_sde.transition(s, t)
-    torch.testing.assert_close(whole, first * second, rtol=1e-11, atol=0)
-    torch.testing.assert_close(std**2, second**2 * std1**2 + std2**2, rtol=1e-9, atol=0)
-
-
-@each_member(2)
-def test_transitions_carry_one_marginal_into_the_next(sde, s, t):
-    scale, std = sde.transition(s, t)
-    torch.testing.assert_close(sde.alpha(t), scale * sde.alpha(s), rtol=1e-11, atol=0)
-    variance = scale**2 * sde.sigma(s) ** 2 + std**2
-    torch.testing.assert_close(sde.sigma(t) ** 2, variance, rtol=1e-9, atol=0)
-    same, nothing = sde.transition(t, t)
-    assert same == 1
-    assert nothing == 0
-
-
 def middle(sde: GaussianSDE, t: float) -> float:
     """A time beside ``t``, between the knots if the diffusion has some: there it is smooth."""
     if not hasattr(sde, "times"):
         return min(max(t, 1e-4 * sde.T), sde.T * (1 - 1e-4))
     width = float(sde.times[0])
     return (min(math.floor(t / width), len(sde.times) - 1) + 0.5) * width
-
-
-@each_member(1)
-def test_moments_solve_the_moment_equations(sde, t):
-    """m' = f m and (σ²)' = 2 f σ² + g², by central differences."""
-    t = middle(sde, t)
-    step = 1e-4 * t
-
-    def slope(curve):
-        """Richardson's extrapolation: the error is of fourth order in the step."""
-        near = (curve(t + step) - curve(t - step)) / (2 * step)
-        far = (curve(t + 2 * step) - curve(t - 2 * step)) / (4 * step)
-        return (4 * near - far) / 3
-
-    if t + 2 * step > sde.T:
-        return
-    f = float(sde.drift(torch.ones(1, dtype=torch.float64), t))
-    alpha, variance, g2 = sde.alpha(t), sde.sigma(t) ** 2, sde.diffusion(t) ** 2
-    rounding = 1e-14 / step
-    assert abs(slope(sde.alpha) - f * alpha) <= 1e-7 * abs(f * alpha) + rounding * alpha
-    growth = 2 * f * variance + g2
-    change = slope(lambda u: sde.sigma(u) ** 2)
-    assert abs(change - growth) <= 1e-7 * (abs(growth) + g2) + rounding * variance
-
-
-@each_member(3)
-def test_the_log_snr_falls_and_is_inverted(sde, *times):
-    t = torch.tensor(times, dtype=torch.float64)
-    half_logsnr = sde.half_logsnr(t)
-    assert (half_logsnr.diff() < 0).all()
-    torch.testing.assert_close(sde.time_at(half_logsnr), t, rtol=1e-9, atol=1e-13)
-    torch.testing.assert_close(
-        half_logsnr, torch.log(sde.alpha(t) / sde.sigma(t)), rtol=1e-9, atol=1e-9
-    )
-
-
-@each_member(1)
-def test_all_is_positive_inside_and_finite_at_the_closed_ends(sde, t):
-    assert sde.alpha(t) > 0
-    assert sde.sigma(t) > 0
-    assert sde.diffusion(t) > 0
-    x = torch.ones(2, 3)
-    for end in (0.0, sde.T):
-        scale, std = sde.transition(0.0, end)
-        values = [sde.alpha(end), sde.sigma(end), sde.diffusion(end), scale, std]
-        values += [sde.drift(x, end), sde.perturb(x, end, x), *sde.marginal(x, end)]
-        for value in values:
-            assert torch.isfinite(value).all()
-    assert sde.alpha(0.0) == 1
-    assert sde.sigma(0.0) >= 0
-    assert 0 <= sde.t_min < sde.T
 
 
 @MEMBERS
@@ -282,38 +190,6 @@ def test_times_beyond_the_range_of_the_log_snr_are_the_ends(member):
     assert sde.time_at(0.0).shape == ()
     assert sde.time_at(torch.zeros(2, 3)).shape == (2, 3)
     assert sde.time_at(torch.zeros(2)).dtype == torch.float32
-
-
-@given(data=st.data())
-def test_the_sub_vp_variance_is_below_the_vp_variance(data):
-    sde, (t,) = data.draw(sde_and_times(STRATEGIES["SubVPSDE"]))
-    parent = VPSDE(sde.beta_min, sde.beta_max, T=sde.T)
-    assert sde.sigma(t) <= parent.sigma(t)
-    assert sde.diffusion(t) <= parent.diffusion(t)
-    assert sde.alpha(t) == parent.alpha(t)
-
-
-@MEMBERS
-def test_perturbed_data_have_the_marginal_law(member):
-    """Mean and variance of 40 000 draws; each of 2 × 8 checks fails by chance once in 10⁶ runs."""
-    sde, n = member(), 40_000
-    t = 0.3 * sde.T
-    x0 = torch.full((n,), 1.5, dtype=torch.float64)
-    x = sde.perturb(x0, t, torch.randn(n, dtype=torch.float64))
-    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-    assert abs(float(x.mean()) - 1.5 * alpha) < 4.9 * sigma / math.sqrt(n)
-    assert abs(float(x.var()) / sigma**2 - 1) < 4.9 * math.sqrt(2 / n)
-
-
-@MEMBERS
-def test_perturbing_is_affine_in_the_noise(member):
-    sde = member()
-    x0, noise = torch.randn(6, 2, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
-    t = torch.linspace(0.0, sde.T, 6, dtype=torch.float64)
-    mean, std = sde.marginal(x0, t)
-    torch.testing.assert_close(mean, sde.alpha(t)[:, None] * x0)
-    torch.testing.assert_close(std, sde.sigma(t))
-    torch.testing.assert_close(sde.perturb(x0, t, noise), mean + std[:, None] * noise)
 
 
 # --- shapes, dtypes, devices
@@ -342,19 +218,6 @@ def test_every_event_shape_and_every_kind_of_time(member, event, dtype, device):
         results.append(torch.stack([mean, perturbed, *drifts]))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
-
-
-@MEMBERS
-def test_rows_are_computed_one_by_one(member):
-    sde = member()
-    t = sde.T * torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64)
-    x = torch.randn(4, 2, 3, dtype=torch.float64)
-    for row in range(4):
-        at = float(t[row])
-        one = x[row : row + 1]
-        torch.testing.assert_close(sde.drift(x, t)[row : row + 1], sde.drift(one, at))
-        torch.testing.assert_close(sde.perturb(x, t, x)[row : row + 1], sde.perturb(one, at, one))
-        torch.testing.assert_close(sde.diffusion(t)[row], sde.diffusion(at))
 
 
 @MEMBERS
@@ -429,21 +292,6 @@ def test_the_prior_is_the_law_at_the_noise_end(member, event, device):
 
 
 # --- the reverse family
-
-
-@MEMBERS
-@pytest.mark.parametrize("eta", [1.0, 0.5, 2.0])
-def test_reversing_twice_gives_the_forward_diffusion(member, eta):
-    """Reversed with η, and again with 1/η: the score cancels, drift and g come back."""
-    sde = member()
-    twice = sde.reverse(_some_score, eta).reverse(_some_score, 1 / eta)
-    x = torch.randn(4, 3, dtype=torch.float64)
-    t = sde.T * torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
-    scale = float((sde.diffusion(t) ** 2).max())
-    torch.testing.assert_close(twice.drift(x, t), sde.drift(x, t), rtol=1e-10, atol=1e-12 * scale)
-    torch.testing.assert_close(twice.diffusion(t), sde.diffusion(t))
-    assert twice.direction == sde.direction
-    torch.testing.assert_close(twice.f(0.3 * t, x), sde.f(0.3 * t, x), rtol=1e-10, atol=1e-10)
 
 
 def _some_score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

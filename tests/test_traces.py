@@ -79,66 +79,12 @@ def draws(trace, J, n, seed=0):
     return trace(linear(J), x, streams(n, seed))[1].mean(1)
 
 
-# --- the contract of the family
+# --- beside the laws that test_testing_families.py looks at
 
 
 @MEMBERS
 def test_members_print_as_they_are_made(trace):
     assert eval(repr(trace), vars(traces)) == trace
-
-
-@MEMBERS
-@pytest.mark.parametrize("kind", ["any", "symmetric", "antisymmetric", "nilpotent", "low rank"])
-def test_unbiased_on_every_matrix(trace, kind):
-    J = randn(D, D, seed=3)
-    J = {
-        "any": J,
-        "symmetric": J + J.T,
-        "antisymmetric": J - J.T,
-        "nilpotent": J.triu(1),
-        "low rank": J[:, :2] @ J[:2],
-    }[kind]
-    n = 4000
-    values = draws(trace, J, n)
-    error = (values.mean() - J.trace()).abs()
-    assert error <= LIMIT * values.std() / n**0.5 + 1e-10
-
-
-@MEMBERS
-def test_unbiased_on_a_curved_field(trace):
-    field, n = curved(), 4000
-    x = randn(1, D).expand(n, D)
-    value, estimates = trace(field, x, streams(n))
-    torch.testing.assert_close(value, field(x))
-    values = estimates.mean(1)
-    error = (values.mean() - divergence(field, x[:1])[0]).abs()
-    assert error <= LIMIT * values.std() / n**0.5 + 1e-10
-
-
-@MEMBERS
-def test_columns_are_independent_estimates(trace):
-    n, J = 4000, randn(D, D, seed=3)
-    _, estimates = trace(linear(J), J.new_zeros(n, D), streams(n))
-    if trace.exact:
-        assert estimates.shape == (n, 1)
-    centred = estimates - estimates.mean(0)
-    products = centred.T @ centred / n
-    correlation = products / products.diagonal().clamp(min=1e-20).sqrt().outer(
-        products.diagonal().clamp(min=1e-20).sqrt()
-    )
-    assert correlation.fill_diagonal_(0).abs().max() < LIMIT / n**0.5
-
-
-@MEMBERS
-@DTYPES
-@pytest.mark.parametrize("m", [1, 3])
-def test_shapes_and_dtypes(trace, dtype, m, device):
-    x = randn(m, D, dtype=dtype).to(device)
-    value, estimates = trace(lambda x: x**3, x, Streams.draw(m, generator(), device))
-    for out, shape in ((value, (m, D)), (estimates, (m, estimates.shape[1]))):
-        assert (out.shape, out.dtype, out.device) == (shape, dtype, x.device)
-        assert not out.requires_grad
-    assert not x.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -158,60 +104,6 @@ def test_gaussian_probes_in_one_dimension_are_unbiased():
     values = draws(Hutchinson(2, Gaussian()), torch.tensor([[2.0]], dtype=torch.float64), 4000)
     assert abs(values.mean() - 2) < LIMIT * values.std() / 4000**0.5
     assert abs(values.var() - 4.0) < 0.5  # 2 J²/k with k = 2
-
-
-@MEMBERS
-def test_the_same_streams_give_the_same_estimates(trace):
-    field, x = curved(), randn(4, D)
-    first, again, other = (trace(field, x, streams(4, seed))[1] for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert trace.exact or not torch.equal(first, other)
-
-
-@MEMBERS
-def test_nodes_give_fresh_noise(trace):
-    s, field, x = streams(4), curved(), randn(4, D)
-    here, there = (trace(field, x, s.at(slice(None), s.node + i))[1] for i in (0, 1))
-    assert torch.equal(here, there) == trace.exact
-
-
-@MEMBERS
-def test_rows_do_not_know_each_other(trace):
-    field, x, s = curved(), randn(5, D), streams(5)
-    value, estimates = trace(field, x, s)
-    order = torch.tensor([3, 0, 4])
-    part_value, part = trace(field, x[order], s.at(order, s.node[order]))
-    torch.testing.assert_close(part_value, value[order], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(part, estimates[order], rtol=1e-10, atol=1e-10)
-    for i in range(5):
-        row = slice(i, i + 1)
-        alone = trace(field, x[row], s.at(row, s.node[row]))[1]
-        torch.testing.assert_close(alone, estimates[row], rtol=1e-10, atol=1e-10)
-
-
-@MEMBERS
-def test_a_row_that_is_not_finite_spoils_no_other(trace):
-    field, x, s = curved(), randn(3, D), streams(3)
-    expected = trace(field, x, s)[1]
-    x[1] = math.nan
-    value, estimates = trace(field, x, s)
-    assert not value[1].isfinite().any()
-    keep = torch.tensor([0, 2])
-    torch.testing.assert_close(estimates[keep], expected[keep], rtol=1e-10, atol=1e-10)
-
-
-@MEMBERS
-def test_homogeneous(trace):
-    field, x, s = curved(), randn(4, D), streams(4)
-    once, more = trace(field, x, s)[1], trace(lambda x: -2.5 * field(x), x, s)[1]
-    torch.testing.assert_close(more, -2.5 * once, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("trace", LINEAR, ids=repr)
-def test_linear(trace):
-    f, g, x, s = curved(0), curved(1), randn(4, D), streams(4)
-    both = trace(lambda x: 2 * f(x) - 3 * g(x), x, s)[1]
-    torch.testing.assert_close(both, 2 * trace(f, x, s)[1] - 3 * trace(g, x, s)[1])
 
 
 @MEMBERS
@@ -348,14 +240,6 @@ def test_variance_of_each_law(symmetric):
     check_variance(draws(Hutchinson(1, Orthogonal()), J, n), sphere)
     # the k columns of a Haar matrix: independent ones, less the part that the others have seen
     check_variance(draws(Hutchinson(3, Orthogonal()), J, n), sphere / 3 * (D - 3) / (D - 1))
-
-
-def test_k_probes_have_a_kth_of_the_variance():
-    J, n = randn(D, D, seed=3), 20_000
-    S = (J + J.T) / 2
-    variance = 2 * (S - S.diagonal().diag()).square().sum()
-    for k in (2, 5):
-        check_variance(draws(Hutchinson(k), J, n), variance / k)
 
 
 def test_no_noise_where_the_law_has_none():

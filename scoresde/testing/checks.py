@@ -69,14 +69,15 @@ def _(subject: Score) -> Family:
 
 
 def checks(
-    subject: Any, *, seed: int = 0, examples: int | None = None
+    subject: Any, *, seed: int = 0, examples: int | Mapping[str, int] | None = None
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the name and the check of every law that an object owes.
 
     Args:
         subject: an SDE, a score, a sampler, …
         seed: of the search.
-        examples: how many cases of each law are tried; its own number if None.
+        examples: how many cases of each law are tried, of all or by law's name; its own number if
+            None or not named.
 
     Yields:
         The law's name, and a function without arguments that raises
@@ -90,8 +91,9 @@ def checks(
     family = family_of(subject)
     for each in family.properties:
         if each.applies(subject):
-            only, run = each.name, partial(family.check, subject, seed=seed, examples=examples)
-            yield only, partial(run, only=only)
+            number = examples.get(each.name) if isinstance(examples, Mapping) else examples
+            run = partial(family.check, subject, only=each.name, seed=seed, examples=number)
+            yield each.name, run
 
 
 def parametrize_with_checks(
@@ -100,7 +102,7 @@ def parametrize_with_checks(
     expected_failures: Mapping[str, str] | None = None,
     skip: Mapping[str, str] | None = None,
     seed: int = 0,
-    examples: int | None = None,
+    examples: int | Mapping[str, int] | None = None,
 ) -> pytest.MarkDecorator:
     """Make one pytest test of each law and each object; the test takes ``check`` and calls it.
 
@@ -109,7 +111,8 @@ def parametrize_with_checks(
         expected_failures: law's name → reason: these must fail (``xfail(strict=True)``).
         skip: law's name → reason: these are not run.
         seed: of the search.
-        examples: how many cases of each law are tried; its own number if None.
+        examples: how many cases of each law are tried, of all or by law's name; its own number if
+            None or not named.
 
     Raises:
         ValueError: if a name is none of a law that the objects owe.

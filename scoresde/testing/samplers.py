@@ -162,7 +162,7 @@ def _check_order(declared: float, measure: Callable[[int], float], counts: Seque
 )
 def order_of_the_flow(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     """Errors fall as declared when the steps are halved, to within 0.35."""
-    counts = (40, 80, 160)
+    counts = (20, 40, 80)
     _check_order(sampler.convergence_order, partial(_miss, sampler, sde, seed), counts)
 
 
@@ -176,9 +176,9 @@ def order_of_the_flow(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     seed=lambda sampler: st.just(0),
 )
 def limit(sampler: Any, sde: GaussianSDE, seed: int) -> None:
-    """160 steps end within 0.2 of the flow's end (modes are 2.7 apart and 0.3 wide)."""
-    error = _miss(sampler, sde, seed, 160)
-    close("the distance from the flow's end", error, 0.0, atol=0.2)
+    """80 steps end within 0.3 of the flow's end, the width of the modes, which are 2.7 apart."""
+    error = _miss(sampler, sde, seed, 80)
+    close("the distance from the flow's end", error, 0.0, atol=0.3)
 
 
 @SAMPLERS.owes(
@@ -191,12 +191,12 @@ def limit(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     seed=seeds,
 )
 def inverse(sampler: Any, sde: GaussianSDE, seed: int) -> None:
-    """There and back in 160 steps each: within 0.2."""
-    score, times = two_modes(sde), logsnr_times(sampler, sde, 160, _WAY)
+    """There and back in 80 steps each: within 0.3, the width of the modes."""
+    score, times = two_modes(sde), logsnr_times(sampler, sde, 80, _WAY)
     x = score.sample(8, float(times[-1]), source(seed), torch.float64)
     latent = encode(score, x, sampler, times=times)
     back = sample(score, None, sampler, times=times, start=latent, denoise=False)
-    close("the way back", (back - x).square().mean().sqrt(), 0.0, atol=0.2)
+    close("the way back", (back - x).square().mean().sqrt(), 0.0, atol=0.3)
 
 
 # --- Gaussian data: mean and variance, exactly
@@ -264,7 +264,7 @@ def weak_order(sampler: Any, sde: GaussianSDE) -> None:
         errors = _moments(sampler, sde, steps)
         return 0.0 if errors is None else max(map(abs, errors))
 
-    _check_order(sampler.convergence_order, measure, (40, 80, 160))
+    _check_order(sampler.convergence_order, measure, (20, 40, 80))
 
 
 # --- mixtures: the law, by statistics
@@ -302,14 +302,14 @@ def _check_law(what: str, x: Tensor, score: Any, t: float, seed: int, bias: floa
     seed=seeds,
 )
 def law_of_the_data(sampler: Any, sde: GaussianSDE, seed: int) -> None:
-    """3000 samples of 200 steps; 6.5 standard errors (false alarms: 1e-9) and 5 % are allowed."""
+    """3000 samples of 100 steps; 6.5 standard errors (false alarms: 1e-9) and 8 % are allowed."""
     score = two_modes(sde)
-    times = logsnr_times(sampler, sde, 200, (float(sde.half_logsnr(sde.T)), 2.5))
+    times = logsnr_times(sampler, sde, 100, (float(sde.half_logsnr(sde.T)), 2.5))
     start = score.sample(3000, float(times[0]), source(seed), torch.float64)
     x = sample(
         score, None, sampler, times=times, start=start, denoise=False, generator=source(seed + 7)
     )
-    _check_law("of the samples", x, score, float(times[-1]), seed, bias=0.05)
+    _check_law("of the samples", x, score, float(times[-1]), seed, bias=0.08)
 
 
 @SAMPLERS.owes(

@@ -97,6 +97,7 @@ def semigroup(sde: Any, moments: list[float]) -> None:
     s, r, t = moments
     (first, std1), (second, std2) = sde.transition(s, r), sde.transition(r, t)
     whole, std = sde.transition(s, t)
+    close("a_tt, b_tt", torch.stack(sde.transition(t, t)), double([1.0, 0.0]))
     close("a_ts", whole, first * second, rtol=1e-10)
     close("b²_ts", std**2, second**2 * std1**2 + std2**2, rtol=1e-8)
     close("a_ts α_s", whole * sde.alpha(s), sde.alpha(t), rtol=1e-10)
@@ -142,7 +143,7 @@ def log_snr(sde: Any, moments: list[float]) -> None:
     half = sde.half_logsnr(t)
     holds((half.diff() < 0).all(), f"λ is {half.tolist()} at these times, expected falling numbers")
     close("λ", half, torch.log(sde.alpha(t)) - torch.log(sde.sigma(t)), rtol=1e-9, atol=1e-9)
-    close("λ(time_at(λ))", sde.half_logsnr(sde.time_at(half)), half, rtol=1e-6, atol=1e-6)
+    close("λ(time_at(λ))", sde.half_logsnr(sde.time_at(half)), half, rtol=1e-8, atol=1e-8)
     ends = sde.time_at(double([torch.inf, -torch.inf]))
     close("time_at(±∞)", ends, double([0.0, sde.T]), atol=1e-12 * sde.T)
 

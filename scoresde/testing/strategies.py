@@ -206,7 +206,8 @@ def ascending(count: int) -> Callable[[SDE], st.SearchStrategy[list[float]]]:
         first = draw(logs(1e-5, 1.0 if count == 1 else 0.5))
         gaps = draw(st.lists(floats(0.05, 1.0), min_size=count, max_size=count))
         parts = [sum(gaps[:i]) / sum(gaps) for i in range(count)]
-        return [float(f"{sde.T * (first + (1 - first) * part):.6g}") for part in parts]
+        moments = (float(f"{sde.T * (first + (1 - first) * part):.6g}") for part in parts)
+        return [min(moment, sde.T) for moment in moments]
 
     return draw_times
 
