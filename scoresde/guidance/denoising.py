@@ -1,10 +1,7 @@
 r"""Denoising: an observation y = x_0 + σ_y n is a state of the diffusion itself.
 
 Scaled by α it is x_t at the time with σ(t)/α(t) = σ_y, so that nothing is approximated: x̂ is the
-posterior mean, and any sampler started there draws from p(x_0|y),
-
-    x, t = as_state(score.sde, y, sigma)
-    samples = sample(score, None, sampler, start=x, times=grid from t on).
+posterior mean, and any sampler started there draws from p(x_0|y).
 
 If σ_y is not known, it is what makes y most likely. By the heat equation the profile's slope is
 
@@ -24,7 +21,9 @@ from scoresde._checks import check_floating, check_integer, check_state
 from scoresde._modules import evaluating
 from scoresde._shapes import expand, flatten, per_sample
 from scoresde._streams import Streams
+from scoresde.samplers import Exponential, Sampler, sample
 from scoresde.samplers.base import gaussian
+from scoresde.samplers.chunked import Chunked
 from scoresde.score import Score
 from scoresde.sdes import SDE
 from scoresde.traces import ExactTrace, Hutchinson, Trace
@@ -74,18 +73,29 @@ def denoise(
     y: Tensor,
     sigma: float | Tensor | None = None,
     *,
+    n: int | None = None,
+    sampler: Sampler = Exponential(order=3, eta=1.0),
+    steps: int = 50,
     generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
 ) -> Tensor:
-    """Return E[x_0 | y], the best guess in the mean square, of y = x_0 + sigma · n.
+    """Return E[x_0 | y], the best guess in the mean square, of y = x_0 + sigma · n, or samples.
 
     Args:
         score: the prior.
         y: noisy data ``(batch, *event)``.
         sigma: the noise's standard deviation, a number or ``(batch,)``; estimated if None.
-        generator: source of the estimate's probes, where it needs some.
+        n: draw so many samples of p(x_0|y) for each row; None for the mean, which is one
+            evaluation of the score and costs no sampling.
+        sampler: what draws samples; they are exact up to its errors.
+        steps: of the sampler, equidistant in log-SNR from sigma on.
+        generator: source of all randomness, probes of the estimate of sigma included.
+        batch_size: how many rows the network sees at once.
+        progress: show a progress bar.
 
     Returns:
-        The denoised data, shaped like ``y``; one evaluation if ``sigma`` is given.
+        The mean ``(batch, *event)``, or samples ``(batch, n, *event)``.
 
     Raises:
         ValueError: if ``y`` is not finite, or ``sigma`` beyond the diffusion.
@@ -95,15 +105,32 @@ def denoise(
         >>> prior = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
         >>> denoise(prior, torch.full((1, 2), 2.0), sigma=1.0)
         tensor([[1., 1.]])
+        >>> denoise(prior, torch.full((1, 2), 2.0), sigma=1.0, n=10).shape
+        torch.Size([1, 10, 2])
 
     References:
         Robbins, *An empirical Bayes approach to statistics*, 1956; Efron, *Tweedie's formula and
         selection bias*, 2011.
     """
+    score.moments.check_event("y", check_state("y", y).shape[1:])
     level = noise_level(score, y, generator=generator) if sigma is None else sigma
     x, t = as_state(score.sde, y, level)
-    with evaluating(score):
-        return score.denoised(x, t)
+    if n is None:
+        whole = score if batch_size is None else Chunked(score, batch_size)
+        with evaluating(score):
+            return whole.denoised(x, t)
+    count, grid = check_integer("n", n, minimum=1), check_integer("steps", steps, minimum=1) + 1
+    t = t.expand(len(x))
+    with evaluating(score):  # what is left at t_min is below the resolution of the diffusion
+        drawn = score.denoised(x, t).unsqueeze(1).repeat_interleave(count, 1)
+    for begin in t[t > score.sde.t_min].unique():  # samples that walk together share their times
+        rows = (t == begin).nonzero().squeeze(1)
+        index = rows.repeat_interleave(count)
+        drawn[rows] = sample(
+            score.rows(index), None, sampler, start=x[index], times=_way(score.sde, begin, grid),
+            generator=generator, batch_size=batch_size, progress=progress,
+        ).unflatten(0, (-1, count))  # fmt: skip
+    return drawn.to(y)
 
 
 @torch.no_grad()
@@ -162,6 +189,16 @@ def noise_level(
     with evaluating(score):
         slopes = torch.stack([slope(rung) for rung in rungs.unbind()], dim=1)
     return _peak(rungs, slopes).exp().to(y.dtype)
+
+
+def _way(sde: SDE, begin: Tensor, count: int) -> Tensor:
+    """Return times ``(count,)`` equidistant in log-SNR from a time down to t_min."""
+    diffusion = gaussian(sde)
+    ends = torch.stack([begin.cpu(), torch.full((), diffusion.t_min, dtype=torch.float64)])
+    low, high = diffusion.half_logsnr(ends).tolist()
+    times = diffusion.time_at(torch.linspace(low, high, count, dtype=torch.float64))
+    times[0], times[-1] = ends
+    return times
 
 
 def _peak(nodes: Tensor, slopes: Tensor) -> Tensor:
