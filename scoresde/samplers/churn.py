@@ -60,6 +60,11 @@ class Churn(Sampler):
         return self.sampler.default_steps
 
     @property
+    def deterministic(self) -> bool:
+        """Whether nothing is added, and the sampler draws nothing either."""
+        return not self.gamma and self.sampler.deterministic
+
+    @property
     def convergence_order(self) -> float | None:
         """That of the sampler where nothing is added; else it depends on how γ goes with N."""
         return None if self.gamma else self.sampler.convergence_order

@@ -129,13 +129,13 @@ def _miss(sampler: Any, sde: GaussianSDE, seed: int, steps: int) -> float:
 
 
 def _check_order(declared: float, measure: Callable[[int], float], counts: Sequence[int]) -> None:
-    """Halve the steps up to rounding, or until the declared order shows; twice more if it doesn't.
+    """Halve the steps up to rounding, or until the declared order shows; three times more if not.
 
     The observed order is the mean of the last two halvings of ``counts``.
     """
     table: dict[int, float] = {}
     observed, enough = math.inf, declared - _SHORT
-    for steps in (*counts, 2 * counts[-1], 4 * counts[-1]):
+    for steps in (*counts, *(more * counts[-1] for more in (2, 4, 8))):
         if steps > counts[-1] and observed >= enough:
             return
         table[steps] = measure(steps)
