@@ -32,6 +32,10 @@ def failing():
 def step(score, x, t, s, noise):
     return x
 
+class Crashing(Sampler):
+    def step(self, score, x, t, s, state, noise):
+        raise RuntimeError("mind the step")
+
 def needs(beta):
     return VPSDE(beta)
 
@@ -94,6 +98,15 @@ def test_right_ones_pass(folder: Path, capsys: pytest.CaptureFixture[str], targe
     assert "Looked at 2: no counterexample was found." in capsys.readouterr().out
 
 
+def test_one_exception_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", "mine_to_check:Crashing", "--only", "grid", "generator", "chunks", "rows"]
+    assert main(line) == 1
+    text = capsys.readouterr().out
+    assert text.count("found  RuntimeError: mind the step (mine_to_check.py:") == 1
+    assert "same   chunks, rows" in text
+    assert "Looked at 4: 3 broken. Mend the first and look again" in text
+
+
 def test_laws_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "mine_to_check:spring", "--list"]) == 0
     text = capsys.readouterr().out
@@ -114,7 +127,7 @@ def test_a_score_is_asked_in_its_shape(folder: Path, capsys: pytest.CaptureFixtu
         ("mine_to_check", "expected module:object"),
         ("nowhere:MySDE", "'nowhere', which is not found from"),
         ("nowhere.py:MySDE", "no file nowhere.py"),
-        ("mine_to_check:Doubel", "it has Doubled, Parts, spring"),
+        ("mine_to_check:Doubel", "it has Doubled, Parts, spring, failing, step, Crashing"),
         ("half:x", "half.py:2"),
         ("needy:x", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("leaving:x", "SystemExit"),

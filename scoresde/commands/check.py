@@ -243,7 +243,16 @@ def run(options: Namespace) -> int:
 def _summary(found: Sequence[Any], count: int) -> list[str]:
     if not found:
         return [f"Looked at {count}: no counterexample was found."]
-    return [*(f"{each}\n" for each in found), f"Looked at {count}: {len(found)} broken."]
+    reports: dict[str, list[Any]] = {}
+    for each in found:  # one exception, met by many laws, is told once
+        known = isinstance(each.error, AssertionError)
+        reports.setdefault(each.broken.name if known else repr(each.error), []).append(each)
+    lines = []
+    for first, *others in reports.values():
+        same = ", ".join(each.broken.name for each in others)
+        lines += [f"{first}\n    {'same':6} {same}\n" if same else f"{first}\n"]
+    advice = " Mend the first and look again: one mistake often breaks several." * (len(found) > 1)
+    return [*lines, f"Looked at {count}: {len(found)} broken.{advice}"]
 
 
 COMMAND = Command(

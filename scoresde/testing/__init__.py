@@ -13,7 +13,7 @@ except ImportError as error:
         "scoresde.testing needs hypothesis: install it with pip install 'scoresde[testing]'"
     ) from error
 
-from scoresde.testing import strategies
+from scoresde.testing import adapters, strategies
 from scoresde.testing.checks import checks, family_of, parametrize_with_checks
 from scoresde.testing.likelihoods import check_likelihood
 from scoresde.testing.properties import (
@@ -35,6 +35,7 @@ __all__ = [
     "Counterexample",
     "Family",
     "Property",
+    "adapters",
     "check_likelihood",
     "check_sampler",
     "check_score",

@@ -12,9 +12,11 @@ and nothing is written to disk.
 from __future__ import annotations
 
 import inspect
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -168,7 +170,9 @@ class Counterexample:
 
     def __str__(self) -> str:
         broken, raised = self.broken, type(self.error).__name__
-        found = str(self.error) if raised == "AssertionError" else f"{raised}: {self.error}"
+        found = str(self.error)
+        if raised != "AssertionError":
+            found = f"{raised}: {found}{_line_of(self.error)}"
         where = ", ".join(f"{name} = {code(value)}" for name, value in self.case.items())
         rows = {
             "law": broken.law,
@@ -374,6 +378,8 @@ def code(value: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {code(item)}" for key, item in value.items()) + "}"
     if isinstance(value, nn.Module):
         return _constructor(value)
+    if repr(value) == object.__repr__(value):
+        return f"{type(value).__name__}(…)"
     return getattr(value, "__qualname__", None) or repr(value)
 
 
@@ -384,6 +390,16 @@ def _constructor(value: nn.Module) -> str:
         return f"{type(value).__name__}(…)"
     arguments = ", ".join(f"{name}={code(getattr(value, name))}" for name in parameters)
     return f"{type(value).__name__}({arguments})"
+
+
+def _line_of(error: BaseException) -> str:
+    """The last line of the user's own that was run before an exception, if there is one."""
+    ours = Path(__file__).parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not path.is_relative_to(ours) and "site-packages" not in path.parts:
+            return f" ({path.name}:{frame.lineno}, {frame.line})" if frame.line else ""
+    return ""
 
 
 def title(subject: Any) -> str:

@@ -82,6 +82,11 @@ def shapes(
     for time in (t, each[0], each):
         shape = tuple(getattr(time, "shape", ()))
         for name, value in _coefficients(sde, time).items():
+            holds(
+                isinstance(value, Tensor),
+                f"{name} at a time that is a {type(time).__name__} is a {type(value).__name__}, "
+                "expected a tensor; begin with t = torch.as_tensor(t)",
+            )
             found = tuple(value.shape)
             holds(found == shape, f"{name} has shape {found}, expected that of t, {shape}")
         for name, value in _results(sde, x, time).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from scoresde.likelihood import Likelihood, Method, Query
 from scoresde.samplers import Noise, Sampler
 from scoresde.score import Score
 from scoresde.sdes import SDE, GaussianSDE
-from scoresde.solvers import Solution, Solver, Status
+from scoresde.solvers import Solution, Solver, Status, base
 from scoresde.solvers._augmented import Augmented, Exhausted, join
-from scoresde.solvers.base import Field
 from scoresde.testing.properties import code
 from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
@@ -37,12 +36,15 @@ def check_function(name: str, value: object, arguments: str) -> None:
 
 
 class Named:
-    """A recipe that prints its functions by their names."""
+    """A recipe that prints its functions by their names, and leaves defaults out."""
 
     def __repr__(self) -> str:
         """Return the constructor's call."""
-        parts = (f"{f.name}={code(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(parts)})"
+        told = {f.name: getattr(self, f.name) for f in fields(self) if self._special(f)}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{k}={code(v)}' for k, v in told.items())})"
+
+    def _special(self, declared: Field[Any]) -> bool:
+        return declared.default is MISSING or getattr(self, declared.name) != declared.default
 
 
 # --- diffusions
@@ -180,7 +182,7 @@ class FunctionSampler(Named, Sampler):
         ...     velocity = sde.drift(x, t) - 0.5 * sde.diffusion(t) ** 2 * score(x, t)
         ...     return x + (s - t) * velocity
         >>> FunctionSampler(euler, convergence_order=1, deterministic=True)
-        FunctionSampler(function=euler, convergence_order=1, deterministic=True, corrects=False)
+        FunctionSampler(function=euler, convergence_order=1, deterministic=True)
     """
 
     function: Callable[[Score, Tensor, Tensor, Tensor, Noise], Tensor]
@@ -248,7 +250,7 @@ class FunctionSolver(Named, Solver):
 
     def solve(
         self,
-        field: Field,
+        field: base.Field,
         z: Tensor,
         start: float,
         end: float,

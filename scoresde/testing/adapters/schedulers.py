@@ -194,7 +194,7 @@ class _Run:
             float(self.scheduler.add_noise(a, b, timestep.reshape(1)))
             for a, b in ((one, zero), (zero, one))
         )
-        if not math.isclose(sigma / alpha, ratio, rel_tol=1e-5):
+        if not math.isclose(sigma / alpha, ratio, rel_tol=1e-5, abs_tol=1e-7):
             raise ValueError(
                 f"scheduler: expected {type(self.scheduler).__name__} to keep its noise levels as "
                 f"sigmas or alphas_cumprod, but at timestep {float(timestep):g} its add_noise has "
