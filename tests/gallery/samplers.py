@@ -165,12 +165,12 @@ class MixedUp(Sampler):
 
 
 @breaks("law of the data", "too much or too little noise", Ancestral, seed=0, **VP)
-class LastNoiseKept(Ancestral):
-    """Noise in each step as if it were ten times longer, undone on average: modes are blurred."""
+class NoiseOnTop(Ancestral):
+    """A little more noise in each step, against collapse: modes are blurred."""
 
     def step(self, score, x, t, s, state, noise):
         x, state = super().step(score, x, t, s, state, noise)
-        return x + 0.15 * score.sde.sigma(t) * noise(x), state
+        return x + 0.25 * score.sde.sigma(t) * noise(x), state
 
 
 @breaks("invariance", "√ε where √(2ε) is meant", AnnealedLangevin, seed=0, **VP)
