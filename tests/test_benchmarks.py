@@ -63,11 +63,19 @@ def test_transcribed_dpm_solver_is_the_published_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["samplers.py"])
-def test_benchmark_runs(script: str, tmp_path: Path) -> None:
-    for peer in ("azula", "diffusers", "flow_matching"):
+@pytest.mark.parametrize(
+    ("script", "options", "peers"),
+    [
+        ("samplers.py", [], ["azula", "diffusers", "flow_matching"]),
+        ("discrete.py", [], ["matplotlib", "sklearn"]),
+        ("networks.py", ["--eager"], []),
+    ],
+)
+def test_benchmark_runs(script: str, options: list[str], peers: list[str], tmp_path: Path) -> None:
+    for peer in peers:
         pytest.importorskip(peer)
-    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--out", str(tmp_path)]
+    words = [str(BENCHMARKS / script), "--quick", "--out", str(tmp_path), *options]
+    command = [sys.executable, *words]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-4000:]
     assert list(tmp_path.glob("*.md"))
