@@ -10,7 +10,13 @@ from scoresde.likelihood.ito import ItoEstimate
 from scoresde.likelihood.path_integral import PathIntegral
 from scoresde.likelihood.side_by_side import Comparison, SideBySide
 
-FAMILY = (FlowIntegral(), PathIntegral(), VariationalBound(), ItoEstimate(), SideBySide())
+FAMILY = (
+    FlowIntegral(),
+    PathIntegral(),
+    VariationalBound(samples=32),
+    ItoEstimate(steps=64),
+    SideBySide((PathIntegral(), VariationalBound(samples=32))),
+)
 """The methods, ready to use; a line here enrols one in the contract tests."""
 
 __all__ = [
