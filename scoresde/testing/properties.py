@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,9 +102,7 @@ class Property:
             attempt(subject, {name: data.draw(cases) for name, cases in drawn.items()})
 
         try:
-            with warnings.catch_warnings():  # type checkers such as beartype draw what they look at
-                warnings.filterwarnings("ignore", "Do not use the `random` module")
-                run()
+            run()
         except _BrokenError:
             return attempt.last
         return None

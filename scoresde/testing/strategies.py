@@ -12,7 +12,9 @@ to a simple one and prints as code that runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from hypothesis import strategies as st
@@ -249,11 +251,21 @@ def mixtures(
     )
 
 
+@contextmanager
+def _steady() -> Iterator[None]:
+    """Leave Python's generator as it was, from which type checkers such as beartype draw."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 @st.composite
 def networks(draw: st.DrawFn, event_shape: tuple[int, ...] = (2,)) -> MLP:
     """Draw a small network with weights that are not zero."""
     width, depth, seed = draw(st.sampled_from([4, 8])), draw(st.integers(1, 2)), draw(seeds())
-    with torch.random.fork_rng(devices=[]):
+    with _steady(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = MLP(event_shape, width=width, depth=depth)
         for parameter in network.parameters():
@@ -266,9 +278,12 @@ def predictions() -> st.SearchStrategy[Prediction]:
     return st.sampled_from([NOISE, DATA, SCORE, VELOCITY, FLOW, edm(0.5)])
 
 
-def models(event_shape: tuple[int, ...] = (2,)) -> st.SearchStrategy[ScoreModel]:
+@st.composite
+def models(draw: st.DrawFn, event_shape: tuple[int, ...] = (2,)) -> ScoreModel:
     """Draw a score with a small network, of any diffusion and parametrisation."""
-    return st.builds(ScoreModel, networks(event_shape), sdes(), predictions())
+    network, sde, prediction = draw(networks(event_shape)), draw(sdes()), draw(predictions())
+    with _steady():
+        return ScoreModel(network, sde, prediction)
 
 
 # --- how it is solved
