@@ -10,16 +10,19 @@ import torch
 from scoresde import VESDE, VPSDE, FunctionScore, GaussianMixture, log_likelihood
 from scoresde._streams import Streams
 from scoresde.samplers import (
+    MIDPOINT,
     Ancestral,
     EulerMaruyama,
     Exponential,
     Heun,
+    Rectified,
+    RungeKutta,
     UniformLogSNR,
     encode,
     walk,
 )
 from scoresde.solvers import Status
-from scoresde.testing import check_sampler, check_score, check_sde
+from scoresde.testing import BrokenLawError, check_sampler, check_score, check_sde
 from scoresde.testing.adapters import (
     FromTorchSDE,
     FunctionGaussianSDE,
@@ -250,6 +253,65 @@ def test_schedulers_print_what_is_special(schedulers):
 def test_a_scheduler_is_checked_law_by_law(schedulers):
     sampler = SchedulerSampler(schedulers.DDIMScheduler(), convergence_order=1)
     check_sampler(sampler, only=["grid", "generator", "Gaussian data"], examples=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "holds"), [(2, True), (3, False)])
+def test_the_published_third_order_is_told(schedulers, order, holds):
+    scheduler = schedulers.DPMSolverMultistepScheduler(solver_order=order)
+    sampler = SchedulerSampler(scheduler, convergence_order=order)
+    if holds:
+        check_sampler(sampler, only="order of the flow")
+    else:
+        with pytest.raises(BrokenLawError, match="declared is 3"):
+            check_sampler(sampler, only="order of the flow")
+
+
+def test_loops_of_azula_run():
+    sampling = pytest.importorskip("azula.sample")
+    denoising = pytest.importorskip("azula.denoise")
+
+    class Exact(denoising.Denoiser):
+        def __init__(self, score):
+            super().__init__()
+            self.score = score
+
+        def schedule(self, t):
+            return self.score.sde.alpha(t), self.score.sde.sigma(t)
+
+        def forward(self, x_t, t, **kwargs):
+            return denoising.DiracPosterior(mean=self.score.denoised(x_t, t))
+
+    def by_azula(score, x, times, noise):
+        class Along(sampling.EulerSampler):
+            timesteps = times
+
+        return Along(Exact(score), steps=len(times) - 1, silent=True)(x)
+
+    sampler = LoopSampler(by_azula, 1, deterministic=True)
+    torch.testing.assert_close(run(data(VPSDE()), sampler), run(data(VPSDE()), Exponential(1)))
+
+
+def test_loops_of_flow_matching_run():
+    solver = pytest.importorskip("flow_matching.solver")
+
+    def by_midpoint(score, x, times, noise):
+        sde = score.sde
+        clock = 1 / (1 + torch.exp(-sde.half_logsnr(times)))
+
+        def velocity(x, t):
+            time = sde.time_at(torch.log(t / (1 - t)))
+            return (score.denoised(x / t * sde.alpha(time), time) - x) / (1 - t)
+
+        start = x * (clock[0] / sde.alpha(times[0]))
+        end = solver.ODESolver(velocity).sample(
+            start, step_size=None, method="midpoint", time_grid=clock
+        )
+        return end * (sde.alpha(times[-1]) / clock[-1])
+
+    theirs = run(data(VPSDE()), LoopSampler(by_midpoint, 2, deterministic=True), steps=16)
+    ours = run(data(VPSDE()), RungeKutta(MIDPOINT, Rectified()), steps=16)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0.05)
 
 
 # --- solvers, traces, likelihoods
