@@ -42,6 +42,7 @@ from scoresde.guidance import (
     PiGDM,
     PosteriorScore,
     RePaint,
+    restore,
     twisted,
 )
 from scoresde.operators import Matrix
@@ -144,6 +145,11 @@ def floor(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
     return problem.exact.sample(n, generator=generator)
 
 
+def by_default(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
+    """Restore as it comes: steps of first order."""
+    return restore(problem.prior, problem.seen, (problem.d,), n=n, generator=generator)[0]
+
+
 def damped(problem: Problem) -> DPS:
     """Return DPS that is told how curved the likelihood is."""
     norm = float(torch.linalg.matrix_norm(problem.seen.operator.matrix((problem.d,)), 2))
@@ -179,6 +185,7 @@ METHODS: dict[str, tuple[Method, str]] = {
         "30 + 30 products",
     ),
     "MMPS": (by_score(lambda p: MMPS(p.prior, p.seen)), "100 + at most 600 products"),
+    "MMPS as `restore` takes it": (by_default, "100 + at most 600 products"),
     "MMPS by the flow": (
         by_score(lambda p: MMPS(p.prior, p.seen), FLOW, 30),
         "30 + at most 180 products",

@@ -29,7 +29,9 @@ def conjugate_gradients(
 
     A row that has reached its tolerance stays as it is, as does one along whose direction M turns
     out not to be positive, so that rows do not depend on each other. If M is singular but b in its
-    range, the solution of least norm (in the preconditioner's metric) is approached.
+    range, the solution of least norm (in the preconditioner's metric) is approached. Of all steps
+    the one of least residual is returned: where M is not quite symmetric, as the Jacobian of a
+    learnt denoiser, later ones may be far worse.
 
     Args:
         apply: v -> M v, row by row, ``(batch, *shape)`` to the same.
@@ -47,7 +49,8 @@ def conjugate_gradients(
     x, residual = torch.zeros_like(b), b
     better = residual if precondition is None else precondition(residual)
     direction, product = better, inner(residual, better)
-    goal = tolerance**2 * inner(b, b)
+    least = inner(b, b)
+    best, goal = x, tolerance**2 * least
     for _ in range(iterations):
         active = (inner(residual, residual) > goal).detach()
         if not bool(active.any()):
@@ -58,10 +61,14 @@ def conjugate_gradients(
         step = _quotient(product, curvature, active)
         x = x + expand(step, x) * direction
         residual = residual - expand(step, x) * image
+        size = inner(residual, residual)
+        improved = (size < least).detach()
+        best = torch.where(expand(improved, x).bool(), x, best)
+        least = torch.where(improved, size, least)
         better = residual if precondition is None else precondition(residual)
         before, product = product, inner(residual, better)
         direction = better + expand(_quotient(product, before, active), x) * direction
-    return x
+    return best
 
 
 def _quotient(a: Tensor, b: Tensor, where: Tensor) -> Tensor:

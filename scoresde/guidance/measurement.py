@@ -38,6 +38,10 @@ class Measurement(nn.Module, ABC):
         """Return the measurements of a part of the batch."""
         return self
 
+    def reproduced(self, x: Tensor) -> Tensor:
+        """Return the nearest to ``x`` that is possible at all, if not all is: shaped like ``x``."""
+        return x
+
     def check_density(self) -> None:
         """Refuse a measurement that has no density."""
 
@@ -216,7 +220,9 @@ class Observation(GaussianMeasurement):
         return Observation(self.operator, y, self.noise_std)
 
     def reproduced(self, x: Tensor) -> Tensor:
-        """Return x + A⁺ (y − A x), the nearest to ``x`` that looks like y: shaped like ``x``."""
+        """Return x + A⁺ (y − A x), the nearest to ``x`` that looks like y, if σ_y = 0; else x."""
+        if self.noise_std > 0:
+            return x
         return x + self.operator.pseudo_inverse(self.residual(x))
 
     def check_event(self, event_shape: Sequence[int]) -> None:

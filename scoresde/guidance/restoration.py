@@ -43,7 +43,7 @@ from scoresde.score import Score
 _FOR_A_MEAN = 32
 """How many samples a mean is taken of, where nobody says."""
 
-_REVERSE_SDE = Exponential(order=3, eta=1.0)
+_REVERSE_SDE = Exponential(order=1, eta=1.0)
 _REPAINT = partial(RePaint, Ancestral())
 
 
@@ -106,7 +106,8 @@ class Guided(Restorer):
     Args:
         posterior: makes it of score and measurement: ``MMPS``, ``PiGDM``, ``DPS``, ``ddnm``, or
             with settings ``partial(DiffPIR, weight=0.5)``.
-        sampler: any sampler; those that add noise forgive a posterior score its errors.
+        sampler: any sampler. Those that add noise forgive a posterior score its errors; those of
+            high order may not forgive how quickly it changes.
         steps: how many steps are made.
 
     Example:
@@ -260,6 +261,8 @@ def restore(
 ) -> Tensor:
     """Draw from the posterior p(x_0|y) of any measurement.
 
+    What was seen without noise through a linear operator is reproduced, A x = y.
+
     Args:
         score: the prior.
         measurement: what was seen, such as ``Observation(Blur.gaussian(1.0), y, noise_std=0.1)``.
@@ -314,6 +317,9 @@ def restore(
         score, measurement, event, count,
         generator=generator, batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    copies = x.reshape(-1, *event)
+    rows = torch.arange(measurement.batch).repeat_interleave(len(copies) // measurement.batch)
+    x = measurement.rows(rows).reproduced(copies).reshape(x.shape)
     return x.squeeze(1) if n is None and not mean else x
 
 
@@ -376,7 +382,13 @@ def inpaint(
             "nothing is missing; for noisy data use denoise(score, y, sigma)"
         )
     seen = Observation(operator, check_finite("x", x[:, known]), noise_std)
-    return _look_alike(x, score, seen, event, n, mean, method, generator, batch_size, progress)
+    filled = restore(
+        score, seen, event, n=n, mean=mean, method=method,
+        generator=generator, batch_size=batch_size, progress=progress,
+    ).to(x)  # fmt: skip
+    if noise_std > 0:
+        return filled
+    return torch.where(known, x if filled.ndim == x.ndim else x.unsqueeze(1), filled)
 
 
 def super_resolve(
@@ -437,7 +449,10 @@ def super_resolve(
     event = (*small[:-dimensions], *(k * size for size in small[-dimensions:]))
     score.moments.check_event(f"y of {tuple(small)} enlarged by factor={k}", event)
     seen = Observation(downsampling(k, dimensions), y, noise_std)
-    return _look_alike(y, score, seen, event, n, mean, method, generator, batch_size, progress)
+    return restore(
+        score, seen, event, n=n, mean=mean, method=method,
+        generator=generator, batch_size=batch_size, progress=progress,
+    ).to(y)  # fmt: skip
 
 
 def colorize(
@@ -491,31 +506,10 @@ def colorize(
     event = (len(weights), *shape[1:])
     score.moments.check_event(f"grey with {len(weights)} weights", event)
     seen = Observation(Grey(weights), grey, noise_std)
-    return _look_alike(grey, score, seen, event, n, mean, method, generator, batch_size, progress)
-
-
-def _look_alike(
-    like: Tensor,
-    score: Score,
-    seen: Observation,
-    event: Sequence[int],
-    n: int | None,
-    mean: bool,
-    method: Restorer,
-    generator: torch.Generator | None,
-    batch_size: int | None,
-    progress: bool,
-) -> Tensor:
-    """Restore, in the dtype of ``like``; without noise, so that what was seen is reproduced."""
-    x = restore(
+    return restore(
         score, seen, event, n=n, mean=mean, method=method,
         generator=generator, batch_size=batch_size, progress=progress,
-    ).to(like)  # fmt: skip
-    if seen.noise_std > 0:
-        return x
-    copies = x.flatten(0, -len(event) - 1)
-    rows = torch.arange(seen.batch).repeat_interleave(len(copies) // seen.batch)
-    return seen.rows(rows).reproduced(copies).reshape(x.shape)
+    ).to(grey)  # fmt: skip
 
 
 def _event_of(name: str, x: Tensor) -> torch.Size:
