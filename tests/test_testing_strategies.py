@@ -54,6 +54,7 @@ def test_mixtures_print_as_code(mixture):
     torch.testing.assert_close(found, expected)
 
 
+@settings(max_examples=max(5, settings.default.max_examples // 10))
 @given(model=strategies.models((2, 3)))
 def test_models_are_functions_of_their_seed(model):
     x, t = torch.ones(2, 2, 3), 0.5 * model.sde.T
