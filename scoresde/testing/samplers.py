@@ -221,10 +221,19 @@ def _moments(sampler: Any, sde: GaussianSDE, steps: int) -> tuple[float, float] 
         list(walk(score, probe, times, sampler, count))
     start = torch.zeros(3 + len(calls), 1, dtype=torch.float64)
     start[1:3, 0] = torch.tensor([1.0, 2.0])
-    kicks = iter(torch.eye(len(start), dtype=torch.float64)[3:, :, None])
-    *_, end = walk(score, start, times, sampler, lambda x: next(kicks))
+
+    def run() -> Tensor:
+        kicks = iter(torch.eye(len(start), dtype=torch.float64)[3:, :, None])
+        *_, end = walk(score, start, times, sampler, lambda x: next(kicks))
+        return end
+
+    end = run()
     base, moved = end[0, 0], end[1:, 0] - end[0, 0]
     if not math.isclose(moved[1], 2 * moved[0], rel_tol=1e-6, abs_tol=1e-9):
+        again = torch.equal(run(), end)
+        holds(
+            again, "a second run with the same noise ends elsewhere: not all is drawn by noise(x)"
+        )
         return None
     (alpha, alpha_end), (sigma, sigma_end) = sde.alpha(times[[0, -1]]), sde.sigma(times[[0, -1]])
     mean = moved[0] * alpha * _MEAN + base

@@ -186,6 +186,18 @@ class GlobalNoise(Ancestral):
         return super().step(score, x, t, s, state, torch.randn_like)
 
 
+@breaks("Gaussian data", "not all is drawn by noise(x)", maruyama, **VP)
+def noise_of_its_own():
+    """Too little noise, which the propagation of moments could not see if it looked away."""
+
+    def step(score, x, t, s, noise):
+        sde, h = score.sde, t - s
+        drift = sde.drift(x, t) - sde.diffusion(t) ** 2 * score(x, t)
+        return x - h * drift + sde.diffusion(t) * h * torch.randn_like(x)
+
+    return FunctionSampler(step)
+
+
 @breaks("generator", "torch.manual_seed inside", Ancestral, **VP)
 class Reseeding(Ancestral):
     def step(self, score, x, t, s, state, noise):
