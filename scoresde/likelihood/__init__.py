@@ -14,7 +14,7 @@ FAMILY = (
     FlowIntegral(),
     PathIntegral(),
     VariationalBound(samples=32),
-    ItoEstimate(steps=64),
+    ItoEstimate(steps=32),
     SideBySide((PathIntegral(), VariationalBound(samples=32))),
 )
 """The methods, ready to use; a line here enrols one in the contract tests."""
