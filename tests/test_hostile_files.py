@@ -142,6 +142,52 @@ def test_truncated(reader, kept):
         read(path)
 
 
+@pytest.mark.parametrize("reads", ["score_sde.load", "inspect checkpoint"])
+def test_a_flipped_bit(tmp_path, reads):
+    """PyTorch itself would read it."""
+    make, read, named = READERS[reads]
+    path = make(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        tensors = [info for info in archive.infolist() if "/data/" in info.filename]
+        largest = max(tensors, key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    content[largest.header_offset + 200] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(ValueError, match=named):
+        read(path)
+
+
+def test_archives_without_checksums(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = checkpoint(tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    score_sde.load(path)
+
+
+@pytest.mark.parametrize("name", ["module.sigmas", "module.all_modules.0.W", "average"])
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex", "integer", "quadratic"])
+def test_tensors_of_other_kinds(tmp_path, name, kind):
+    path = checkpoint(tmp_path)
+    state = torch.load(path, weights_only=True)
+    place, key = (state["ema"]["shadow_params"], 0) if name == "average" else (state["model"], name)
+    whole = place[key]
+    place[key] = {
+        "sparse": whole.to_sparse(),
+        "meta": whole.to("meta"),
+        "complex": whole.to(torch.complex64),
+        "integer": whole.long(),
+        "quadratic": whole.new_ones(1).expand(10**6, 10**6),  # told by one number
+    }[kind]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"^(model|ema): "):
+        score_sde.load(path)
+    inspected(path)
+
+
 @pytest.mark.parametrize("kind", ["words", "zeros", "noise", "archive", "foreign", "json"])
 def test_of_another_kind(reader, kind, marker):
     path, read, named = reader

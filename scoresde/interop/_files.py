@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def read_pickle(name: str, path: Path, kind: str) -> Any:
         ValueError: if it is damaged, foreign, or asks for more.
     """
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols, which it reads or refuses
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -65,6 +67,29 @@ def read_pickle(name: str, path: Path, kind: str) -> Any:
             f"{name}: expected {kind}, got {path}, which is damaged, of another kind or holds code,"
             f" and was not executed; take another copy ({_reason(error)})"
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise if some parts of an archive have their checksum and others don't.
+
+    PyTorch doesn't look at them when it reads, and can be told to write none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = [name for name in archive.namelist() if not _has_its_sum(archive, name)]
+        if 0 < len(damaged) < len(archive.namelist()):
+            raise ValueError(f"the checksum of {damaged[0]} is wrong")
+
+
+def _has_its_sum(archive: zipfile.ZipFile, name: str) -> bool:
+    try:
+        with archive.open(name) as part:
+            while part.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _allowed() -> list[Any]:
@@ -104,6 +129,18 @@ def read_safetensors(name: str, path: Path) -> Weights:
             f"{name}: expected a safetensors file, got {path}, which is damaged or of another kind "
             f"({error}); take another copy"
         ) from None
+
+
+def check_numbers(name: str, key: str, value: object) -> Tensor:
+    """Return a tensor of a file, if it is one of real numbers with all of its entries.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    whole = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    if not isinstance(value, Tensor) or not whole or not value.is_floating_point():
+        raise ValueError(f"{name}: expected a tensor of numbers {key!r}, got {describe(value)}")
+    return value.detach()
 
 
 def check_names_and_shapes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from scoresde._checks import check_file, describe
 from scoresde.interop._architecture import TAPS, Design, inferred
-from scoresde.interop._files import Weights, check_names_and_shapes, read_pickle
+from scoresde.interop._files import Weights, check_names_and_shapes, check_numbers, read_pickle
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 from scoresde.predictions import (
     NOISE,
@@ -212,9 +212,7 @@ def _weights(content: Mapping[str, Any]) -> Weights:
     weights = {}
     for key, value in _part(content, "model", dict).items():
         name = str(key).removeprefix("module.")
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(f"model: expected a tensor of numbers {name!r}, got {describe(value)}")
-        weights[name] = value.detach()
+        weights[name] = check_numbers("model", name, value)
     return weights
 
 
@@ -233,7 +231,7 @@ def _averages(content: Mapping[str, Any], network: nn.Module) -> Weights:
                 f"ema: expected entry {index} to be the average of {name}, of shape "
                 f"{tuple(parameter.shape)}, got {describe(value)}; ema=False reads the raw weights"
             )
-    return {name: value.detach() for name, value in zip(trained, shadow, strict=True)}
+    return {n: check_numbers("ema", n, value) for n, value in zip(trained, shadow, strict=True)}
 
 
 # --- the configuration

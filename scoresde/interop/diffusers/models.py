@@ -16,6 +16,7 @@ from scoresde._checks import describe
 from scoresde.interop._files import (
     Weights,
     check_names_and_shapes,
+    check_numbers,
     read_json,
     read_pickle,
     read_safetensors,
@@ -243,9 +244,7 @@ def _read(file: Path) -> Weights:
         content = read_safetensors("unet", file)
     weights = {}
     for name, value in content.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(f"unet: expected a tensor of numbers {name!r}, got {describe(value)}")
-        weights[_renamed(str(name))] = value.detach().to(torch.float32)
+        weights[_renamed(str(name))] = check_numbers("unet", name, value).to(torch.float32)
     return weights
 
 
