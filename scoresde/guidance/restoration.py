@@ -294,10 +294,7 @@ def restore(
         >>> x.shape, bool(((x.norm(dim=2) - 2).abs() < 0.5).all())
         (torch.Size([1, 100, 2]), True)
     """
-    if not isinstance(score, Score):
-        raise TypeError(
-            f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}"
-        )
+    _check_score(score)
     if not isinstance(measurement, Measurement):
         raise TypeError(
             "measurement: expected an Observation, a NonlinearObservation or a LogLikelihood, got "
@@ -439,6 +436,7 @@ def super_resolve(
         (torch.Size([1, 3, 4, 4]), tensor([[1.0000, 1.0000],
                 [1.0000, 1.0000]]))
     """
+    _check_score(score)
     small = _event_of("y", check_state("y", y))
     k = check_integer("factor", factor, minimum=1)
     if len(small) < check_integer("dimensions", dimensions, minimum=1):
@@ -497,6 +495,7 @@ def colorize(
         >>> x.shape, bool(torch.allclose(x.mean(1), torch.tensor(0.5)))
         (torch.Size([2, 3, 4, 4]), True)
     """
+    _check_score(score)
     shape = _event_of("grey", check_state("grey", grey))
     if len(shape) == 0 or shape[0] != 1:
         raise ValueError(
@@ -510,6 +509,13 @@ def colorize(
         score, seen, event, n=n, mean=mean, method=method,
         generator=generator, batch_size=batch_size, progress=progress,
     ).to(grey)  # fmt: skip
+
+
+def _check_score(score: object) -> None:
+    if not isinstance(score, Score):
+        raise TypeError(
+            f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}"
+        )
 
 
 def _event_of(name: str, x: Tensor) -> torch.Size:
