@@ -42,9 +42,12 @@ from scoresde.samplers.base import place
 from scoresde.samplers.exponential import exponential_moments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Particles:
     """Weighted samples of a posterior, for each observation.
+
+    It prints what they are worth. With log p(y) the density of any point follows by Bayes' theorem:
+    log p(x|y) = log p(x) + log p(y|x) − log p(y), the first by :func:`log_likelihood`.
 
     Attributes:
         x: ``(observations, particles, *event)``.
@@ -66,6 +69,18 @@ class Particles:
     def ess(self) -> Tensor:
         """Effective sample size 1/Σw² of the final weights ``(observations,)``."""
         return effective(self.log_weights)
+
+    def __repr__(self) -> str:
+        """Show effective sample sizes and evidence."""
+        observations, count, *event = self.x.shape
+        sizes, least = self.ess, float(self.smallest_ess.min())
+        return (
+            f"Particles({observations} observation(s), {count} particles of shape {tuple(event)} "
+            f"each; effective sample size {float(sizes.mean()):.1f} on average, "
+            f"{float(sizes.min()):.1f} at least, {least:.1f} at least on the way; log p(y) = "
+            f"{float(self.log_evidence.mean()):.4f} nats on average; {self.evaluations} "
+            "evaluations)"
+        )
 
     def mean(self) -> Tensor:
         """Return the posterior mean ``(observations, *event)``."""
