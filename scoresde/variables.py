@@ -126,11 +126,11 @@ class Windowed(_UnitVariance):
     Example:
         >>> ratio = torch.tensor([1e4, 1.0, 0.5, 0.0])
         >>> Windowed().time(ratio)
-        tensor([3.9968e-04, 1.6039e+00, 2.1799e+00, 3.9120e+00])
+        tensor([2.9753e-04, 1.3401e+00, 1.8184e+00, 2.6127e+00])
     """
 
-    lower: float = 0.08
-    upper: float = 4.0
+    lower: float = 0.22
+    upper: float = 3.0
 
     def __post_init__(self) -> None:
         check_positive("lower", self.lower)

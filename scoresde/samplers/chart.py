@@ -108,7 +108,7 @@ class FlowSteps(Sampler):
 
     def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` that are fine where the data's structure appears."""
-        return LogMobius(lower=0.05, upper=3.5)(sde, steps, spread)
+        return LogMobius(lower=0.04, upper=3.0)(sde, steps, spread)
 
     def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
         """Return where the flow ends at 0 (:func:`half_step`); one evaluation."""
