@@ -118,7 +118,9 @@ def test_a_score_is_asked_in_its_shape(folder: Path, capsys: pytest.CaptureFixtu
     line = ["check", "mine_to_check:one_shape", "--only", "views", "--examples", "5"]
     assert main([*line, "--shape", "3"]) == 0
     assert main(line) == 1
-    assert "BROKEN  views" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "BROKEN  views" in text
+    assert "--shape 3 32 32" in text
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,9 @@ def run(options: Namespace) -> int:
         print(f"  {'passed' if counterexample is None else 'BROKEN'}  {each.name}", flush=True)
         found += [] if counterexample is None else [counterexample]
     print("", *_summary(found, len(chosen)), sep="\n")
+    crashed = [each for each in found if not isinstance(each.error, AssertionError)]
+    if options.shape is None and any("event_shape" in each.case for each in crashed):
+        print("If it takes samples of one shape only, tell which: --shape 3 32 32")
     return _BROKEN if found else 0
 
 
