@@ -32,6 +32,9 @@ from scoresde.predictions import DATA, NOISE, SCORE, VELOCITY, Prediction, by_ti
 from scoresde.sdes import SDE, GaussianSDE
 
 _FORMAT = "scoresde.ScoreModel"
+_APART = object()
+"""What two values of a condition are that no batch can hold both of."""
+
 LabelFunction = Callable[[GaussianSDE, Tensor], Tensor]
 
 
@@ -84,6 +87,13 @@ class Score(nn.Module, ABC):
     def rows(self, index: Tensor | slice) -> Score:
         """Return the score of a part of the batch: what it holds per sample is indexed alike."""
         return self
+
+    def beside(self, other: Score, rows: int, others: int) -> Score | None:
+        """Return this score on ``rows`` samples and the other on ``others`` more, in one batch.
+
+        None if it takes two evaluations, as it does of any two networks.
+        """
+        return None
 
     def _read(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
         """Return what a perfect network of parametrisation ``view`` would put out."""
@@ -225,7 +235,9 @@ class ScoreModel(PredictionScore):
         parameter = next(self.network.parameters(), x) if isinstance(self.network, nn.Module) else x
         wide = torch.promote_types(parameter.dtype, torch.float32)
         label = per_sample(self.label(self.sde, time), x).to(wide)
-        condition = {key: _per_row(value, x) for key, value in self.condition.items()}
+        condition = {
+            key: _per_row(value, x.shape[0], x.device) for key, value in self.condition.items()
+        }
         out = self.network(scaled.to(parameter.dtype), label, **condition)
         return check_like("network", out, x).to(x.dtype)
 
@@ -250,6 +262,20 @@ class ScoreModel(PredictionScore):
         if not self.condition:
             return self
         return self._with({key: _take(value, index) for key, value in self.condition.items()})
+
+    def beside(self, other: Score, rows: int, others: int) -> ScoreModel | None:
+        """Return one model for both parts of a batch, if they differ by their conditions alone."""
+        ours, theirs = self.condition, getattr(other, "condition", {})
+        alike = all(
+            getattr(other, name, None) is getattr(self, name)
+            for name in ("network", "sde", "label")
+        )
+        if not alike or getattr(other, "prediction", None) != self.prediction:
+            return None
+        if ours.keys() != theirs.keys():
+            return None
+        both = {key: _join(ours[key], theirs[key], rows, others) for key in ours}
+        return None if any(value is _APART for value in both.values()) else self._with(both)
 
     def _with(self, condition: Mapping[str, Any]) -> ScoreModel:
         model = ScoreModel(
@@ -362,19 +388,27 @@ def _check_condition(network: Callable[..., Tensor], condition: Mapping[str, Any
             )
 
 
-def _per_row(value: Any, x: Tensor) -> Any:
+def _per_row(value: Any, rows: int, device: torch.device | None = None) -> Any:
     if isinstance(value, bool | int | float):
         value = torch.as_tensor(value)
     if not isinstance(value, Tensor):
         return value
-    value = value.to(x.device)
+    value = value if device is None else value.to(device)
     if value.ndim == 0:
-        return value.expand(x.shape[0])
-    if value.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"condition: expected one row per sample, {x.shape[0]}, got {value.shape[0]}"
-        )
+        return value.expand(rows)
+    if value.shape[0] != rows:
+        raise ValueError(f"condition: expected one row per sample, {rows}, got {value.shape[0]}")
     return value
+
+
+def _join(ours: Any, theirs: Any, rows: int, others: int) -> Any:
+    """Return what stands for two values of a condition, one after the other, or ``_APART``."""
+    ours, theirs = _per_row(ours, rows), _per_row(theirs, others)
+    if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)):
+        return ours if ours is theirs else _APART
+    if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
+        return _APART
+    return torch.cat([ours, theirs.to(ours.device)])
 
 
 def _take(value: Any, index: Tensor | slice) -> Any:
