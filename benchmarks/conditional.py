@@ -312,7 +312,8 @@ def report(
 Made by `python benchmarks/conditional.py` on one core. 8x8 digits, 17 levels; an MLP with
 {count_parameters(model.network):,} parameters, {effort.steps} steps of 128 digits,
 maximum likelihood weighting, one label in ten dropped. The worse model of autoguidance has a
-quarter of the width and an eighth of the steps; the classifier of noisy digits learned for {effort.classifier_steps} steps.
+quarter of the width and an eighth of the steps; the classifier of noisy digits learned for
+{effort.classifier_steps} steps.
 
 ## Samples against the guidance weight
 
