@@ -1,4 +1,4 @@
-"""The command line: ``scoresde demo | train | sample | likelihood | inspect | check``.
+"""The command line: ``scoresde demo | train | sample | restore | likelihood | inspect | check``.
 
 User errors are one line on standard error and exit code 2; ``--debug`` shows where they come from.
 """

@@ -4,13 +4,14 @@ A command is a :class:`~scoresde.commands.base.Command`: its words, its options,
 is one file and one line here.
 """
 
-from scoresde.commands import check, demo, inspect, likelihood, sample, train
+from scoresde.commands import check, demo, inspect, likelihood, restore, sample, train
 from scoresde.commands.base import Command
 
 COMMANDS: tuple[Command, ...] = (
     demo.COMMAND,
     train.COMMAND,
     sample.COMMAND,
+    restore.COMMAND,
     likelihood.COMMAND,
     inspect.COMMAND,
     check.COMMAND,
