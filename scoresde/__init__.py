@@ -6,6 +6,7 @@ DDPM, NCSN and the likelihood are derived from them, once.
 
 from scoresde.dequantization import bits_per_dim, dequantize, dequantized_bound, quantize
 from scoresde.exact import GaussianMixture
+from scoresde.guidance import colorize, denoise, inpaint, restore, super_resolve
 from scoresde.likelihood import Likelihood, log_likelihood
 from scoresde.losses import dsm_loss
 from scoresde.moments import Moments
@@ -96,13 +97,18 @@ __all__ = [
     "by_index",
     "by_sigma",
     "by_time",
+    "colorize",
+    "denoise",
     "dequantize",
     "dequantized_bound",
     "dsm_loss",
     "edm",
     "fit",
+    "inpaint",
     "log_likelihood",
     "quantize",
+    "restore",
     "sample",
+    "super_resolve",
     "transport",
 ]

@@ -31,6 +31,7 @@ NEIGHBOURS = {1, 3}  # floors (the ground is 0) whose rooms never import each ot
 
 SEAMS = {  # what users bring: a public door may refuse what is not one, but never asks which one
     "Coordinates",
+    "GaussianMeasurement",
     "GaussianSDE",
     "LinearOperator",
     "Measurement",
@@ -39,6 +40,7 @@ SEAMS = {  # what users bring: a public door may refuse what is not one, but nev
     "PosteriorScore",
     "Prediction",
     "ProbeLaw",
+    "Restorer",
     "SDE",
     "Sampler",
     "Score",

@@ -293,6 +293,11 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
         (lambda: denoise(WHITE, X, 0.0), ValueError, "sigma: expected noise levels"),
         (lambda: denoise(WHITE, X, 0.1, n=0), ValueError, "n: expected"),
         (lambda: denoise(WHITE, X, 0.1, n=1, steps=0), ValueError, "steps"),
+        (
+            lambda: restore(WHITE, Observation(Grey(), torch.ones(2, 3, 4, 4)), (3, 4, 4), n=5),
+            ValueError,
+            r"y: expected shape \(batch, 1, 4, 4\).*got \(2, 3, 4, 4\)",
+        ),
         (lambda: restore(WHITE, KNOWN, (2,)), TypeError, "measurement: expected an Observation"),
         (lambda: restore(WHITE, NOISELESS, (3,)), ValueError, r"samples of shape \(2,\)"),
         (

@@ -42,6 +42,9 @@ class Measurement(nn.Module, ABC):
         """Return the nearest to ``x`` that is possible at all, if not all is: shaped like ``x``."""
         return x
 
+    def check_event(self, event_shape: Sequence[int]) -> None:
+        """Refuse samples of a shape that can't have been measured."""
+
     def check_density(self) -> None:
         """Refuse a measurement that has no density."""
 

@@ -307,6 +307,7 @@ def restore(
         )
     event = check_integers("event_shape", event_shape, minimum=1)
     score.moments.check_event("event_shape", event)
+    measurement.check_event(event)
     default = _FOR_A_MEAN if mean else 1
     count = default if n is None else check_integer("n", n, minimum=1)
     act = method.mean if mean else method.draw
