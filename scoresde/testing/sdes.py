@@ -150,7 +150,7 @@ def log_snr(sde: Any, moments: list[float]) -> None:
 
 @SDES.owes(
     "closed ends",
-    "α(0) = 1;  α, σ, g > 0 inside;  all finite at 0, t_min and T",
+    "1 − σ² <= α² <= 1 at t = 0;  α, σ, g > 0 inside;  all finite at 0, t_min and T",
     "1/t or log 0 at an end; 1 − ᾱ = 0; a noise level that is negative or zero; data scaled before "
     "the diffusion starts",
     examples=12,
@@ -163,7 +163,11 @@ def closed_ends(sde: Any, t: float) -> None:
     if sde.gaussian:
         values |= {"α": sde.alpha(t), "σ": sde.sigma(t)}
         values |= dict(zip(("a_t0", "b_t0"), sde.transition(0.0, t), strict=True))
-        close("α(0)", sde.alpha(0.0), 1.0, atol=1e-12)
+        first, noise = float(sde.alpha(0.0)) ** 2, float(sde.sigma(0.0)) ** 2
+        holds(
+            1 - noise - 1e-12 <= first <= 1 + 1e-12,
+            f"α² is {first:.6g} at t = 0, expected 1, or less by at most σ² = {noise:.6g}",
+        )
     for name, value in values.items():
         holds(torch.isfinite(value).all(), f"{name} is {value.tolist()}, expected a finite number")
     for name in values.keys() & {"α", "σ", "g"} if t > 0 else ():
