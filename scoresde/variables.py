@@ -126,11 +126,11 @@ class Windowed(_UnitVariance):
     Example:
         >>> ratio = torch.tensor([1e4, 1.0, 0.5, 0.0])
         >>> Windowed().time(ratio)
-        tensor([2.9753e-04, 1.3401e+00, 1.8184e+00, 2.6127e+00])
+        tensor([2.6727e-04, 1.2597e+00, 1.7247e+00, 2.5074e+00])
     """
 
     lower: float = 0.22
-    upper: float = 3.0
+    upper: float = 2.7
 
     def __post_init__(self) -> None:
         check_positive("lower", self.lower)

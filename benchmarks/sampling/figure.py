@@ -21,7 +21,7 @@ from sampling.problems import PROBLEMS
 from sampling.strong import error, make_reference
 from sampling.ways import Way
 
-EVALUATIONS = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100, 200)
+EVALUATIONS = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
 NAME = "samplers.png"
 COLOURS = (
     "#c1272d", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#7b3294", "#8c564b", "#d55e00",
@@ -35,7 +35,7 @@ def strong_curves(ways: tuple[Way, ...], quick: bool) -> dict[str, dict[str, Cur
     """Return (evaluations, error) by problem and way."""
     curves: dict[str, dict[str, Curve]] = {}
     for problem in PROBLEMS:
-        reference = make_reference(problem, 16 if quick else 256)
+        reference = make_reference(problem, 16 if quick else 64)
         ladder = EVALUATIONS[:4] if quick else EVALUATIONS
         curves[problem.name] = {
             way.name: [error(way, reference, count) for count in ladder] for way in ways

@@ -32,7 +32,7 @@ class AdamsBashforth(FlowSteps, Multistep):
             ``order + 1``; 0 does not correct.
         coordinates: variables of the flow.
         reach: how far back in τ the predictor's polynomial goes; by default to where there was
-            six times the noise. Few steps are then of order 2, many of order 4.
+            five times the noise. Few steps are then of order 2, many of order 4.
 
     Raises:
         TypeError: if ``coordinates`` are none.
@@ -58,7 +58,7 @@ class AdamsBashforth(FlowSteps, Multistep):
     order: int = 4
     corrector: int = 4
     coordinates: Coordinates = STRAIGHT
-    reach: float = 1.8
+    reach: float = 1.6
 
     def __post_init__(self) -> None:
         super().__post_init__()

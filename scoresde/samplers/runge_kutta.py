@@ -85,7 +85,7 @@ class RungeKutta(FlowSteps):
 
     Example:
         >>> RungeKutta(MIDPOINT).coordinates
-        Windowed(lower=0.22, upper=3.0)
+        Windowed(lower=0.22, upper=2.7)
 
     References:
         Hairer, Nørsett & Wanner 1993, section II.1; Karras et al. 2022, arXiv:2206.00364,
