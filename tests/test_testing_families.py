@@ -40,7 +40,7 @@ DEAR = ("order of the flow", "limit", "inverse", "Gaussian data", "weak order", 
 
 
 @parametrize_with_checks(
-    [*samplers.FAMILY, samplers.MetropolisLangevin()],
+    samplers.FAMILY,
     examples=numbers(SAMPLERS, DEAR),
 )
 def test_samplers(check):
