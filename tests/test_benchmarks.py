@@ -69,6 +69,8 @@ def test_transcribed_dpm_solver_is_the_published_one() -> None:
         ("samplers.py", [], ["azula", "diffusers", "flow_matching"]),
         ("discrete.py", [], ["matplotlib", "sklearn"]),
         ("networks.py", ["--eager"], []),
+        ("posterior.py", [], ["matplotlib"]),
+        ("restoration.py", [], ["matplotlib", "sklearn"]),
     ],
 )
 def test_benchmark_runs(script: str, options: list[str], peers: list[str], tmp_path: Path) -> None:
