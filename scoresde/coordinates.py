@@ -271,6 +271,15 @@ class Posterior(Spectral):
         slope = (moved - swelling * place) / scale
         return place / scale, slope, rates + growth.sum(2) - swelling.sum(2)
 
+    def moved(self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``to`` and v + S⁻¹ ∂h/∂w S (to − z), ∂h/∂w = (A − ∂D/∂w) d ln ρ/dτ."""
+        ratio, whole = self._scales(tau.unsqueeze(1))
+        kept, rate = self.flow.coordinates.slope(ratio, self.flow.moments.variance)
+        change = whole * (to - z)
+        shrinkage = self.spread / (self.spread + ratio**2) - self.values / rate
+        bent = kept * change - rate * self.stretched(shrinkage, change)
+        return to, velocity + bent / whole
+
     def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
         """Return z = E(μ + s ζ)/S."""
         ratio, whole = self._scales(tau.unsqueeze(1))

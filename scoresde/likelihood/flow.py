@@ -20,14 +20,14 @@ from scoresde.likelihood.base import Likelihood, Method, Query
 from scoresde.solvers import Status
 from scoresde.solvers.base import Evaluation
 
-_SOLVER_SHARE = 0.06
+_SOLVER_SHARE = 0.08
 """Tolerance of the solver's steps as a fraction of the wanted error of log p per dimension."""
 
 _LENIENCE = 10.0
 """How far the error estimate, an upper bound, may exceed the tolerance before a sample is
 flagged."""
 
-_RESOLUTION, _DEPTH_SHARE = 0.2, 0.5
+_RESOLUTION, _DEPTH_SHARE = 0.25, 2 / 3
 """What is claimed at least, in units of the tolerance: per bit and dimension, and of what log p
 lies below that of data."""
 
@@ -42,7 +42,7 @@ class FlowIntegral(Method):
     The steps control errors relative to the state. Far off the data, log p is a large number that
     hangs on the state with a large slope, so that its error is relative too: by as much as log p
     lies below the typical log-density of a Gaussian with the data's moments, the solver's error
-    counts as at least half the tolerance. Nor is it told finer than a fifth of the tolerance.
+    counts as at least two thirds of the tolerance. Nor is it told finer than a quarter of it.
 
     References:
         Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, eq. 39.

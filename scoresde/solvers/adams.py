@@ -12,7 +12,8 @@ exact, so does the difference between two orders of its integral.
 A step is told in the frame ζ of its first point (:mod:`scoresde.solvers.frames`), where a model of
 the flow stands still, and ζ′ = λ (ζ − ζ_n) + P(τ) is solved exactly, with P through ζ′ − λ (ζ −
 ζ_n): the exponential Adams method. Any frame and any λ give the same order; good ones leave little
-to do, and take the stiffness out, by which explicit methods crawl at points off the data.
+to do, and take the stiffness out, by which explicit methods crawl at points off the data. One that
+knows the Jacobian also moves the new slope from p to z⁺, as a second evaluation would.
 
 Along any path, the integral of q misses the change of log p by the work of a = ∇log p along path −
 flow, Σ ½(a + a′)·(e′ − e) or, summed by parts, a_N·e_N − Σ ½(a′ − a)·(e′ + e). The terms of the
@@ -25,7 +26,6 @@ Gradients pass through states and integrals, not through what controls the steps
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -38,8 +38,12 @@ from scoresde.solvers.frames import Frame
 
 _SAFETY = 0.8
 _SHRINK, _GROW = 0.3, 2.0
+_SHRINK_AGAIN = 0.1
+_PROBE, _FIRST = 1e-4, 0.03
+"""Lengths of the step that is only tried and of the longest first one, in units of the way."""
+
 _SERIES, _TERMS = 2.0, 24
-_CAUTION = 4.0
+_CAUTION = 5.0
 """What multiplies the root of the sum of squares of the steps' own error estimates."""
 
 
@@ -53,10 +57,14 @@ class _Walk:
     z: Tensor  # (m, d)
     integral: Tensor
     variance: Tensor  # of the integral, from nodes that left the history
+    scatter: Tensor  # sum of squares of their shares in it
+    freedom: Tensor  # (m,) degrees of freedom of each node's variance
     defect: Tensor  # (m, d) e of the last step
     gradient: Tensor  # (m, d) ∇ log p at the last node
     error: Tensor  # sum of squares of the steps' estimated errors of log p
     order: Tensor  # (m,) slopes in the history
+    rejected: Tensor  # |h| of the last step that failed from here, 0 if none did
+    excess: Tensor  # its error over the allowed one
     evaluations: Tensor
     nodes: Tensor  # (m, K) τ of the history, latest first
     states: Tensor  # (m, K, d) z where the slopes were taken
@@ -121,54 +129,48 @@ class Adams(Solver):
         noisy: bool = False,
     ) -> Solution:
         """Integrate every sample with its own steps (see :meth:`Solver.solve`)."""
-        walk = self._begin(field, z, start, end, tolerance)
+        walk = self._begin(field, z, start)
         out = _Arrivals(z)
         if start == end:
             out.record(walk, torch.full_like(walk.rows, int(Status.CONVERGED)))
             return out.solution()
+        walk = self._probe(field, walk, end - start, tolerance, noisy)
         eps = torch.finfo(z.dtype).eps
         smallest = max(1e-12 * abs(end - start), 64 * eps * max(abs(start), abs(end)))
         while len(walk.rows):
             left = end - walk.tau
             step = torch.where(walk.step.abs() < left.abs(), walk.step, left)
             trial, error = self._step(field, walk, step, tolerance, noisy)
-            accepted = error <= 1
-            factor = _SAFETY * error.clamp(min=1e-10) ** (-1 / (walk.order + 1).to(error.dtype))
-            factor = factor.clamp(_SHRINK, _GROW)
-            walk = _merge(accepted, trial, replace(walk, evaluations=trial.evaluations))
+            accepted, factor = error <= 1, _factor(walk, step, error)
             arrived = accepted & (step == left)
-            walk.tau = torch.where(arrived, end, walk.tau)
-            walk.step = step * factor
-            stuck = ~arrived & (walk.step.abs() < smallest)
-            spent = ~arrived & ~stuck & (walk.evaluations >= self.max_evaluations)
-            status = torch.full_like(walk.rows, int(Status.CONVERGED))
-            status = torch.where(spent, int(Status.MAX_EVALUATIONS), status)
-            status = torch.where(stuck, int(Status.STEP_TOO_SMALL), status)
-            status = torch.where(stuck & error.isinf(), int(Status.NOT_FINITE), status)
+            following = step * factor
+            stuck = ~arrived & (following.abs() < smallest)
+            spent = ~arrived & ~stuck & (trial.evaluations >= self.max_evaluations)
             done = arrived | stuck | spent
-            index = done.nonzero().squeeze(1)
-            if len(index):
-                out.record(_take(walk, index), status[index])
-                walk = _take(walk, (~done).nonzero().squeeze(1))
+            smooth, over = torch.stack([accepted.all(), done.any()]).tolist()
+            if not smooth:
+                counted = replace(walk, evaluations=trial.evaluations)
+                trial = _merge(accepted, trial, replace(counted, rejected=step.abs(), excess=error))
+            walk = trial
+            walk.tau = torch.where(arrived, end, walk.tau)
+            walk.step = following
+            if over:
+                status = torch.full_like(walk.rows, int(Status.CONVERGED))
+                status = torch.where(spent, int(Status.MAX_EVALUATIONS), status)
+                status = torch.where(stuck, int(Status.STEP_TOO_SMALL), status)
+                status = torch.where(stuck & error.isinf(), int(Status.NOT_FINITE), status)
+                out.record(_take(walk, done), status[done])
+                walk = _take(walk, ~done)
         return out.solution()
 
-    def _begin(self, field: Field, z: Tensor, start: float, end: float, tolerance: float) -> _Walk:
-        """Evaluate twice, at the start and an Euler step on, and choose a first step."""
+    def _begin(self, field: Field, z: Tensor, start: float) -> _Walk:
+        """Evaluate at the start."""
         n, K = len(z), max(self.order, 2)
         rows = torch.arange(n, device=z.device)
         zero = z.new_zeros(n)
         tau = torch.full_like(zero, start)
         counts = torch.zeros_like(rows)
         v, q, a, frame = Evaluation(*field(tau, z, rows, counts))
-        probe = 1e-4 * (end - start)
-        v1 = Evaluation(*field(tau + probe, z + probe * v, rows, counts + 1)).velocity
-        scale = 1 + z.abs()
-        bend = _rms((v1 - v) / (probe * scale))
-        slope = _rms(v / scale)
-        step = torch.sqrt(tolerance / bend.clamp(min=1e-300)).clamp(max=0.1 * abs(end - start))
-        step = torch.minimum(step, 0.5 * tolerance**0.5 / slope.clamp(min=1e-300))
-        step = torch.where(step.isfinite() & (step > 0), step, torch.full_like(step, abs(probe)))
-        step = step.detach()
         mean, spread = _average(q)
 
         def history(value: Tensor) -> Tensor:  # one slope counts, the others only fill the rows
@@ -177,15 +179,19 @@ class Adams(Solver):
         return _Walk(
             rows=rows,
             tau=tau,
-            step=math.copysign(1.0, end - start) * step,
+            step=zero,
             z=z,
             integral=zero,
             variance=zero,
+            scatter=zero,
+            freedom=torch.full_like(zero, max(q.shape[1] - 1, 1)),
             defect=torch.zeros_like(z),
             gradient=torch.zeros_like(z) if a is None else a.detach(),
             error=zero,
             order=torch.ones_like(rows),
-            evaluations=counts + 2,
+            rejected=zero,
+            excess=zero,
+            evaluations=counts + 1,
             nodes=history(tau),
             states=history(z),
             slopes=history(v),
@@ -194,6 +200,14 @@ class Adams(Solver):
             weights=z.new_zeros(n, K),
             frame=frame,
         )
+
+    def _probe(self, field: Field, walk: _Walk, way: float, tolerance: float, noisy: bool) -> _Walk:
+        """Choose the first step by the error, of order 2, of a short one that is not taken."""
+        step = torch.full_like(walk.tau, _PROBE * way)
+        trial, error = self._step(field, walk, step, tolerance, noisy)
+        length = torch.sqrt(_SAFETY**2 / error.detach().clamp(min=1e-300))
+        length = length.clamp(1e-3, _FIRST / _PROBE)
+        return replace(walk, step=step * length, evaluations=trial.evaluations)
 
     def _step(
         self, field: Field, w: _Walk, step: Tensor, tolerance: float, noisy: bool
@@ -205,16 +219,17 @@ class Adams(Solver):
         mean, spread = _average(q)
         if noisy and q.shape[1] == 1:
             spread = _roughness(w, reach.tau, mean).detach()
-        z, change, doubt, weights = reach.correct(p, v, mean)
+        z, change, doubt, weights = reach.correct(p, v, mean, doubted=not noisy)
         defect = (z - p).detach()
         d = w.z.shape[1]
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()).detach())) / tolerance
-        doubt = torch.zeros_like(doubt) if noisy else doubt
         error = torch.maximum(error, doubt.abs() / (d * tolerance))
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = weights + torch.nn.functional.pad(w.weights, (1, 0))
         gradient = torch.zeros_like(z) if a is None else a.detach()
+        seat, lean = frame.moved(reach.tau, p, v, z)
+        share = weights[:, -1] ** 2 * w.spreads[:, -1]
         detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
         after = _Walk(
             rows=w.rows,
@@ -222,15 +237,19 @@ class Adams(Solver):
             step=step,
             z=z,
             integral=w.integral + change,
-            variance=w.variance + weights[:, -1] ** 2 * w.spreads[:, -1],
+            variance=w.variance + share,
+            scatter=w.scatter + share**2,
+            freedom=w.freedom,
             defect=defect,
             gradient=gradient,
             error=w.error + doubt**2 + detour.nan_to_num(torch.inf) ** 2,
             order=(w.order + 1).clamp(max=self.order),
+            rejected=torch.zeros_like(w.rejected),
+            excess=torch.zeros_like(w.excess),
             evaluations=w.evaluations + 1,
             nodes=_push(w.nodes, reach.tau),
-            states=_push(w.states, p),
-            slopes=_push(w.slopes, v),
+            states=_push(w.states, seat),
+            slopes=_push(w.slopes, lean),
             rates=_push(w.rates, mean),
             spreads=_push(w.spreads, spread),
             weights=weights[:, :-1],
@@ -257,11 +276,14 @@ class _Reach:
         states, slopes, _ = self._told
         return self._follow(_fit(self._past, self._w.order), states, slopes)
 
-    def correct(self, p: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def correct(
+        self, p: Tensor, v: Tensor, q: Tensor, doubted: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Take in the slope and the integrand at the end, evaluated at ``p`` (Adams–Moulton).
 
         Returns:
-            z there, the increase of the integral, what it differs by from that of one order less,
+            z there, the increase of the integral, what it differs by from that of one order less
+            (0 unless ``doubted``),
             and the weights ``(m, K + 1)`` of the nodes in it, the end's first.
         """
         k, frame = self._w.order, self._w.frame
@@ -271,7 +293,7 @@ class _Reach:
         nodes = torch.cat([torch.ones_like(self._past[:, :1]), self._past], dim=1)
         fit = _fit(nodes, k + 1)
         weights = self._step.unsqueeze(1) * _integrate(fit)
-        lower = self._step.unsqueeze(1) * _integrate(_fit(nodes, k))
+        lower = self._step.unsqueeze(1) * _integrate(_fit(nodes, k)) if doubted else weights
         swelling = frame.log_volume(self.tau) - frame.log_volume(self._w.tau)
         return (
             self._follow(fit, states, slopes),
@@ -300,10 +322,13 @@ class _Arrivals:
         self._counts = torch.zeros(n, 2, dtype=torch.int64, device=z.device)
 
     def record(self, walk: _Walk, status: Tensor) -> None:
-        variance = walk.variance + (walk.weights**2 * walk.spreads).sum(1)
+        shares = walk.weights**2 * walk.spreads
+        noise = _noise(
+            walk.variance + shares.sum(1), walk.scatter + shares.square().sum(1), walk.freedom
+        )
         last = (walk.gradient * walk.defect).sum(1).nan_to_num(torch.inf)
         error = _CAUTION * (walk.error + last**2).sqrt()
-        columns = torch.stack([walk.integral, variance.sqrt(), error, walk.tau], dim=1)
+        columns = torch.stack([walk.integral, noise, error, walk.tau], dim=1)
         self._state = self._state.index_copy(0, walk.rows, walk.z)
         self._columns = self._columns.index_copy(0, walk.rows, columns)
         counts = torch.stack([walk.evaluations, status], dim=1)
@@ -313,6 +338,23 @@ class _Arrivals:
         integral, noise, error, reached = self._columns.unbind(1)
         evaluations, status = self._counts.unbind(1)
         return Solution(self._state, integral, noise, error, reached, evaluations, status)
+
+
+def _factor(walk: _Walk, step: Tensor, error: Tensor) -> Tensor:
+    """Return the next step over this one, by the order of the error.
+
+    Beyond what the history knows of, as where another mode comes into sight, the order is not that
+    of the method: two steps rejected at one place tell it. After a rejection no step grows.
+    """
+    order = (walk.order + 1).to(error.dtype)
+    retried = walk.rejected > 0
+    again = retried & (error > 1) & (error < walk.excess) & walk.excess.isfinite()
+    ratio = torch.where(again, walk.rejected / step.abs(), 2.0)
+    seen = torch.log(walk.excess / error) / torch.log(ratio)
+    order = torch.where(again, seen.clamp(min=1.0).minimum(order), order)
+    factor = _SAFETY * error.clamp(min=1e-10) ** (-1 / order)
+    least, most = torch.where(again, _SHRINK_AGAIN, _SHRINK), torch.where(retried, 1.0, _GROW)
+    return factor.clamp(least, most)
 
 
 def _fit(nodes: Tensor, count: Tensor) -> Tensor:
@@ -362,6 +404,17 @@ def _average(q: Tensor) -> tuple[Tensor, Tensor]:
         return q.new_zeros(len(q)), q.new_zeros(len(q))
     mean = q.mean(1)
     return mean, q.detach().var(1) / k if k > 1 else torch.zeros_like(mean)
+
+
+def _noise(variance: Tensor, scatter: Tensor, freedom: Tensor) -> Tensor:
+    """Return a standard error, two of which cover as much as two of a normal law whose σ is known.
+
+    Few nodes with few probes each tell the variance badly: with ν degrees of freedom, Student's
+    law reaches farther. By Satterthwaite, the share s of a node having n, 1/ν = Σ s²/(n + 2) over
+    (Σ s)², and the quantile of the normal law at 2 grows by 1 + 5/(4ν) + 49/(32ν²) (Fisher).
+    """
+    tail = scatter / (freedom + 2) / variance.square().clamp(min=1e-300)
+    return variance.sqrt() * (1 + 1.25 * tail + 1.53125 * tail**2)
 
 
 def _roughness(w: _Walk, tau: Tensor, rate: Tensor) -> Tensor:

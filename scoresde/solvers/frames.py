@@ -50,6 +50,19 @@ class Frame(ABC):
     def log_volume(self, tau: Tensor) -> Tensor:
         """Return log |det ∂z/∂ζ| ``(m,)`` at τ ``(m,)``: ∫q = ∫q_ζ + its increase."""
 
+    def moved(self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a point close to z whose velocity is known as well, and that velocity.
+
+        It is ``to`` where the Jacobian is known, else z itself.
+
+        Args:
+            tau: ``(m,)``, where this frame was made.
+            z: ``(m, d)``, likewise.
+            velocity: v there, ``(m, d)``.
+            to: the point wanted, ``(m, d)``.
+        """
+        return z, velocity
+
     @final
     def map(self, function: Callable[..., Tensor], *others: Frame) -> Self:
         """Apply a function of tensors with a row per sample to all that are no ``shared`` field."""
@@ -108,6 +121,15 @@ class Spectral(Frame):
     def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
         """Return the vector of these components."""
         return torch.einsum("mdr,mr->md", self.basis, zeta)
+
+    def moved(self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``to`` and v + J (to − z)."""
+        return to, velocity + self.stretched(self.values, to - z)
+
+    def stretched(self, values: Tensor, change: Tensor) -> Tensor:
+        """Return a vector stretched by ``values`` along the axes, all ``(m, d)``."""
+        along = values * torch.einsum("mdr,md->mr", self.basis, change)
+        return torch.einsum("mdr,mr->md", self.basis, along)
 
     def log_volume(self, tau: Tensor) -> Tensor:
         """Return 0."""
