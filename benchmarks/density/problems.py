@@ -17,8 +17,10 @@ from scoresde.commands import demo
 from scoresde.commands.data import digits, evaluation_set
 from scoresde.coordinates import PlainFlow
 from scoresde.likelihood import FlowIntegral, Query
+from scoresde.networks import MLP
 from scoresde.solvers import SciPy
 from scoresde.traces import ExactTrace, Hutchinson, Trace
+from scoresde.training import fit
 
 CACHE = Path(__file__).parent / ".cache"
 SDES: tuple[SDE, ...] = (VPSDE(), SubVPSDE(), VESDE())
@@ -161,10 +163,34 @@ def model(quick: bool = False) -> ScoreModel:
     return ScoreModel.load(path)
 
 
+def perceptron(d: int, quick: bool = False) -> ScoreModel:
+    """Return an MLP that has learnt the anisotropic mixture; trained once, then kept."""
+    path = CACHE / f"{'quick' if quick else 'mlp'}{d}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        law = mixture("aniso", d, VPSDE(), 1).score
+        data = law.sample(20_000, 0.0, torch.Generator().manual_seed(2), dtype=torch.float32)
+        torch.manual_seed(0)
+        score = ScoreModel(MLP((d,), width=64, depth=2), VPSDE())
+        fit(score, data, steps=50 if quick else 2000, progress=False).score.save(path)
+    return ScoreModel.load(path)
+
+
+def learnt(d: int, points: int, quick: bool = False) -> Problem:
+    """Return the trained MLP at new points of what it has learnt."""
+    law = mixture("aniso", d, VPSDE(), points)
+    return converged(f"MLP d={d}", perceptron(d, quick), perceptron(d, quick), law.x, quick)
+
+
 def network(points: int, quick: bool = False) -> Problem:
-    """Return the trained network on held-out digits; the truth is a solve that has converged."""
-    single, double = model(quick), model(quick).double()
+    """Return the trained U-Net on held-out digits."""
     x = evaluation_set(digits("digits-test").read()[:points], demo.LEVELS).float().double()
+    return converged("digits U-Net d=64", model(quick), model(quick), x, quick)
+
+
+def converged(name: str, single: Score, copy: Score, x: Tensor, quick: bool) -> Problem:
+    """Return a problem whose truth is a solve in float64 by another method that has converged."""
+    double = copy.double()
     prior = double.sde.prior(x.shape[1:], dtype=torch.float64)
     exact = traced(double, jacobian_trace(double))
     rtol = 1e-6 if quick else 1e-9
@@ -179,4 +205,4 @@ def network(points: int, quick: bool = False) -> Problem:
     with torch.no_grad():
         truth = FlowIntegral()(query, x, torch.arange(len(x))).log_prob
     faster = traced(single, jacobian_trace(single))
-    return Problem("digits U-Net d=64", single, faster, None, prior, x, truth)
+    return Problem(name, single, faster, None, prior, x, truth)
