@@ -6,8 +6,8 @@ A small U-Net (that of `scoresde demo`) has learnt 1500 digits, 8 × 8 pixels in
 ones are seen through a mask, in averages of 2 × 2 or 4 × 4 pixels, or under noise, and restored.
 
 * PSNR: 10 log₁₀ (2²/mean square error) in dB, of one sample and of the posterior mean: by Bayes'
-  theorem a perfect sample misses twice what the perfect mean misses, 3 dB. Wiener's mean and that
-  of `denoise` are computed, the others are those of the samples, whose own noise they keep a part of;
+  theorem a perfect sample misses twice what the perfect mean misses, 3 dB. The means of Wiener and
+  `denoise` are exact, the others those of the samples, with a part of their noise;
 * bits/dim: −log₂ p per pixel that the model itself gives to what comes out (of samples, where there
   are some): near that of the truth is right, above is not like a digit, below is too plain.
 
