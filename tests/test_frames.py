@@ -108,3 +108,23 @@ def test_gaussians_cost_next_to_nothing_though_their_moments_are_unknown(sde: Ga
     result = log_likelihood(score, x, prior=terminal)
     assert (result.log_prob - score.log_prob(x, sde.t_min)).abs().max() < 1e-5
     assert result.evaluations.max() < 20
+
+
+def test_slopes_move_with_the_state_where_the_jacobian_is_known() -> None:
+    """v(z) + J (to − z) against the flow itself, to second order; plain frames stay in place."""
+    means, stds = 0.5 * rand(2, D), torch.tensor([0.3, 0.6], dtype=torch.float64)
+    covariances = stds[:, None, None] ** 2 * torch.eye(D, dtype=torch.float64)
+    path = GaussianFlow(GaussianMixture(torch.ones(2), means, covariances, VPSDE()), (D,))
+    tau = torch.tensor([0.2, 0.7, 1.3], dtype=torch.float64)
+    z, change = rand(M, D, seed=8), rand(M, D, seed=9)
+    streams = Streams.draw(M, seeded(0))
+    here = path.slope(tau, z, slice(None), ExactTrace(), streams)
+    misses = []
+    for size in (1e-3, 1e-4):
+        place, told = here.frame.moved(tau, z, here.velocity, z + size * change)
+        truth = path.slope(tau, place, slice(None)).velocity
+        assert torch.equal(place, z + size * change)
+        misses.append(float((told - truth).abs().max()))
+        assert misses[-1] < 0.05 * float((truth - here.velocity).abs().max())
+    assert 80 < misses[0] / misses[1] < 120
+    assert torch.equal(PLAIN.moved(tau, z, here.velocity, z + change)[0], z)
