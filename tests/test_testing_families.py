@@ -6,6 +6,8 @@ members with parameters that are drawn.
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 from hypothesis import settings
 
@@ -39,9 +41,8 @@ def test_diffusions(check):
 DEAR = ("order of the flow", "limit", "inverse", "Gaussian data", "weak order", "law of the data")
 
 
-@parametrize_with_checks(
-    samplers.FAMILY,
-    examples=numbers(SAMPLERS, DEAR),
+@parametrize_with_checks(  # the last needs a density, which not every score has
+    [*samplers.FAMILY, samplers.MetropolisLangevin()], examples=numbers(SAMPLERS, DEAR)
 )
 def test_samplers(check):
     check()
@@ -63,6 +64,16 @@ ALL_BUT_SHAPES = {law.name for law in LIKELIHOODS.properties} - {"shapes"}
 @parametrize_with_checks(likelihood.FAMILY, examples=numbers(LIKELIHOODS, ALL_BUT_SHAPES))
 def test_likelihoods(check):
     check()
+
+
+@pytest.mark.parametrize(
+    "member",
+    [*samplers.FAMILY, *solvers.FAMILY, *traces.FAMILY, *likelihood.FAMILY],
+    ids=repr,
+)
+def test_recipes_cannot_be_changed(member):
+    with pytest.raises(FrozenInstanceError):
+        member.anything = None
 
 
 def drawn(families):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +41,12 @@ class Chunked(Score):
         """Return the score, shaped like ``x``."""
         return self._map(lambda part, x, t: part(x, t), x, t)
 
+    @property
+    def log_prob(self) -> Callable[[Tensor, Time], Tensor]:
+        """The density log p_t, ``(x, t) -> (batch,)``, of a score that has one."""
+        self.score.log_prob  # noqa: B018
+        return partial(self._map, lambda part, x, t: part.log_prob(x, t))
+
     def rows(self, index: Tensor | slice) -> Chunked:
         """Return the score of a part of the batch, evaluated a few rows at a time."""
         return Chunked(self.score.rows(index), self.batch_size)
@@ -46,7 +54,7 @@ class Chunked(Score):
     def _read(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
         return self._map(lambda part, x, t: part._read(view, x, t), x, t)
 
-    def _map(self, read: Callable[[Score, Tensor, Time], Tensor], x: Tensor, t: Time) -> Tensor:
+    def _map(self, read: Callable[[Any, Tensor, Time], Tensor], x: Tensor, t: Time) -> Tensor:
         parts = []
         for first in range(0, x.shape[0], self.batch_size):
             rows = slice(first, first + self.batch_size)
