@@ -194,6 +194,13 @@ def test_bad_input(call, error, message):
 # --- presets
 
 
+def test_ddim_without_noise_can_be_gone_back():
+    assert ddim().deterministic
+    assert not ddim(0.5).deterministic
+    x = torch.ones(2, 2)
+    assert encode(mixture(VPSDE()), x, ddim(), steps=3).shape == x.shape
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=repr)
 def test_presets_print_themselves_and_run(preset):
     assert eval(repr(preset), vars(samplers) | {"inf": math.inf}) == preset

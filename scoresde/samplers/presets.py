@@ -50,12 +50,12 @@ def ddim(eta: float = 0.0, grid: Grid = UniformTime(), steps: int = 50) -> OnGri
 
     Example:
         >>> ddim().sampler
-        Exponential(order=1, eta=DDIMNoise(eta=0.0), corrector=0, published=False)
+        Exponential(order=1, eta=0.0, corrector=0, published=False)
 
     References:
         Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16.
     """
-    return OnGrid(Exponential(order=1, eta=DDIMNoise(eta)), grid, steps)
+    return OnGrid(Exponential(order=1, eta=DDIMNoise(eta) if eta else 0.0), grid, steps)
 
 
 def pc(
