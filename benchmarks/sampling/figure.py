@@ -94,14 +94,14 @@ def place_labels(
     ends = sorted(ends, key=lambda end: end[1])
     heights = np.array([(math.log(min(max(v, bounds[0]), bounds[1])) - low) / (high - low)
                         for _, v, _ in ends])  # fmt: skip
-    gap = 0.062
-    for _ in range(200):  # push neighbours apart, and back into the panel
+    gap = 0.06
+    for _ in range(500):  # push neighbours apart, and back into the panel
         for i in range(len(heights) - 1):
             lack = gap - (heights[i + 1] - heights[i])
             if lack > 0:
                 heights[i] -= lack / 2
                 heights[i + 1] += lack / 2
-        heights = heights - max(0.0, heights[-1] - 1) + max(0.0, -heights[0])
+        heights = heights.clip(0.0, 1.0)
     for (text, _, colour), height in zip(ends, heights, strict=True):
         axes.text(
             1.02, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=7.5,
