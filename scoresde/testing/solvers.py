@@ -387,9 +387,10 @@ class _Copies(Logistic):
     seed=seeds,
 )
 def fresh_noise(solver: Any, k: int, seed: int) -> None:
-    """400 equal rows: no bias (6.5 standard errors, 1e-10), SE² within 40 % of the variance.
+    """400 equal rows: no bias (6.5 standard errors, 1e-10); ±2 SE cover 88 % at least.
 
-    The variance of 400 normal numbers is known to 7 %: 40 % is missed with a chance of 1e-7.
+    For a true 94 % the latter is missed with a chance of 1e-6. SE² is 0.6 to 2 times the variance,
+    which 400 normal numbers tell to 7 %: it may be widened where few nodes tell it badly.
     """
     n, problem = 400, _Copies(400, 2, seed)
     streams = Streams.draw(n, torch.Generator().manual_seed(seed))
@@ -402,8 +403,10 @@ def fresh_noise(solver: Any, k: int, seed: int) -> None:
     spread = float(noise.std())
     close("the mean error of ∫ q", noise.mean(), 0.0, atol=6.5 * spread / n**0.5 + 2e-2)
     told = float(loud.standard_error.square().mean()) ** 0.5
-    close("the standard error over the standard deviation, squared,", (told / spread) ** 2, 1.0,
-          atol=0.4)  # fmt: skip
+    close("the standard error over the standard deviation, squared,", (told / spread) ** 2, 1.3,
+          atol=0.7)  # fmt: skip
+    cover = float((noise.abs() <= 2 * loud.standard_error).double().mean())
+    close("what two standard errors cover", cover, 0.94, atol=0.06)
 
 
 @SOLVERS.owes(
