@@ -78,7 +78,8 @@ def check_data(name: str, x: Tensor) -> Tensor:
 def _check_range(t: Tensor, T: float, name: str) -> None:
     if not t.numel():
         return
-    ends = (t, t) if t.ndim == 0 else torch.aminmax(t.detach())
+    times = t.detach()
+    ends = (times, times) if t.ndim == 0 else torch.aminmax(times)
     low, high = (float(end) for end in ends)  # plain numbers are compared quickly
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name}: expected finite times, got {low:g} … {high:g}")

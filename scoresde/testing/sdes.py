@@ -150,7 +150,7 @@ def log_snr(sde: Any, moments: list[float]) -> None:
 
 @SDES.owes(
     "closed ends",
-    "1 − σ² <= α² <= 1 at t = 0;  α, σ, g > 0 inside;  all finite at 0, t_min and T",
+    "1 − min(σ², 1 %) <= α² <= 1 at t = 0;  α, σ, g > 0 inside;  all finite at 0, t_min and T",
     "1/t or log 0 at an end; 1 − ᾱ = 0; a noise level that is negative or zero; data scaled before "
     "the diffusion starts",
     examples=12,
@@ -163,10 +163,10 @@ def closed_ends(sde: Any, t: float) -> None:
     if sde.gaussian:
         values |= {"α": sde.alpha(t), "σ": sde.sigma(t)}
         values |= dict(zip(("a_t0", "b_t0"), sde.transition(0.0, t), strict=True))
-        first, noise = float(sde.alpha(0.0)) ** 2, float(sde.sigma(0.0)) ** 2
+        start, noise = float(sde.alpha(0.0)) ** 2, min(float(sde.sigma(0.0)) ** 2, 0.01)
         holds(
-            1 - noise - 1e-12 <= first <= 1 + 1e-12,
-            f"α² is {first:.6g} at t = 0, expected 1, or less by at most σ² = {noise:.6g}",
+            1 - noise - 1e-12 <= start <= 1 + 1e-12,
+            f"α² is {start:.6g} at t = 0, expected 1, or as much less as noise is added, {noise:g}",
         )
     for name, value in values.items():
         holds(torch.isfinite(value).all(), f"{name} is {value.tolist()}, expected a finite number")
