@@ -277,14 +277,14 @@ def in_child(work: Any, seconds: float, output: Path) -> int | None:
     return None
 
 
-def map_tests(root: Path, where: Path) -> dict[str, Any]:
-    """Run all tests once, and return their times and the lines that each executes."""
+def map_tests(root: Path, where: Path, chosen: Sequence[str] = ()) -> dict[str, Any]:
+    """Run all tests once, or those chosen: return their times and the lines that each executes."""
     target = where / "map.json"
 
     def work() -> int:
         mapper = Mapper(root)
         mapper.coverage.start()
-        code = run_pytest(root, test_files(root), mapper)
+        code = run_pytest(root, list(chosen) or test_files(root), mapper)
         mapper.coverage.stop()
         target.write_text(json.dumps({"seconds": mapper.seconds, "lines": mapper.lines()}))
         return code
@@ -348,7 +348,9 @@ def interval(killed: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
 
 
-def report(outcomes: dict[str, list[tuple[Mutant, str]]], sizes: dict[str, int]) -> str:
+def report(
+    outcomes: dict[str, list[tuple[Mutant, str]]], sizes: dict[str, int], tests: Sequence[str]
+) -> str:
     """Return the page."""
     rows = []
     for part, results in outcomes.items():
@@ -361,6 +363,7 @@ def report(outcomes: dict[str, list[tuple[Mutant, str]]], sizes: dict[str, int])
     lines = [
         f"# {__doc__.splitlines()[0]}\n",
         __doc__.split("\n\n", 2)[2],
+        f"Tests: {', '.join(f'`{name}`' for name in tests) or 'all that concern these parts'}.\n",
         "| part | places | tried | killed | part killed (95 % interval) |\n|---|---|---|---|---|",
         *rows,
         "\n## Survivors\n",
@@ -393,6 +396,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=60, help="mutants of each part")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests for each mutant")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", nargs="+", default=[], help="files; all if left out")
     parser.add_argument("--map", type=Path, help="of tests to lines, from an earlier run")
     parser.add_argument("--record", type=Path, help="file that outcomes are appended to")
     parser.add_argument("--out", type=Path, help="folder for the page; printed only if left out")
@@ -402,7 +406,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         root = copy(where)
-        known = json.loads(options.map.read_text()) if options.map else map_tests(root, where)
+        known = json.loads(options.map.read_text()) if options.map else None
+        known = known or map_tests(root, where, options.tests)
         outcomes, sizes = {}, {}
         for part in options.only:
             chosen, sizes[part] = draw(part, options.sample, options.seed)
@@ -417,7 +422,7 @@ def main() -> None:
                         file.write(
                             json.dumps({**asdict(mutant), "part": part, "what": what}) + "\n"
                         )
-    page = report(outcomes, sizes)
+    page = report(outcomes, sizes, options.tests)
     print(page)
     if options.out:
         (options.out / "mutation.md").write_text(page, encoding="utf-8")
