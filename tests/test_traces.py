@@ -590,3 +590,36 @@ def stretched(d, sde):
     turned = torch.linalg.qr(torch.randn(4, d, d, generator=g, dtype=torch.float64))[0]
     stds = torch.logspace(math.log10(0.05), math.log10(0.5), d, dtype=torch.float64)
     return GaussianMixture(torch.ones(4), means, turned @ torch.diag(stds**2) @ turned.mT, sde)
+
+
+def fourth_moments(law, d):
+    """E v_i v_j v_k v_l, by pairing (Isserlis) for directions without preference."""
+    one = torch.eye(d, dtype=torch.float64)
+    pairs = sum(
+        torch.einsum(f"{a},{b}->ijkl", one, one)
+        for a, b in (("ij", "kl"), ("ik", "jl"), ("il", "jk"))
+    )
+    return pairs if isinstance(law, Gaussian) else pairs * d / (d + 2)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("law", [Gaussian(), Sphere(), Orthogonal()], ids=repr)
+def test_variances_are_those_of_the_fourth_moments(law, k, d):
+    """Of k orthogonal directions each two have covariance −V/(d − 1): all d tell the trace."""
+    A = torch.randn((d, d), dtype=torch.float64)
+    V = torch.einsum("ij,kl,ijkl->", A, A, fourth_moments(law, d)) - A.trace() ** 2
+    covariance = -V / (d - 1) if isinstance(law, Orthogonal) and d > 1 else 0.0 * V
+    k = min(k, d)
+    expected = V / k + (k - 1) / k * covariance
+    torch.testing.assert_close(law.variance(A, k), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [1, 3])
+def test_variances_of_signs_are_those_of_all_of_them(k, d):
+    A = torch.randn((d, d), dtype=torch.float64)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * d)
+    forms = torch.einsum("ni,ij,nj->n", *[signs.reshape(-1, d), A, signs.reshape(-1, d)])
+    expected = forms.var(correction=0) / k
+    torch.testing.assert_close(Rademacher().variance(A, k), expected, rtol=1e-9, atol=1e-12)
