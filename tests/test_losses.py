@@ -601,6 +601,7 @@ def loss_on(x0=None, score=None, **arguments):
         (lambda: LogNormal(std=0.0), ValueError, "std"),
         (lambda: LogNormal(mean=math.nan), ValueError, "mean"),
         (lambda: LogNormal(80.0).draw(EDMSDE(), 3), ValueError, "mean, std: .*-6.21 … 4.38"),
+        (lambda: LogNormal(-80.0).draw(EDMSDE(), 3), ValueError, "mean, std: .*-6.21 … 4.38"),
         (lambda: Stratified(Uniform), TypeError, "law: .*parentheses"),
         (lambda: Knots([0.5]), TypeError, "times: expected a torch.Tensor"),
         (lambda: Knots(torch.tensor([1, 2])), TypeError, "times"),
@@ -613,3 +614,21 @@ def loss_on(x0=None, score=None, **arguments):
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.5, 3.0), (-4.0, 0.4)])
+def test_quantiles_of_log_normal_noise_levels_are_those_of_the_cut_normal(
+    mean: float, std: float
+) -> None:
+    ve = VESDE(0.01, 50.0)
+    low, high = ((math.log(end) - mean) / std for end in (0.01, 50.0))
+    level = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    t, _ = LogNormal(mean, std).at(ve, level)
+    expected = stats.truncnorm(low, high, loc=mean, scale=std).ppf(level.numpy())
+    torch.testing.assert_close(ve.sigma(t).log(), torch.as_tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_the_last_knot_is_drawn_at_level_one() -> None:
+    knots = torch.tensor([0.2, 0.5, 0.9])
+    t, _ = Knots(knots).at(VPSDE(), torch.tensor([0.0, 0.34, 1.0]))
+    torch.testing.assert_close(t, knots.double())
