@@ -621,7 +621,8 @@ def test_quantiles_of_log_normal_noise_levels_are_those_of_the_cut_normal(
     mean: float, std: float
 ) -> None:
     ve = VESDE(0.01, 50.0)
-    low, high = ((math.log(end) - mean) / std for end in (0.01, 50.0))
+    ends = (float(ve.sigma(t).log()) for t in (ve.t_min, ve.T))
+    low, high = ((end - mean) / std for end in ends)
     level = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     t, _ = LogNormal(mean, std).at(ve, level)
     expected = stats.truncnorm(low, high, loc=mean, scale=std).ppf(level.numpy())
