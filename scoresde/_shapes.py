@@ -8,6 +8,7 @@ Schedules are evaluated in float64, whatever the dtype of ``t`` or ``x``; the re
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
         TypeError: if ``t`` is neither a float nor a floating-point tensor.
         ValueError: if ``t`` has more than one dimension, is not finite or lies outside ``[0, T]``.
     """
+    if _is_number(t) and 0.0 <= float(t) <= T:
+        return t  # in loops, where every microsecond counts
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(float(t), dtype=torch.float64)
@@ -57,9 +60,16 @@ def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
             "give one time per sample (for shape (batch, 1) use t.squeeze(-1))"
         )
     t = t.to(torch.float64)
-    if can_look(t):
-        _check_range(t, T, name)
+    if can_look(t) and _inside(t, T, name):
+        return t
     return t.clamp(0.0, T) if math.isfinite(T) else t
+
+
+def _is_number(t: object) -> TypeGuard[Tensor]:
+    """Whether ``t`` is a float64 scalar that is as good as a number: at hand, and constant."""
+    if not isinstance(t, Tensor) or t.ndim or t.dtype != torch.float64:
+        return False
+    return not t.requires_grad and can_look(t)
 
 
 def can_look(x: Tensor) -> bool:
@@ -75,9 +85,10 @@ def check_data(name: str, x: Tensor) -> Tensor:
     return check_finite(name, x) if can_look(x) else x
 
 
-def _check_range(t: Tensor, T: float, name: str) -> None:
+def _inside(t: Tensor, T: float, name: str) -> bool:
+    """Whether times lie in [0, T] as they are; refuse those that are not there up to rounding."""
     if not t.numel():
-        return
+        return True
     times = t.detach()
     ends = (times, times) if t.ndim == 0 else torch.aminmax(times)
     low, high = (float(end) for end in ends)  # plain numbers are compared quickly
@@ -88,6 +99,7 @@ def _check_range(t: Tensor, T: float, name: str) -> None:
             f"{name}: expected times in [0, {T:g}], got {low:g} … {high:g}; "
             "0 is the data end and T the noise end of the diffusion"
         )
+    return low >= 0 and high <= T
 
 
 def check_batch(t: Tensor, x: Tensor, name: str = "t") -> None:
@@ -98,6 +110,13 @@ def check_batch(t: Tensor, x: Tensor, name: str = "t") -> None:
             f"{name}: expected shape () or ({x.shape[0] if x.ndim else 'batch'},) to go with x of "
             f"shape {tuple(x.shape)}, got {tuple(t.shape)}; one time per sample or one for all"
         )
+
+
+def combination(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """Return a x + b y, for coefficients ``()`` or ``(batch,)`` and states ``(batch, *event)``."""
+    if _is_number(b):  # one pass over the states less
+        return torch.add(expand(a, x) * x, y, alpha=float(b))
+    return expand(a, x) * x + expand(b, y) * y
 
 
 def check_like(name: str, out: Tensor, x: Tensor) -> Tensor:

@@ -33,9 +33,8 @@ from scoresde.sdes.gaussian import GaussianSDE
 
 
 class Coefficients(NamedTuple):
-    """x̂ = x/α + residual·x + output·y with y = network(input·x); float64, shaped like t."""
+    """x̂ = x/α + residual·x + output·y; float64, shaped like t."""
 
-    input: Tensor
     residual: Tensor
     output: Tensor
 
@@ -44,9 +43,13 @@ class Coefficients(NamedTuple):
 class Prediction(ABC):
     """A parametrisation of the denoiser, as three coefficients of time (see the module's table)."""
 
+    def input(self, sde: GaussianSDE, t: Tensor) -> Tensor | None:
+        """Return c_in, shaped like ``t``; None, as here, where the network sees x as it is."""
+        return None
+
     @abstractmethod
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return the three coefficients at float64 times in (0, T], shaped like ``t``."""
+        """Return k and c at float64 times in (0, T], shaped like ``t``."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,8 @@ class NoisePrediction(Prediction):
     """
 
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1, 0, −σ/α)."""
-        ratio = torch.exp(-sde.half_logsnr(t))
-        return Coefficients(torch.ones_like(t), torch.zeros_like(t), -ratio)
+        """Return (0, −σ/α)."""
+        return Coefficients(torch.zeros_like(t), -torch.exp(-sde.half_logsnr(t)))
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class ScorePrediction(Prediction):
     """
 
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1, 0, σ²/α)."""
+        """Return (0, σ²/α)."""
         gain = torch.exp(2 * sde.log_sigma(t) - sde.log_alpha(t))
-        return Coefficients(torch.ones_like(t), torch.zeros_like(t), gain)
+        return Coefficients(torch.zeros_like(t), gain)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,8 @@ class DataPrediction(Prediction):
     """The network predicts the clean data, x̂ = E[x_0 | x_t]."""
 
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1, −1/α, 1)."""
-        one = torch.ones_like(t)
-        return Coefficients(one, -torch.exp(-sde.log_alpha(t)), one)
+        """Return (−1/α, 1)."""
+        return Coefficients(-torch.exp(-sde.log_alpha(t)), torch.ones_like(t))
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ class VelocityPrediction(Prediction):
     """
 
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1, −σ²/(α(α²+σ²)), −σ/(α²+σ²))."""
+        """Return (−σ²/(α(α²+σ²)), −σ/(α²+σ²))."""
         alpha, sigma = torch.exp(sde.log_alpha(t)), torch.exp(sde.log_sigma(t))
         total = alpha**2 + sigma**2
-        return Coefficients(torch.ones_like(t), -(sigma**2) / (alpha * total), -sigma / total)
+        return Coefficients(-(sigma**2) / (alpha * total), -sigma / total)
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ class FlowPrediction(Prediction):
     """
 
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1, 2fσ²/(αg²), −2σ²/(αg²))."""
+        """Return (2fσ²/(αg²), −2σ²/(αg²))."""
         f, g2 = sde.rates(t)
         gain = 2 * torch.exp(2 * sde.log_sigma(t) - sde.log_alpha(t)) / g2
-        return Coefficients(torch.ones_like(t), f * gain, -gain)
+        return Coefficients(f * gain, -gain)
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,20 @@ class EDMPrediction(Prediction):
     def __post_init__(self) -> None:
         check_positive("sigma_data", self.sigma_data)
 
+    def input(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return 1/(αS)."""
+        alpha, _, total = self._scales(sde, t)
+        return 1 / (alpha * total)
+
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1/(αS), −ρ²/(αS²), σ_d ρ/S) with ρ = σ/α, S² = σ_d² + ρ²."""
+        """Return (−ρ²/(αS²), σ_d ρ/S)."""
+        alpha, ratio, total = self._scales(sde, t)
+        return Coefficients(-(ratio**2) / (alpha * total**2), self.sigma_data * ratio / total)
+
+    def _scales(self, sde: GaussianSDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return α, ρ = σ/α and S = √(σ_d² + ρ²)."""
         alpha, ratio = torch.exp(sde.log_alpha(t)), torch.exp(-sde.half_logsnr(t))
-        total = torch.sqrt(self.sigma_data**2 + ratio**2)
-        residual = -(ratio**2) / (alpha * total**2)
-        return Coefficients(1 / (alpha * total), residual, self.sigma_data * ratio / total)
+        return alpha, ratio, torch.sqrt(self.sigma_data**2 + ratio**2)
 
 
 @dataclass(frozen=True)
@@ -154,10 +163,13 @@ class DenoiserPrediction(Prediction):
         Karras et al. 2022, arXiv:2206.00364, eqs. 2 and 3.
     """
 
+    def input(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """Return 1/α."""
+        return torch.exp(-sde.log_alpha(t))
+
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
-        """Return (1/α, −1/α, 1)."""
-        scale = torch.exp(-sde.log_alpha(t))
-        return Coefficients(scale, -scale, torch.ones_like(t))
+        """Return (−1/α, 1)."""
+        return Coefficients(-torch.exp(-sde.log_alpha(t)), torch.ones_like(t))
 
 
 NOISE = NoisePrediction()

@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from scoresde import networks, predictions, sdes
 from scoresde._checks import check_file
 from scoresde._records import describe, rebuild
-from scoresde._shapes import Time, as_time, check_batch, check_like, expand, per_sample
+from scoresde._shapes import (
+    Time,
+    as_time,
+    check_batch,
+    check_like,
+    combination,
+    expand,
+    per_sample,
+)
 from scoresde.moments import Moments
 from scoresde.predictions import DATA, NOISE, SCORE, VELOCITY, Prediction, by_time
 from scoresde.sdes import SDE, GaussianSDE
@@ -231,7 +239,8 @@ class ScoreModel(PredictionScore):
         """Return the network's raw output, shaped like ``x``."""
         time = self.sde.interior(t)
         check_batch(time, x)
-        scaled = expand(self.prediction.coefficients(self.sde, time).input, x) * x
+        scale = self.prediction.input(self.sde, time)
+        scaled = x if scale is None else expand(scale, x) * x
         parameter = next(self.network.parameters(), x) if isinstance(self.network, nn.Module) else x
         wide = torch.promote_types(parameter.dtype, torch.float32)
         label = per_sample(self.label(self.sde, time), x).to(wide)
@@ -369,10 +378,10 @@ def _convert(
         )
     time = sde.interior(t)
     check_batch(time, x)
-    _, source_residual, source_gain = source.coefficients(sde, time)
-    _, target_residual, target_gain = target.coefficients(sde, time)
-    skip = expand((source_residual - target_residual) / target_gain, x)
-    return skip * x + expand(source_gain / target_gain, x) * output
+    source_residual, source_gain = source.coefficients(sde, time)
+    target_residual, target_gain = target.coefficients(sde, time)
+    skip = (source_residual - target_residual) / target_gain
+    return combination(skip, x, source_gain / target_gain, output)
 
 
 def _check_condition(network: Callable[..., Tensor], condition: Mapping[str, Any]) -> None:

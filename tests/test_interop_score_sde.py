@@ -274,7 +274,7 @@ def test_official_euler_maruyama(cases, name):
     times, draws = case["pc_times"].double(), case["pc_draws"]
     noise, sampler = replay(draws[1:]), EulerMaruyama()
     x = draws[0]
-    state = sampler.init(case.model, x, times[0])
+    state = sampler.init(case.model, x, times)
     for k, t in enumerate(times):  # steps of 1/N, whatever the spacing
         assert relative(x, case["pc_trace_in"][k]) < 1e-5
         last, before = x, state

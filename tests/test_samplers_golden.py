@@ -64,7 +64,7 @@ def test_annealed_langevin_with_euler_maruyama(golden):
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])  # the last step is its mean
     sampler = PredictorCorrector(EulerMaruyama(), AnnealedLangevin(0.16), corrections=2)
     x = draws[0] * model.sde.sigma_max
-    state = sampler.init(model, x, times[0])
+    state = sampler.init(model, x, times)
     for t in times:
         x, state = sampler.step(model, x, t, t - 0.1, state, noise)
     assert relative(x, arrays["pc_ald_sample"]) < 1e-4

@@ -232,7 +232,7 @@ class _Filter:
         """Make the chain's step, pushed by what the posterior knows, and weigh the push."""
         here, there = place(self.posterior.sde, t), place(self.posterior.sde, s)
         h = there.half_logsnr - here.half_logsnr
-        level, slope = exponential_moments(2 * h, 2).tolist()
+        level, slope = exponential_moments(2 * h, 2)
         clean, spread = self.update.prior, there.sigma * math.sqrt(level)
         push = (there.alpha * level) * (self.update.posterior - clean)
         z = normal_like(self.x, self.generator)

@@ -55,9 +55,9 @@ class Wrapped(Sampler):
         """Whether the other stays at its time."""
         return self.sampler.corrects
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
         """Return what the other starts with."""
-        return self.sampler.init(score, x, t)
+        return self.sampler.init(score, x, times)
 
     def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
         """Return the other's sample of the last state."""

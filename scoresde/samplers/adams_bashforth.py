@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from scoresde._checks import check_positive
 from scoresde.samplers.base import Noise
 from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, Point, check_coordinates
-from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
+from scoresde.samplers.multistep import Leg, Multistep, Value
 from scoresde.score import Score
 from scoresde.variables import Coordinates
 
@@ -65,33 +64,33 @@ class AdamsBashforth(FlowSteps, Multistep):
         check_coordinates(self.coordinates)
         check_positive("reach", self.reach)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Memory:
-        """Return an empty memory, and the chart."""
-        return Memory(frame=Chart(self.coordinates, score, x))
-
-    def locate(self, score: Score, t: Tensor, frame: Chart) -> Point:
-        """Return the chart at t."""
-        return frame.at(t)
+    def clock(self, score: Score, x: Tensor, times: Tensor) -> Chart:
+        """Return the chart."""
+        return Chart(self.coordinates, score, x, times)
 
     def read(self, score: Score, x: Tensor, t: Tensor, here: Point) -> tuple[Tensor, Tensor]:
-        """Return z and dz/dτ."""
-        z = here.enter(x)
-        return z, here.slope(z, x)
+        """Return w and what its slope is proportional to."""
+        w = here.enter(x)
+        return w, here.pull(w, x)
 
-    def base(self, z: Tensor, here: Point, there: Point, noise: Noise) -> tuple[Tensor, Leg]:
-        """Return z: without a slope, nothing moves."""
+    def base(self, w: Tensor, here: Point, there: Point, noise: Noise) -> tuple[Tensor, Leg]:
+        """Return where w goes without a slope."""
         h = there.time - here.time
-        return z, Leg(here.time, h, gain=h, kernel=0.0)
+        return there.carry(w, here), Leg(here.time, h, gain=h, kernel=0.0)
+
+    def add(self, w: Tensor, weight: float, past: Value, there: Point) -> None:
+        """Add ``weight`` times a slope, in the scale of the step's end."""
+        there.add(w, weight, past.value, past.moment)
 
     def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
         """Return the values within reach."""
         near = tuple(v for v in values if abs(v.time - values[0].time) <= self.reach)
         return super().trusted(near, h)
 
-    def leave(self, z: Tensor, there: Point) -> Tensor:
+    def leave(self, w: Tensor, there: Point) -> Tensor:
         """Return the state x."""
-        return there.leave(z)
+        return there.leave(w)
 
-    def moments(self, kernel: float, count: int) -> np.ndarray:
+    def moments(self, kernel: float, count: int) -> list[float]:
         """Return ∫₀¹ uᵏ du for k < ``count``."""
-        return 1 / np.arange(1, count + 1)
+        return [1 / (k + 1) for k in range(count)]

@@ -78,7 +78,7 @@ class AdaptiveSDE(Sampler):
         """The grid is a frame for the steps within; one interval."""
         return 1
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Tensor:
         """Return the length of each sample's next step ``(batch,)``."""
         return torch.full((x.shape[0],), self.first, dtype=torch.float64, device=x.device)
 

@@ -3,7 +3,7 @@ r"""What a sampler is: a grid of times, and a step from one of them to the next.
 Noise becomes data along times T = t_0 > t_1 > … > t_N = t_min. A member of the family knows how to
 go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.loop` does the rest:
 
-    state = sampler.init(score, x, times[0])
+    state = sampler.init(score, x, times)
     for t, s in pairwise(times):
         x, state = sampler.step(score, x, t, s, state, noise)
 """
@@ -82,8 +82,15 @@ class Sampler(ABC):
         check_integer("steps", steps, minimum=1)
         return torch.linspace(sde.T, sde.t_min, steps + 1, dtype=torch.float64)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
-        """Return what the first step at ``t`` is to find as its ``state``; None here."""
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
+        """Return what the first step is to find as its ``state``; None here.
+
+        Args:
+            score: the score.
+            x: the first state, ``(batch, *event)``.
+            times: the way that lies ahead ``(N+1,)``, float64 on the CPU, so that what all steps
+                need can be worked out at once; steps between other times must be possible too.
+        """
         return None
 
     @abstractmethod
@@ -178,15 +185,43 @@ class Place(NamedTuple):
         return math.exp(-self.half_logsnr)
 
 
+class Places:
+    """Where times lie on the two curves of a diffusion: those ahead, found at once, and others.
+
+    Args:
+        sde: the diffusion.
+        times: those ahead ``(n,)``, on the CPU.
+
+    Raises:
+        TypeError: if the diffusion is not Gaussian.
+    """
+
+    def __init__(self, sde: SDE, times: Tensor) -> None:
+        self._sde = gaussian(sde)
+        self._known: dict[float, Place] = {}
+        self._add(times.reshape(-1))
+
+    def at(self, t: Tensor) -> Place:
+        """Return the place of a time ``()``."""
+        found = self._known.get(float(t))
+        if found is None:
+            self._add(t.reshape(1))
+            found = self._known[float(t)]
+        return found
+
+    def _add(self, times: Tensor) -> None:
+        inside = self._sde.interior(times)
+        curves = self._sde.log_alpha(inside).tolist(), self._sde.log_sigma(inside).tolist()
+        self._known |= zip(times.tolist(), map(Place, *curves), strict=True)
+
+
 def place(sde: SDE, t: Tensor) -> Place:
     """Return where a time ``()`` lies on the two curves.
 
     Raises:
         TypeError: if the diffusion has none.
     """
-    curves = gaussian(sde)
-    time = curves.interior(t)
-    return Place(float(curves.log_alpha(time)), float(curves.log_sigma(time)))
+    return Places(sde, t).at(t)
 
 
 def gaussian(sde: SDE) -> GaussianSDE:

@@ -7,11 +7,15 @@ and what is integrated is what the data have beyond a Gaussian.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from scoresde._shapes import flatten
-from scoresde.samplers.base import Sampler, half_step, place
+from scoresde.samplers.base import Sampler, gaussian, half_step
 from scoresde.samplers.grids import LogMobius
 from scoresde.score import Score
 from scoresde.sdes import SDE
@@ -20,75 +24,181 @@ from scoresde.variables import Coordinates, Windowed
 STRAIGHT = Windowed()
 """The coordinates in which paths bend least, in the mean over mixtures of all kinds."""
 
+Number = Any
+"""A plain number, or a vector of them ``(d,)`` like the states."""
+
+_BLOCK = 2**20
+"""Numbers that are made ready at once, in each of a chart's tables."""
+
 
 class Chart:
-    """Coordinates of a score's flow; what does not depend on the time is made ready once.
+    """Coordinates of a score's flow; what does not depend on the state is made ready at once.
 
     Args:
         coordinates: the variables, in units of the data's spread.
         score: the score, whose moments are used.
         x: a state, whose event shape, dtype and device are those of all states.
+        times: the times ahead ``(n,)``, on the CPU.
+        stages: parts of the way from one of them to the next where the chart is needed too, in τ.
     """
 
-    def __init__(self, coordinates: Coordinates, score: Score, x: Tensor) -> None:
-        score.moments.check_event("x", x.shape[1:])
+    def __init__(
+        self,
+        coordinates: Coordinates,
+        score: Score,
+        x: Tensor,
+        times: Tensor,
+        stages: Sequence[float] = (),
+    ) -> None:
+        moments = score.moments
+        moments.check_event("x", x.shape[1:])
         self.coordinates = coordinates
         self.score = score
         self.event_shape = x.shape[1:]
-        self.unit = score.moments.spread
-        mean = score.moments.mean.expand(self.event_shape).reshape(1, -1)
-        self.mean = score.moments.rotate(mean).squeeze(0).to(x)
-        self.variance = score.moments.variance.to(x.device) / self.unit**2
+        self.unit = moments.spread
+        self.variance = _ready(moments.variance, x) / self.unit**2
+        self.mean = torch.zeros((), dtype=torch.float64)
+        if bool(moments.mean.any()):
+            mean = moments.mean.expand(self.event_shape).reshape(1, -1)
+            self.mean = _ready(moments.rotate(mean).squeeze(0), x)
+        self.dtype = x.dtype
+        self._stages = torch.tensor(list(stages), dtype=torch.float64)
+        self._part = {part: i for i, part in enumerate(stages)}
+        self._between: dict[tuple[float, float], Tensor] = {}
+        times = times.reshape(-1)
+        if stages:
+            inner = self._inner(times[:-1], times[1:])
+            self._between |= zip(pairwise(times.tolist()), inner, strict=True)
+            times = torch.cat([torch.cat([times[:-1, None], inner], 1).reshape(-1), times[-1:]])
+        self._times = times
+        self._index = {t: i for i, t in enumerate(times.tolist())}
+        self._points: dict[float, Point] = {}
 
     def at(self, t: Tensor) -> Point:
         """Return the chart at time t ``()``."""
-        return Point(self, t)
+        key = float(t)
+        if key not in self._points:
+            ahead = t.reshape(1)
+            if key in self._index:
+                size = max(1, _BLOCK // max(self.variance.numel(), self.mean.numel()))
+                ahead = self._times[self._index[key] :][:size]
+            self._points = dict(zip(ahead.tolist(), self._made(ahead), strict=True))
+        return self._points[key]
 
-    def between(self, first: Point, last: Point, part: float) -> Point:
-        """Return the chart at τ = (1 − part) τ_first + part τ_last, 0 <= part <= 1."""
+    def between(self, t: Tensor, s: Tensor, part: float) -> Point:
+        """Return the chart at τ = (1 − part) τ_t + part τ_s, for a part of 0, 1 or a stage."""
         if part in (0.0, 1.0):
-            return last if part else first
-        time = torch.tensor((1 - part) * first.time + part * last.time, dtype=torch.float64)
-        ratio = self.unit * self.coordinates.ratio(time)
-        return Point(self, self.score.sde.time_at(-torch.log(ratio)))
+            return self.at(s if part else t)
+        pair = float(t), float(s)
+        if pair not in self._between:
+            self._between[pair] = self._inner(t.reshape(1), s.reshape(1))[0]
+        return self.at(self._between[pair][self._part[part]])
+
+    def _inner(self, first: Tensor, last: Tensor) -> Tensor:
+        """Return the times at the stages between pairs of times ``(m,)``: ``(m, stages)``."""
+        sde = gaussian(self.score.sde)
+        ends = (torch.exp(-sde.half_logsnr(sde.interior(t))) / self.unit for t in (first, last))
+        start, stop = (self.coordinates.time(ratio).unsqueeze(1) for ratio in ends)
+        ratio = self.coordinates.ratio((1 - self._stages) * start + self._stages * stop)
+        return sde.time_at(-torch.log(self.unit * ratio))
+
+    def _made(self, times: Tensor) -> list[Point]:
+        """Return the chart at times ``(n,)``."""
+        curves, coordinates = gaussian(self.score.sde), self.coordinates
+        inside = curves.interior(times)
+        ratio = torch.exp(-curves.half_logsnr(inside)) / self.unit
+        moments = coordinates.time(ratio).tolist()
+        alpha, sigma, ratio = (
+            v.unsqueeze(1) for v in (curves.alpha(inside), curves.sigma(inside), ratio)
+        )
+        there = ratio.to(self.variance)
+        scale = coordinates.scale(there, self.variance)
+        kept, rate = coordinates.slope(there, self.variance)
+        tables = (
+            (self.unit * alpha).to(scale) * scale,
+            rate * there / scale,
+            (kept / rate - 1) / sigma.to(scale),
+            alpha.to(self.mean) * self.mean,
+        )
+        rows = zip(*(self._rows(table) for table in tables), strict=True)
+        return [
+            Point(self, t, tau, *row)
+            for t, tau, row in zip(times.unbind(), moments, rows, strict=True)
+        ]
+
+    def _rows(self, table: Tensor) -> Sequence[Number]:
+        """Return the rows ``(d,)`` of a table ``(n, d)``, as plain numbers if d = 1."""
+        if table.shape[1] == 1 and table.device.type == "cpu":
+            return table.squeeze(1).tolist()
+        return table.to(self.dtype).unbind()
 
 
-class Point:
-    """A chart at one time: states in and out, and the slope of the flow.
+class Point(NamedTuple):
+    r"""A chart at one time: states in and out, and the slope of the flow.
 
-    Attributes:
-        time: τ.
+    With w = Eᵀ x and z = (w − αEᵀm)/(αS), the flow is
+
+        dz/dτ = (ρ/S) d ln ρ/dτ · u,      u = ε̂ + (A − 1)/σ · (w − αEᵀm),
+
+    where ε̂ stands for Eᵀ ε̂: no digits are lost near the data, as they would be by D − y. Steps are
+    told as those of w, which is the state itself where E = 1.
     """
 
-    def __init__(self, chart: Chart, t: Tensor) -> None:
-        here, coordinates = place(chart.score.sde, t), chart.coordinates
-        ratio = torch.tensor(here.ratio / chart.unit, dtype=torch.float64)
-        scale = coordinates.scale(ratio, chart.variance)
-        kept, fresh = coordinates.slope(ratio, chart.variance)
-        # D = y − ρ ε̂ in S dz/dτ = p w − q D: no digits are lost near the data
-        kept, fresh = kept - fresh, fresh * ratio / scale
-        self.chart = chart
-        self.t = t
-        self.centre = here.alpha * chart.mean
-        self.time = float(coordinates.time(ratio))
-        self.scale = (here.alpha * chart.unit * scale).to(chart.mean)
-        self.kept, self.fresh = kept.to(chart.mean), fresh.to(chart.mean)
+    chart: Chart
+    t: Tensor
+    time: float
+    """τ"""
+    scale: Number
+    """αS"""
+    gain: Number
+    """ρ/S · d ln ρ/dτ"""
+    lead: Number
+    """(A − 1)/σ"""
+    centre: Number
+    """αEᵀm"""
 
     def enter(self, x: Tensor) -> Tensor:
-        """Return z ``(batch, d)`` for a state x ``(batch, *event)``."""
-        rotated = self.chart.score.moments.rotate(flatten(x))
-        return torch.addcmul(-self.centre / self.scale, rotated, 1 / self.scale)
+        """Return w ``(batch, d)`` for a state x ``(batch, *event)``."""
+        return self.chart.score.moments.rotate(flatten(x))
 
-    def leave(self, z: Tensor) -> Tensor:
-        """Return the state x ``(batch, *event)`` for z ``(batch, d)``."""
-        rotated = torch.addcmul(self.centre, z, self.scale)
-        x = self.chart.score.moments.rotate_back(rotated)
+    def leave(self, w: Tensor) -> Tensor:
+        """Return the state x ``(batch, *event)`` for w ``(batch, d)``."""
+        x = self.chart.score.moments.rotate_back(w)
         return x.reshape(-1, *self.chart.event_shape)
 
-    def slope(self, z: Tensor, x: Tensor) -> Tensor:
-        """Return dz/dτ ``(batch, d)`` at z, which is the state x; one evaluation of the score."""
-        noise = flatten(self.chart.score.noise(x, self.t))
-        return (z * self.kept).addcmul_(self.chart.score.moments.rotate(noise), self.fresh)
+    def pull(self, w: Tensor, x: Tensor) -> Tensor:
+        """Return u ``(batch, d)`` at w, which is the state x; one evaluation of the score."""
+        noise = self.enter(self.chart.score.noise(x, self.t))
+        if isinstance(self.centre, Tensor):
+            noise = noise - self.lead * self.centre
+        return _plus(noise, self.lead, w)
+
+    def carry(self, w: Tensor, start: Point) -> Tensor:
+        """Return, as a tensor of its own, where w at ``start`` goes while z rests."""
+        growth = self.scale / start.scale
+        if not isinstance(self.centre, Tensor):
+            return w * growth
+        return _plus(self.centre - growth * start.centre, growth, w)
+
+    def add(self, w: Tensor, weight: float, u: Tensor, at: Point) -> None:
+        """Add to w what ``weight`` times the slope at another point adds to z."""
+        factor = weight * self.scale * at.gain
+        if isinstance(factor, Tensor):
+            w.addcmul_(u, factor)
+        else:
+            w.add_(u, alpha=factor)
+
+
+def _plus(x: Tensor, factor: Number, y: Tensor) -> Tensor:
+    """Return x + factor · y."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, y, factor)
+    return torch.add(x, y, alpha=factor)
+
+
+def _ready(v: Tensor, x: Tensor) -> Tensor:
+    """Return a vector on the device of x, and a single number on the host."""
+    return v.to(x.device if v.ndim else "cpu")
 
 
 class FlowSteps(Sampler):

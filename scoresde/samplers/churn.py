@@ -73,9 +73,9 @@ class Churn(Sampler):
         """Return the sampler's grid ``(N+1,)``."""
         return self.sampler.grid(sde, steps, spread)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
         """Return what the sampler starts with."""
-        return self.sampler.init(score, x, t)
+        return self.sampler.init(score, x, times)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise

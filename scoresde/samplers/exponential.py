@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde._checks import check_between, check_nonnegative
-from scoresde.samplers.base import Noise, Place, place
+from scoresde.samplers.base import Noise, Place, Places
 from scoresde.samplers.grids import UniformLogSNR
 from scoresde.samplers.multistep import Leg, Multistep, Value
 from scoresde.score import Score
@@ -78,15 +78,11 @@ class ExponentialMultistep(Multistep):
         """Return times ``(N+1,)`` equidistant in log-SNR."""
         return UniformLogSNR()(sde, steps, spread)
 
-    def locate(self, score: Score, t: Tensor, frame: None) -> Place:
-        """Return the place of t on the two curves."""
-        return place(score.sde, t)
+    def clock(self, score: Score, x: Tensor, times: Tensor) -> Places:
+        """Return the places of the times on the two curves."""
+        return Places(score.sde, times)
 
-    def leave(self, z: Tensor, there: Place) -> Tensor:
-        """Return z, which is the state x."""
-        return z
-
-    def moments(self, kernel: float, count: int) -> np.ndarray:
+    def moments(self, kernel: float, count: int) -> list[float]:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh the kernel."""
         return exponential_moments(kernel, count)
 
@@ -174,7 +170,7 @@ class Exponential(ExponentialMultistep):
         """Return the values to extrapolate from; the papers' methods trust all."""
         return values[: self.order] if self.published else super().trusted(values, h)
 
-    def moments(self, kernel: float, count: int) -> np.ndarray:
+    def moments(self, kernel: float, count: int) -> list[float]:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or what was published for it."""
         exact = exponential_moments(kernel, count)
         if self.published and count == self.order == 2:
@@ -226,16 +222,15 @@ class DEIS(ExponentialMultistep):
         return base, Leg(here.time, h, (1 + eta**2) * there.sigma, -h, factor)
 
 
-def exponential_moments(c: float, count: int) -> np.ndarray:
+def exponential_moments(c: float, count: int) -> list[float]:
     """Return m_k = ∫₀¹ c e^{−c(1−u)} uᵏ du, 0 <= k < ``count``, for any real c.
 
     By quadrature where the recursion m_k = 1 − (k/c) m_{k−1} would lose digits.
     """
     if abs(c) < _RECURSION_FROM:
         powers = np.vander(_NODES, count, increasing=True)
-        return (c * _WEIGHTS * np.exp(-c * (1 - _NODES))) @ powers
-    moments = np.empty(count)
-    moments[0] = -math.expm1(-c)
+        return ((c * _WEIGHTS * np.exp(-c * (1 - _NODES))) @ powers).tolist()
+    moments = [-math.expm1(-c)]
     for k in range(1, count):
-        moments[k] = 1 - k / c * moments[k - 1]
+        moments.append(1 - k / c * moments[-1])
     return moments

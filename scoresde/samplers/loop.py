@@ -82,7 +82,7 @@ def walk(
     Yields:
         N states, shaped like ``x``.
     """
-    state = sampler.init(score, x, times[0])
+    state = sampler.init(score, x, times)
     for t, s in pairwise(times.unbind()):
         x, state = sampler.step(score, x, t, s, state, noise)
         yield x

@@ -7,15 +7,16 @@ A step of length h in a time τ goes from z_t to
 with P the polynomial through the last values and a kernel k that is the method's own. When the
 value at the end is known, the corrector replaces P by a polynomial through it too, at no further
 evaluation: the difference of the two integrals is added to the state. All that is a weighted sum
-of the values, made in one go.
+of the values, made in one go; the weights are plain numbers.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from scoresde._checks import check_integer
@@ -34,11 +35,23 @@ class Clocked(Protocol):
         """τ."""
 
 
-class Value(NamedTuple):
-    """What the score said at a time τ."""
+class Clock(Protocol):
+    """What a method needs to know of times."""
 
-    time: float
+    def at(self, t: Tensor) -> Clocked:
+        """Return what it needs to know of a time ``()``."""
+
+
+class Value(NamedTuple):
+    """What the score said at a moment."""
+
+    moment: Any
     value: Tensor
+
+    @property
+    def time(self) -> float:
+        """τ."""
+        return self.moment.time
 
 
 class Leg(NamedTuple):
@@ -59,13 +72,10 @@ class Leg(NamedTuple):
 class Memory(NamedTuple):
     """What a step leaves to the next one."""
 
+    clock: Clock
     values: tuple[Value, ...] = ()
     """Latest first."""
     leg: Leg | None = None
-    frame: Any = None
-    """What stays the same for the whole run."""
-    reached: tuple[Tensor, Any] | None = None
-    """The time t that was reached, and what was found out about it."""
 
 
 class Multistep(Sampler):
@@ -89,34 +99,32 @@ class Multistep(Sampler):
         order = max(self.order, min(self.corrector, self.order + 1))
         return float(order if self.deterministic else min(order, 2))
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Memory:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Memory:
         """Return an empty memory."""
-        return Memory()
+        return Memory(self.clock(score, x, times))
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
         """Go from t to s, both ``()``; one evaluation of the score."""
-        known = state.reached is not None and state.reached[0] is t
-        here = state.reached[1] if known else self.locate(score, t, state.frame)  # type: ignore[index]
-        there = self.locate(score, s, state.frame)
+        here, there = state.clock.at(t), state.clock.at(s)
         z, value = self.read(score, x, t, here)
         kept = max(self.order + bool(self.corrector), self.corrector)
-        values = (Value(here.time, value), *state.values)[:kept]
+        values = (Value(here, value), *state.values)[:kept]
         z, leg = self.base(z, here, there, noise)
         leg = leg._replace(weights=self._weights(leg, self.trusted(values, leg.length)))
-        total = np.zeros(len(values))
-        total[: len(leg.weights)] = leg.weights
+        total = leg.weights
         if self.corrector and state.leg is not None:
-            total += leg.factor * self._correction(state.leg, values)
-        for weight, (_, value) in zip(total.tolist(), values, strict=True):
+            correction = self._correction(state.leg, values)
+            total = _sum(total, tuple(leg.factor * weight for weight in correction))
+        for weight, past in zip(total, values, strict=False):
             if weight:
-                z.add_(value, alpha=weight)
-        return self.leave(z, there), Memory(values, leg, state.frame, (s, there))
+                self.add(z, weight, past, there)
+        return self.leave(z, there), Memory(state.clock, values, leg)
 
     @abstractmethod
-    def locate(self, score: Score, t: Tensor, frame: Any) -> Clocked:
-        """Return what the method needs to know of a time."""
+    def clock(self, score: Score, x: Tensor, times: Tensor) -> Clock:
+        """Return what the method needs to know of the times ahead, ``(N+1,)``, and of others."""
 
     @abstractmethod
     def read(self, score: Score, x: Tensor, t: Tensor, here: Any) -> tuple[Tensor, Tensor]:
@@ -126,12 +134,16 @@ class Multistep(Sampler):
     def base(self, z: Tensor, here: Any, there: Any, noise: Noise) -> tuple[Tensor, Leg]:
         """Return factor · z + noise, as a tensor of its own, and what completes the step."""
 
-    @abstractmethod
+    def add(self, z: Tensor, weight: float, past: Value, there: Any) -> None:
+        """Add ``weight`` times a value to z."""
+        z.add_(past.value, alpha=weight)
+
     def leave(self, z: Tensor, there: Any) -> Tensor:
-        """Return the state x."""
+        """Return the state x; here z itself."""
+        return z
 
     @abstractmethod
-    def moments(self, kernel: float, count: int) -> np.ndarray:
+    def moments(self, kernel: float, count: int) -> Sequence[float]:
         """Return ∫₀¹ k(u) uᵏ du for k < ``count``, the step's length taken as 1."""
 
     def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
@@ -144,14 +156,32 @@ class Multistep(Sampler):
 
     def _weights(self, leg: Leg, values: tuple[Value, ...]) -> tuple[float, ...]:
         nodes = [(value.time - leg.start) / leg.length for value in values]
-        moments = self.moments(leg.kernel, len(values))
-        weights = np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
-        return tuple((leg.gain * weights).tolist())
+        weights = _quadrature(nodes, self.moments(leg.kernel, len(values)))
+        return tuple(leg.gain * weight for weight in weights)
 
-    def _correction(self, leg: Leg, values: tuple[Value, ...]) -> np.ndarray:
+    def _correction(self, leg: Leg, values: tuple[Value, ...]) -> tuple[float, ...]:
         """Return the weights of what the last step lacked."""
         better = self._weights(leg, values[: self.corrector])
-        change = np.zeros(len(values))
-        change[: len(better)] = better
-        change[1 : 1 + len(leg.weights)] -= leg.weights
-        return change
+        return _sum(better, (0.0, *(-weight for weight in leg.weights)))
+
+
+def _sum(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip_longest(first, second, fillvalue=0.0))
+
+
+def _quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Return the weights w of a quadrature with given moments, Σ_j w_j u_jᵏ = m_k.
+
+    References:
+        Björck & Pereyra, *Solution of Vandermonde systems of equations*, 1970.
+    """
+    weights, count = list(moments), len(nodes)
+    for k in range(count - 1):
+        for i in range(count - 1, k, -1):
+            weights[i] -= nodes[k] * weights[i - 1]
+    for k in range(count - 2, -1, -1):
+        for i in range(k + 1, count):
+            weights[i] /= nodes[i] - nodes[i - k - 1]
+        for i in range(k, count - 1):
+            weights[i] -= weights[i + 1]
+    return weights

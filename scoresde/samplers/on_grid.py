@@ -64,9 +64,9 @@ class OnGrid(Sampler):
         """Return the grid's times ``(N+1,)``."""
         return self.spacing(sde, steps, spread)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Any:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
         """Return what the sampler starts with."""
-        return self.sampler.init(score, x, t)
+        return self.sampler.init(score, x, times)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise

@@ -83,9 +83,9 @@ class PredictorCorrector(Sampler):
         """Return the predictor's grid ``(N+1,)``."""
         return self.predictor.grid(sde, steps, spread)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> tuple[Any, Any]:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> tuple[Any, Any]:
         """Return what both start with."""
-        return self.predictor.init(score, x, t), self.corrector.init(score, x, t)
+        return self.predictor.init(score, x, times), self.corrector.init(score, x, times)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: tuple[Any, Any], noise: Noise

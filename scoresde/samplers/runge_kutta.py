@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from scoresde.samplers.base import Noise
-from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, check_coordinates
+from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, Point, check_coordinates
 from scoresde.score import Score
 from scoresde.variables import Coordinates
 
@@ -100,9 +101,11 @@ class RungeKutta(FlowSteps):
             raise TypeError(f"tableau: expected a Tableau such as HEUN, got {self.tableau!r}")
         check_coordinates(self.coordinates)
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Chart:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Chart:
         """Return the chart."""
-        return Chart(self.coordinates, score, x)
+        parts = [sum(row) for row in self.tableau.matrix]
+        inner = [part for part in dict.fromkeys(parts) if part not in (0.0, 1.0)]
+        return Chart(self.coordinates, score, x, times, inner)
 
     @property
     def convergence_order(self) -> float:
@@ -114,19 +117,26 @@ class RungeKutta(FlowSteps):
     ) -> tuple[Tensor, Chart]:
         """Go from t to s, both ``()``; one evaluation for each stage."""
         here, there = state.at(t), state.at(s)
-        h = there.time - here.time
-        z = here.enter(x)
-        slopes = [here.slope(z, x)]
+        h, w = there.time - here.time, here.enter(x)
+        slopes = [(here, here.pull(w, x))]
         for row in self.tableau.matrix:
-            point = state.between(here, there, sum(row))
-            trial = _combine(z, h, row, slopes)
-            slopes.append(point.slope(trial, point.leave(trial)))
-        return there.leave(_combine(z, h, self.tableau.weights, slopes)), state
+            point = state.between(t, s, sum(row))
+            trial = _combine(w, here, point, h, row, slopes)
+            slopes.append((point, point.pull(trial, point.leave(trial))))
+        return there.leave(_combine(w, here, there, h, self.tableau.weights, slopes)), state
 
 
-def _combine(z: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    """Return z + h Σ weight · slope."""
-    for weight, slope in zip(weights, slopes, strict=True):
+def _combine(
+    w: Tensor,
+    start: Point,
+    end: Point,
+    h: float,
+    weights: Sequence[float],
+    slopes: Sequence[tuple[Point, Tensor]],
+) -> Tensor:
+    """Return z_start + h Σ weight · slope, as w at the end."""
+    w = end.carry(w, start)
+    for weight, (point, slope) in zip(weights, slopes, strict=True):
         if weight:
-            z = z.add(slope, alpha=h * weight)
-    return z
+            end.add(w, h * weight, slope, point)
+    return w

@@ -63,7 +63,7 @@ class TorchSDE(Sampler):
         """The weak order of the method."""
         return _METHODS[self.method]
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> Reverse:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> Reverse:
         """Return the reversed SDE, in the flattened form that torchsde takes."""
         return score.sde.reverse(score, self.eta, event_shape=x.shape[1:])
 

@@ -338,7 +338,7 @@ def invariance(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     score, noise = two_modes(sde), source(seed + 7)
     t = sde.time_at(torch.tensor(1.2, dtype=torch.float64))
     x = score.sample(3000, float(t), source(seed), torch.float64)
-    state = sampler.init(score, x, t)
+    state = sampler.init(score, x, t[None])
 
     def draw(v: Tensor) -> Tensor:
         return torch.randn(v.shape, generator=noise, dtype=v.dtype)

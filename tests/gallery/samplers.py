@@ -234,7 +234,7 @@ class OnlyImages(Sampler):
 class ZeroOverZero(Exponential):
     """A second-order step from the first step on: 0/0."""
 
-    def init(self, score, x, t):
+    def init(self, score, x, times):
         return None
 
     def step(self, score, x, t, s, state, noise):

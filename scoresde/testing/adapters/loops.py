@@ -47,9 +47,9 @@ class LoopSampler(Named, Sampler):
     def __post_init__(self) -> None:
         check_function("function", self.function, "(score, x, times, noise) -> x")
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> _Run:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> _Run:
         """Return a run that has not begun."""
-        return _Run(x.clone(), [t])
+        return _Run(x.clone(), [times.reshape(-1)[0]])
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Run, noise: Noise

@@ -105,10 +105,10 @@ class SchedulerSampler(Named, Sampler):
         words += [f"options={dict(self.options)!r}"] if self.options else []
         return f"{type(self).__name__}({', '.join(words)})"
 
-    def init(self, score: Score, x: Tensor, t: Tensor) -> _Run:
-        """Return a copy of the scheduler at its first timestep, which is made t."""
+    def init(self, score: Score, x: Tensor, times: Tensor) -> _Run:
+        """Return a copy of the scheduler at its first timestep, which is made the first time."""
         run = _Run(self.scheduler)
-        run.set(0, place(score.sde, t).ratio)
+        run.set(0, place(score.sde, times.reshape(-1)[0]).ratio)
         return run
 
     def step(
