@@ -380,3 +380,11 @@ def test_official_discretisation(folder, sde, golden):
         )
         G = torch.tensor(arrays[f"disc_G_{suffix}"])
         torch.testing.assert_close(std.float(), G, rtol=1e-3, atol=1e-6)
+
+
+def test_times_are_found_where_a_table_bends_sharply():
+    betas = [0.135, 0.0183, 0.00674, 0.223, 0.0821, 0.000335, 0.607, 0.0498, 0.368]
+    sde = DDPM(torch.tensor(betas, dtype=torch.float64))
+    t = sde.times[:-1] + torch.tensor([[-2e-4], [2e-5], [2.2e-4], [5e-4]], dtype=torch.float64)
+    t = t.reshape(-1)
+    torch.testing.assert_close(sde.time_at(sde.half_logsnr(t)), t, rtol=0, atol=1e-12)

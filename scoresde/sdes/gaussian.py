@@ -35,7 +35,15 @@ from scoresde.sdes.base import SDE
 _CLOSED_END = 1e-12
 """What is singular at t = 0, where log σ may be −∞, is read at this fraction of T."""
 
-_ITERATIONS = 8
+_ITERATIONS = 40
+"""At most, of the inverse of λ; a few suffice but where a table's slope jumps."""
+
+_BLIND_ITERATIONS = 12
+"""Where looking whether more are needed would stall a device."""
+
+_DIGITS = 1e-15
+"""Relative error of λ, that of its evaluation, at which its inverse is found."""
+
 _GRID = torch.cat(
     [
         torch.zeros(1, dtype=torch.float64),
@@ -139,11 +147,27 @@ class GaussianSDE(SDE):
         Both come from automatic differentiation of the two curves; at t = 0 they are the limits.
         """
         time = self.interior(t)
-        curves, pull = torch.func.vjp(lambda u: (self.log_alpha(u), self.log_sigma(u)), time)  # type: ignore[misc]
-        one, zero = torch.ones_like(time), torch.zeros_like(time)
-        (f,), (growth,) = pull((one, zero)), pull((zero, one))
-        g2 = 2 * torch.exp(2 * curves[1]) * (growth - f)
+        log_sigma, f, growth = self._slopes(time)
+        g2 = 2 * torch.exp(2 * log_sigma) * (growth - f)
         return like_time(f, t), like_time(g2, t)
+
+    def _slopes(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log σ, (log α)′ and (log σ)′."""
+        both = torch.stack([time, time])  # a time for each curve: one pass gives both slopes
+        plain = can_look(time) and not torch.is_inference_mode_enabled()
+        if plain and not torch.is_grad_enabled():  # the same without what only graphs need
+            with torch.enable_grad():
+                log_alpha, log_sigma = self._curves(both.requires_grad_())
+                total, slopes = log_alpha.sum() + log_sigma.sum(), torch.zeros_like(both)
+                if total.requires_grad:  # a curve may be constant
+                    (slopes,) = torch.autograd.grad(total, both)
+            return log_sigma.detach(), slopes[0], slopes[1]
+        curves, pull = torch.func.vjp(self._curves, both)  # type: ignore[misc]
+        (slopes,) = pull((torch.ones_like(time), torch.ones_like(time)))
+        return curves[1], slopes[0], slopes[1]
+
+    def _curves(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        return self.log_alpha(both[0]), self.log_sigma(both[1])
 
     @final
     def interior(self, t: Time) -> Tensor:
@@ -252,7 +276,10 @@ class GaussianSDE(SDE):
         above, below = curve[after - 1] - target, curve[after] - target
         time, closest = torch.where(above < -below, low, high), torch.minimum(above, -below)
         stays = torch.zeros_like(target)  # which end the last step left where it was: ±1
-        for _ in range(_ITERATIONS):
+        enough, looking = _DIGITS * target.abs().clamp(min=1.0), can_look(target)
+        for _ in range(_ITERATIONS if looking else _BLIND_ITERATIONS):
+            if looking and not bool(((closest > enough) & (high - low > _DIGITS * high)).any()):
+                break
             middle = (low * below - high * above) / (below - above)
             middle = torch.where((middle > low) & (middle < high), middle, 0.5 * (low + high))
             miss = self._half_logsnr(middle) - target

@@ -1,0 +1,145 @@
+"""Do the laws of scoresde.testing ever accuse a correct member?
+
+    python benchmarks/false_alarms.py [--only samplers traces …] [--examples 1000]
+        [--out benchmarks/results]
+
+Each member of the library's families, and members with drawn parameters, is tried on at least so
+many cases, the laws in the proportion in which its check tries them, with another seed than the
+tests. Beside that, the time of the check as a user calls it. Every alarm is an error in the member
+or in the law, and is told with the law's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from scoresde import likelihood, samplers, sdes, solvers, traces
+from scoresde.testing import BrokenLawError, strategies
+from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
+from scoresde.testing.likelihoods import LIKELIHOODS
+from scoresde.testing.properties import Family, code
+from scoresde.testing.samplers import SAMPLERS
+from scoresde.testing.scores import LAWS, SCORES
+from scoresde.testing.sdes import SDES
+from scoresde.testing.solvers import SOLVERS
+from scoresde.testing.traces import TRACES
+
+SEED = 20_000
+
+
+class Subject(NamedTuple):
+    """Somebody who owes laws."""
+
+    name: str
+    family: Family
+    member: Any
+    drawn: bool = False
+
+
+def each(family: Family, members: Any) -> list[Subject]:
+    """Return a family's members."""
+    return [Subject(code(member), family, member) for member in members]
+
+
+def drawn(name: str, family: Family, strategy: Any) -> Subject:
+    """Return members with parameters that are drawn."""
+    return Subject(f"drawn: {name}", family, strategy, drawn=True)
+
+
+def subjects() -> dict[str, list[Subject]]:
+    """Return all subjects, by family."""
+    general = [OrnsteinUhlenbeck(), DoubleWell()]
+    return {
+        "sdes": [
+            *each(SDES, [*(member() for member in sdes.FAMILY), *general]),
+            *(drawn(name, SDES, members) for name, members in strategies.FAMILIES.items()),
+            drawn("general", SDES, strategies.general_sdes()),
+        ],
+        "scores": [
+            drawn("networks", SCORES, strategies.models()),
+            drawn("mixtures", SCORES, strategies.mixtures()),
+            drawn("mixtures, exact", LAWS, strategies.mixtures(sdes=strategies.sdes())),
+        ],
+        "traces": [
+            *each(TRACES, traces.FAMILY), drawn("traces", TRACES, strategies.traces())
+        ],
+        "solvers": each(SOLVERS, solvers.FAMILY),
+        "samplers": each(SAMPLERS, [*samplers.FAMILY, samplers.MetropolisLangevin()]),
+        "likelihood": each(LIKELIHOODS, likelihood.FAMILY),
+    }  # fmt: skip
+
+
+def check(subject: Subject, least: int) -> tuple[int, int, list[str]]:
+    """Return how many laws and cases were tried, and the laws that were said to be broken."""
+    laws = [
+        law for law in subject.family.properties if subject.drawn or law.applies(subject.member)
+    ]
+    times = max(1.0, least / sum(law.examples for law in laws))
+    tried, alarms = 0, []
+    for law in laws:
+        count = math.ceil(times * law.examples)
+        tried += count
+        try:
+            subject.family.check(subject.member, only=law.name, seed=SEED, examples=count)
+        except BrokenLawError as alarm:
+            alarms.append(law.name)
+            print(alarm, flush=True)
+    return len(laws), tried, alarms
+
+
+def lines(chosen: list[str], least: int) -> Iterator[str]:
+    """Yield the rows of the table as they are found."""
+    for family in chosen:
+        for subject in subjects()[family]:
+            began = time.process_time()
+            try:
+                subject.family.check(subject.member)
+                own = ""
+            except BrokenLawError as alarm:
+                own = f"; {', '.join(alarm.names)} as called"
+            once = time.process_time() - began
+            laws, tried, alarms = check(subject, least)
+            told = (", ".join(alarms) or "none") + own
+            yield f"| {family} | `{subject.name}` | {laws} | {tried} | {told} | {once:.1f} |"
+
+
+def main() -> None:
+    """Check everyone, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=subjects(), default=list(subjects()))
+    parser.add_argument("--examples", type=int, default=1000, help="cases for each member")
+    parser.add_argument("--out", type=Path, help="folder for the page; printed only if left out")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    heads = ("family", "member", "laws", "cases", "broken", "seconds of one check")
+    head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
+    print(head)
+    rows = []
+    for line in lines(options.only, options.examples):
+        print(line, flush=True)
+        rows.append(line)
+    page = "\n".join(
+        [
+            f"# {__doc__.splitlines()[0]}\n",
+            __doc__.split("\n\n", 2)[2],
+            "Seconds are those of one core's clock.\n",
+            f"Made by `python benchmarks/false_alarms.py` on one CPU thread: torch "
+            f"{torch.__version__}, Python {platform.python_version()}.\n",
+            head,
+            *rows,
+        ]
+    )
+    if options.out:
+        (options.out / "false_alarms.md").write_text(page + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
