@@ -25,7 +25,7 @@ from scoresde import likelihood, samplers, sdes, solvers, traces
 from scoresde.testing import BrokenLawError, strategies
 from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
 from scoresde.testing.likelihoods import LIKELIHOODS
-from scoresde.testing.properties import Family, code
+from scoresde.testing.properties import Family
 from scoresde.testing.samplers import SAMPLERS
 from scoresde.testing.scores import LAWS, SCORES
 from scoresde.testing.sdes import SDES
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
 
 def each(family: Family, members: Any) -> list[Subject]:
     """Return a family's members."""
-    return [Subject(code(member), family, member) for member in members]
+    return [Subject(repr(member), family, member) for member in members]
 
 
 def drawn(name: str, family: Family, strategy: Any) -> Subject:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +28,10 @@ from scoresde import (
     SubVPSDE,
     log_likelihood,
 )
+from scoresde.coordinates import flow_of
 from scoresde.likelihood import Likelihood
-from scoresde.solvers import Adams, SciPy, TorchDiffEq
+from scoresde.likelihood.flow import _typical
+from scoresde.solvers import Adams, SciPy, Solution, TorchDiffEq
 from scoresde.traces import ExactTrace, Hutchinson
 
 SDES = (VPSDE(), SubVPSDE(), VESDE(), CosineSDE(), EDMSDE(), RectifiedFlow())
@@ -384,3 +388,37 @@ def test_a_single_fresh_probe_has_an_error_bar_too() -> None:
     result = log_likelihood(score, x, trace=Hutchinson(), generator=seeded(2))
     claimed = float(result.standard_error.square().mean().sqrt())
     assert 0.8 < claimed / float(result.log_prob.std()) < 1.6
+
+
+class Doubtful(Adams):
+    """Adams, who doubts every result by so many nats."""
+
+    doubt = 0.0
+
+    def solve(self, *arguments: Any, **options: Any) -> Solution:
+        solution = super().solve(*arguments, **options)
+        return replace(solution, error=torch.full_like(solution.error, self.doubt))
+
+
+@pytest.mark.parametrize(("part", "converged"), [(0.8, True), (1.2, False)])
+def test_what_is_doubted_more_than_ten_tolerances_has_not_converged(
+    part: float, converged: bool
+) -> None:
+    score = mixture(VPSDE(), 2, "smooth")
+    x = torch.tensor([[0.3, -0.2], [4.0, 4.0]], dtype=torch.float64)
+    log_prob = score.log_prob(x, score.sde.t_min)
+    for row, size in zip(x.split(1), log_prob.abs().clamp(min=2 * math.log(2)), strict=True):
+        solver = Doubtful()
+        object.__setattr__(solver, "doubt", part * 10 * 1e-3 * float(size))
+        result = log_likelihood(score, row, solver=solver, tolerance=1e-3)
+        assert bool(result.converged) is converged
+        assert solver.doubt <= float(result.solver_error) < 1.01 * solver.doubt
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["VP", "VE"])
+def test_the_typical_density_is_that_of_a_gaussian(sde: GaussianSDE) -> None:
+    covariance = torch.diag(torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64))
+    data = GaussianMixture(torch.ones(1), torch.zeros(1, 3), covariance[None], sde)
+    at = sde.alpha(sde.t_min) ** 2 * covariance + sde.sigma(sde.t_min) ** 2 * torch.eye(3)
+    law = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), at)
+    assert _typical(flow_of(data, (3,))) == pytest.approx(-float(law.entropy()), rel=1e-9)

@@ -34,7 +34,7 @@ from scoresde.likelihood import (
     VariationalBound,
 )
 from scoresde.likelihood import variational_bound as bound
-from scoresde.likelihood.path_integral import _rule
+from scoresde.likelihood.path_integral import _discrepancy, _rule
 from scoresde.traces import ExactTrace, Hutchinson
 
 SDES = (VPSDE(), SubVPSDE(), VESDE())
@@ -133,6 +133,17 @@ def test_kronrod_rule() -> None:
             assert abs(float(gauss @ nodes**degree) - integral) < 1e-14
     assert abs(float(kronrod @ nodes**24) - 2 / 25) > 1e-13
     assert abs(float(gauss @ nodes**14) - 2 / 15) > 1e-6
+
+
+def test_the_error_of_a_rule_is_in_the_unit_of_the_integrand() -> None:
+    kronrod, gauss, nodes = _rule(torch.zeros(1, dtype=torch.float64))
+    values = torch.stack([torch.exp(2 * nodes), (nodes - 0.3).abs(), torch.ones_like(nodes)])
+    error = _discrepancy(values, kronrod, gauss)
+    torch.testing.assert_close(_discrepancy(1e4 * values, kronrod, gauss), 1e4 * error)
+    torch.testing.assert_close(_discrepancy(1e-4 * values, kronrod, gauss), 1e-4 * error)
+    exact = torch.tensor([math.sinh(2.0), 0.5 * (1.3**2 + 0.7**2), 2.0], dtype=torch.float64)
+    assert bool(((kronrod * values).sum(1) - exact <= error + 1e-13).all())
+    assert float(error[1]) < 0.1
 
 
 @pytest.mark.parametrize(("kind", "probes"), [("anisotropic", 1), ("anisotropic", 2), ("thin", 2)])
@@ -265,6 +276,14 @@ def test_bound_with_another_terminal_law() -> None:
     noise = off(bound(score, x, samples=64, prior=wide, generator=seeded(2)), score)
     noise = noise + 2 * (math.log(2) - 3 / 8)
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(300) + 1e-3
+
+
+def test_bound_says_where_the_mean_goes() -> None:
+    score = mixture(VPSDE(), 2, "smooth")
+    x = score.sample(3, 0.0, seeded(1), dtype=torch.float64)
+    latent = log_likelihood(score, x, method=VariationalBound(), generator=seeded(2)).latent
+    scale = score.sde.alpha(score.sde.T) / score.sde.alpha(score.sde.t_min)
+    torch.testing.assert_close(latent, scale * x)
 
 
 def test_bound_of_a_gaussian_has_no_noise() -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 from scoresde import solvers
 from scoresde._streams import Streams
 from scoresde.solvers import FAMILY, Adams, SciPy, Solution, Status, TorchDiffEq
+from scoresde.solvers.adams import _exponential_moments, _factor, _noise
 from scoresde.testing import check_solver
 
 MEMBERS = pytest.mark.parametrize("solver", FAMILY, ids=repr)
@@ -39,6 +40,10 @@ def generator(seed=0):
 
 def rand(*shape, seed=0):
     return torch.rand(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def column(tau):
@@ -576,3 +581,76 @@ def test_members_print_as_they_are_made(solver):
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# --- the parts that Adams is made of
+
+
+@pytest.mark.parametrize("x", [-40.0, -3.0, -2.01, -1.99, -0.7, 0.0, 1e-3, 0.4, 1.9, 2.1, 9.0])
+def test_exponential_moments_are_the_integrals(x):
+    h, values = double([0.5]), double([2 * x])
+    moments = _exponential_moments(h.unsqueeze(1), values.unsqueeze(1), 6)
+    for i, moment in enumerate(moments.flatten()):
+        exact, _ = scipy.integrate.quad(
+            lambda s, i=i: math.exp((1 - s) * x) * s**i, 0, 1, epsabs=0, epsrel=1e-12
+        )
+        assert float(moment) == pytest.approx(exact, rel=1e-10)
+
+
+@pytest.mark.parametrize(("nodes", "freedom"), [(1, 12), (1, 30), (4, 5), (50, 1)])
+def test_two_standard_errors_reach_as_far_as_students_law(nodes, freedom):
+    variance = double([3.0])
+    told = float(_noise(variance, variance**2 / nodes, double([float(freedom)])))
+    law = stats.t(nodes * (freedom + 2))  # Satterthwaite, for shares of equal size
+    assert 2 * told / math.sqrt(3) == pytest.approx(law.ppf(stats.norm.cdf(2.0)), rel=3e-3)
+
+
+def reach(order, rejected, excess, step, error):
+    """The length of the next step after one with this error."""
+    walk = dataclasses.replace(
+        Adams()._begin(lambda tau, z, *_: (z, z, None), double([[1.0]]), 0.0),
+        order=torch.tensor([order]), rejected=double([rejected]), excess=double([excess]),
+    )  # fmt: skip
+    return step * float(_factor(walk, double([step]), double([error])))
+
+
+@pytest.mark.parametrize("order", [1, 3, 5])
+def test_steps_are_chosen_by_the_order_of_the_error(order):
+    wanted = 1.3  # an error of e·h^(order + 1) is to be 0.8^(order + 1)
+    error = (1.0 / (wanted / 0.8)) ** (order + 1)
+    assert reach(order, 0.0, 0.0, 1.0, error) == pytest.approx(wanted)
+
+
+def test_two_rejections_at_one_place_tell_the_order_there():
+    # errors 1000 and 10 at steps of 1 and 0.1: of order 2, whatever the history promises
+    assert reach(5, 1.0, 1000.0, 0.1, 10.0) == pytest.approx(0.1 * 0.8 * 10 ** (-1 / 2))
+    assert reach(5, 1.0, 20.0, 0.1, 10.0) == pytest.approx(0.1 * 0.1)  # order 1 at least
+    # a step that is accepted after a rejection does not make the next one longer
+    assert reach(5, 1.0, 1000.0, 0.1, 1e-6) == pytest.approx(0.1)
+
+
+def test_early_nodes_count_in_the_doubt_about_a_standard_error():
+    """The same variance of the mean, told by two estimates at each node or by a thousand."""
+
+    def field(k):
+        spread = torch.ones(k, dtype=torch.float64)
+        spread[: k // 2] = -1.0
+        spread = spread * math.sqrt(1.0 if k == 2 else k * (k - 1) / k)
+
+        def of(tau, z, rows, node):
+            wave = torch.cos(9 * column(tau))
+            return wave * z, wave + spread.expand(len(z), k), None
+
+        return of
+
+    z = torch.ones(1, 1, dtype=torch.float64)
+    few, many = (
+        Adams().solve(field(k), z, 0.0, 3.0, tolerance=1e-6, noisy=True) for k in (2, 1000)
+    )
+    assert int(few.evaluations) == int(many.evaluations) > 40
+    assert 1.002 < float(few.standard_error / many.standard_error) < 1.03
+
+
+def test_orders_of_torchdiffeq_are_the_published_ones():
+    orders = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
+    assert {method: TorchDiffEq(method).convergence_order for method in orders} == orders
