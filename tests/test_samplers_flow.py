@@ -37,6 +37,7 @@ from scoresde.samplers import (
     Tableau,
     UniformLogSNR,
     Windowed,
+    chart,
     half_step,
     sample,
     walk,
@@ -254,6 +255,38 @@ def test_results_do_not_depend_on_the_units_of_the_data(sampler):
     x = sample(small, None, sampler, steps=8, start=start)
     y = sample(large, None, sampler, steps=8, start=100 * start)
     agree(100 * x, y, 1e-6)
+
+
+MOMENTS = {
+    "one number": Moments(0.0, 2.0, known=True),
+    "shifted": Moments(0.3, 2.0, known=True),
+    "each its own": Moments(double(0.3, -1.0, 0.0), double(0.5, 0.1, 2.0), known=True),
+    "turned": Moments.from_covariance(
+        double(0.0, 1.0, 0.5), double([2.0, 0.3, 0.1], [0.3, 1.0, 0.2], [0.1, 0.2, 0.4])
+    ),
+}
+
+
+@pytest.mark.parametrize("sampler", [AdamsBashforth(), RungeKutta(RK4)], ids=repr)
+@pytest.mark.parametrize("moments", MOMENTS.values(), ids=MOMENTS)
+def test_what_is_made_ready_at_once_is_what_is_made_step_by_step(moments, sampler, monkeypatch):
+    """One time after the other, in blocks, or all times together; on the way back too."""
+    means, covariances = draw(3, 3), torch.eye(3, dtype=torch.float64).expand(3, 3, 3)
+    exact = GaussianMixture(torch.ones(3), means, 0.1 * covariances, VPSDE())
+    score = FunctionScore(exact, exact.sde, moments=moments)
+    start, times = draw(4, 3), LogMobius()(exact.sde, 9)
+    for way in (times, times.flip(0)):
+        together = run(sampler, score, start, way)
+        x, state = start, sampler.init(score, start, way[:1])
+        for t, s in pairwise(way.unbind()):
+            x, state = sampler.step(score, x, t, s, state, torch.zeros_like)
+        agree(x, together, 1e-12)
+        for block in (1, 7):
+            monkeypatch.setattr(chart, "_BLOCK", block)
+            agree(run(sampler, score, start, way), together, 1e-12)
+            monkeypatch.undo()
+    fine = LogMobius()(exact.sde, 160)
+    agree(run(sampler, score, start, fine), flow_oracle(exact, start, times), 1e-3)
 
 
 @SDES
