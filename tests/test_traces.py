@@ -326,6 +326,39 @@ def test_small_dimensions_are_exact(d):
         torch.testing.assert_close(draws(trace, J, 50), J.trace().expand(50), rtol=1e-7, atol=1e-7)
 
 
+RANKS = [
+    (ExactTrace(), 9, 9),
+    (Hutchinson(probes=3), 9, 0),
+    (Hutchinson(probes=9), 9, 0),
+    (Hutchinson(probes=5, law=Orthogonal()), 9, 0),
+    (Hutchinson(probes=9, law=Orthogonal()), 9, 9),
+    (HutchPlusPlus(budget=12), 9, 4),
+    (HutchPlusPlus(budget=12), 3, 3),
+    (XTrace(budget=12), 9, 5),
+    (XTrace(budget=12), 6, 6),
+    (XTrace(budget=12), 4, 4),
+]
+
+
+@pytest.mark.parametrize(("trace", "d", "rank"), RANKS, ids=str)
+def test_the_rank_that_is_promised_is_the_largest_without_noise(trace, d, rank):
+    assert trace.resolved(d) == rank
+
+    def scatter(r):
+        left, right = (
+            torch.randn(d, r, generator=generator(s), dtype=torch.float64) for s in (1, 2)
+        )
+        jacobian = left @ right.T
+        x = torch.zeros(20, d, dtype=torch.float64)
+        _, estimates = trace(lambda v: v @ jacobian.T, x, streams(20))
+        return float((estimates.mean(1) - jacobian.trace()).abs().max())
+
+    if rank:
+        assert scatter(rank) < 1e-9
+    if rank < d:
+        assert scatter(rank + 1) > 1e-3
+
+
 @pytest.mark.parametrize("trace", [HutchPlusPlus(12), XTrace(12)], ids=repr)
 def test_a_steep_spectrum_is_told_better_than_by_hutchinson(trace):
     q = torch.linalg.qr(randn(30, 30)).Q
