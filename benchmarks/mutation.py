@@ -1,6 +1,7 @@
 """Mutation testing: how many small faults in the code do the tests find?
 
-    python benchmarks/mutation.py [--sample 60] [--seconds 60] [--out benchmarks/results]
+    python benchmarks/mutation.py [--sample 60] [--seconds 60] [--record FILE]
+    python benchmarks/mutation.py --again FILE … [--tests …] [--out benchmarks/results]
 
 A mutant is the code with one operator, comparison, number, truth value or loop changed (by
 cosmic-ray; arithmetic operators by one another, no changes of annotations). From each part of the
@@ -9,7 +10,10 @@ the tests that run are those of the default profile which execute the changed li
 until one fails or they have taken a minute: what then still lives has survived, although tests that
 were not run might have found it.
 
-Told is the killed part of the sample with its 95 % interval (Wilson), and every survivor.
+Told is the killed part of the sample with its 95 % interval (Wilson), and every survivor. The
+second form reads what was recorded, tries the survivors again, against tests that were written
+because of them, and writes the page; what is killed then is told beside the part that was killed at
+once.
 """
 
 from __future__ import annotations
@@ -355,16 +359,19 @@ def report(
     rows = []
     for part, results in outcomes.items():
         killed = sum(what in ("killed", "hangs") for _, what in results)
+        since = sum(what == "killed since" for _, what in results)
         low, high = interval(killed, len(results))
         rows.append(
             f"| `{part}` | {sizes[part]} | {len(results)} | {killed} | "
-            f"{100 * killed / len(results):.0f} % ({100 * low:.0f}–{100 * high:.0f} %) |"
+            f"{100 * killed / len(results):.0f} % ({100 * low:.0f}–{100 * high:.0f} %) | "
+            f"{killed + since} ({100 * (killed + since) / len(results):.0f} %) |"
         )
     lines = [
         f"# {__doc__.splitlines()[0]}\n",
         __doc__.split("\n\n", 2)[2],
         f"Tests: {', '.join(f'`{name}`' for name in tests) or 'all that concern these parts'}.\n",
-        "| part | places | tried | killed | part killed (95 % interval) |\n|---|---|---|---|---|",
+        "| part | places | tried | killed at once | part (95 % interval) | killed by now |",
+        "|---|---|---|---|---|---|",
         *rows,
         "\n## Survivors\n",
     ]
@@ -389,6 +396,28 @@ def preload() -> None:
     torch.set_num_threads(1)
 
 
+def recorded(files: Sequence[Path]) -> dict[str, list[tuple[Mutant, str]]]:
+    """Return what became of mutants, by part, as earlier runs have recorded it."""
+    outcomes: dict[str, list[tuple[Mutant, str]]] = {}
+    for line in (line for file in files for line in file.read_text().splitlines()):
+        told = json.loads(line)
+        part, what = told.pop("part"), told.pop("what")
+        mutant = Mutant(**{**told, "lines": tuple(told["lines"])})
+        outcomes.setdefault(part, []).append((mutant, what))
+    return outcomes
+
+
+def try_again(
+    outcomes: dict[str, list[tuple[Mutant, str]]], root: Path, known: dict[str, Any], most: float
+) -> None:
+    """Try the survivors against the tests there are now."""
+    for part, results in outcomes.items():
+        for i, (mutant, what) in enumerate(results):
+            if what == "survived" and judge(mutant, root, known, most) in ("killed", "hangs"):
+                results[i] = (mutant, "killed since")
+                print(f"{part}: killed since: {mutant}", flush=True)
+
+
 def main() -> None:
     """Draw, try, and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -399,6 +428,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=[], help="files; all if left out")
     parser.add_argument("--map", type=Path, help="of tests to lines, from an earlier run")
     parser.add_argument("--record", type=Path, help="file that outcomes are appended to")
+    parser.add_argument("--again", type=Path, nargs="+", default=[], help="records to go on from")
     parser.add_argument("--out", type=Path, help="folder for the page; printed only if left out")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -408,9 +438,11 @@ def main() -> None:
         root = copy(where)
         known = json.loads(options.map.read_text()) if options.map else None
         known = known or map_tests(root, where, options.tests)
-        outcomes, sizes = {}, {}
-        for part in options.only:
-            chosen, sizes[part] = draw(part, options.sample, options.seed)
+        outcomes = recorded(options.again)
+        try_again(outcomes, root, known, options.seconds)
+        sizes = {part: draw(part, 0, options.seed)[1] for part in PARTS}
+        for part in [] if options.again else options.only:
+            chosen, _ = draw(part, options.sample, options.seed)
             outcomes[part] = []
             for mutant in chosen:
                 began = time.perf_counter()

@@ -1,6 +1,7 @@
 """Samplers, ours and others': strong error, law, cost of the loop, robustness.
 
-    python benchmarks/samplers.py [--only strong law loop finite figure] [--quick] [--out DIR]
+    python benchmarks/samplers.py [--only strong law starts loop finite figure] [--quick]
+        [--out benchmarks/results]
 
 Scores are exact (Gaussian mixtures), so that every error is the sampler's, and evaluations of the
 score are counted as they happen. Compared in one run are diffusers, azula and flow_matching as they
@@ -16,11 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from sampling import figure, finite, law, loop, strong
+from sampling import figure, finite, law, loop, starts, strong
 
 SECTIONS = {
     "strong": ("Strong error", strong),
     "law": ("Evaluations until the law is right", law),
+    "starts": ("The law, from many starts", starts),
     "loop": ("Cost of the loop", loop),
     "finite": ("Finite for every number of steps", finite),
     "figure": ("Error against evaluations", figure),
