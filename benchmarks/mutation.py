@@ -410,12 +410,15 @@ def recorded(files: Sequence[Path]) -> dict[str, list[tuple[Mutant, str]]]:
 def try_again(
     outcomes: dict[str, list[tuple[Mutant, str]]], root: Path, known: dict[str, Any], most: float
 ) -> None:
-    """Try the survivors against the tests there are now."""
-    for part, results in outcomes.items():
-        for i, (mutant, what) in enumerate(results):
-            if what == "survived" and judge(mutant, root, known, most) in ("killed", "hangs"):
-                results[i] = (mutant, "killed since")
-                print(f"{part}: killed since: {mutant}", flush=True)
+    """Try the survivors, where the code is still the same, against the tests there are now."""
+    for results in outcomes.values():
+        for i, (old, what) in enumerate(results):
+            new = make(ROOT / old.path, old.operator, old.occurrence, old.lines)
+            same = new is not None and (new.before, new.after) == (old.before, old.after)
+            if what == "survived" and same:
+                now = judge(old, root, known, most)
+                results[i] = (old, "killed since" if now in ("killed", "hangs") else what)
+                print(f"{now} now: {old}", flush=True)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from scoresde._shapes import expand, flatten
 from scoresde._streams import Streams
 from scoresde.score import Score
 from scoresde.sdes import GaussianSDE
+from scoresde.sdes.gaussian import Inverse
 from scoresde.solvers.base import Evaluation
 from scoresde.solvers.frames import PLAIN, Frame, Spectral, eigenpairs
 from scoresde.traces import Trace
@@ -38,6 +39,9 @@ from scoresde.variables import Standardised
 _SPECTRAL_UP_TO = 64
 """Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
 
+
+_TIME_DIGITS = 1e-10
+"""Relative error of λ at the time that stands for an angle: far below any tolerance."""
 
 _WIDEST = 10.0
 """Largest C, in units of the largest variance of the data, that ∂D/∂w is read as telling."""
@@ -146,6 +150,7 @@ class GaussianFlow(Flow):
         self.coordinates = Standardised(self.moments.spread if pivot is None else pivot)
         self.t_min = self.sde.t_min if t_min is None else t_min
         self.t_max = self.sde.T if t_max is None else t_max
+        self._time_at = Inverse(self.sde, _TIME_DIGITS, nodes=2**14)
         self.start, self.end = self.angle(self.t_min), self.angle(self.t_max)
 
     def angle(self, t: float) -> float:
@@ -155,7 +160,8 @@ class GaussianFlow(Flow):
     def time(self, tau: Tensor) -> Tensor:
         """Return the diffusion time t at the angle θ, in [t_min, t_max]."""
         half_logsnr = -torch.log(self.coordinates.ratio(tau))
-        return self.sde.time_at(half_logsnr).clamp(self.t_min, self.t_max)
+        time = self._time_at(half_logsnr.reshape(-1)).reshape(tau.shape)
+        return time.clamp(self.t_min, self.t_max)
 
     def enter(self, x: Tensor, tau: float) -> Tensor:
         """Return z = Eᵀ(x − αm)/√(α²c + σ²)."""

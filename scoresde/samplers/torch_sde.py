@@ -80,13 +80,17 @@ class TorchSDE(Sampler):
 
 
 class _Remembering:
-    """An SDE that does not evaluate its drift twice at one point, as torchsde asks it to."""
+    """An SDE that does not evaluate twice what torchsde asks for twice.
+
+    That is the drift at one point, and the diffusion, the same for all states, at one time.
+    """
 
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
         self.noise_type = sde.noise_type
         self.sde_type = sde.sde_type
         self.drifts: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
+        self.diffusions: dict[float, Tensor] = {}
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         key = (float(s), id(y))
@@ -95,7 +99,10 @@ class _Remembering:
         return self.drifts[key][1]
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
-        return self.sde.g(s, y)
+        key = float(s)
+        if key not in self.diffusions:
+            self.diffusions[key] = self.sde.g(s, y)
+        return self.diffusions[key]
 
 
 class _Brownian(torchsde.BaseBrownian):

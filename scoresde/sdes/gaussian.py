@@ -44,14 +44,7 @@ _BLIND_ITERATIONS = 12
 _DIGITS = 1e-15
 """Relative error of λ, that of its evaluation, at which its inverse is found."""
 
-_GRID = torch.cat(
-    [
-        torch.zeros(1, dtype=torch.float64),
-        torch.logspace(-15, -3, 512, dtype=torch.float64),
-        torch.linspace(1e-3, 1, 1024, dtype=torch.float64)[1:],
-    ]
-)
-"""Fractions of T between which λ is looked for: fine where it is steep."""
+_NODES = 1024
 
 
 class GaussianSDE(SDE):
@@ -124,9 +117,7 @@ class GaussianSDE(SDE):
         target = value.reshape(-1)
         if can_look(target) and bool(torch.isnan(target).any()):
             raise ValueError("half_logsnr: expected numbers, got NaN; λ falls from λ(0) to λ(T)")
-        with torch.no_grad():
-            time = self._solve(target)
-        return like_time(time.reshape(value.shape), half_logsnr)
+        return like_time(Inverse(self)(target).reshape(value.shape), half_logsnr)
 
     @final
     def drift(self, x: Tensor, t: Time) -> Tensor:
@@ -267,22 +258,42 @@ class GaussianSDE(SDE):
         normal = Normal(zeros, torch.full_like(zeros, self.prior_scale()), validate_args=False)
         return Independent(normal, zeros.ndim, validate_args=False)
 
-    def _solve(self, target: Tensor) -> Tensor:
-        """Return t with λ(t) = target ``(n,)``: a bracket from a grid, narrowed by regula falsi."""
-        grid = self.T * _GRID.to(target.device)
-        curve = self._half_logsnr(grid)
-        after = torch.searchsorted(-curve, -target).clamp(1, len(grid) - 1)
+    def _half_logsnr(self, time: Tensor) -> Tensor:
+        return self.log_alpha(time) - self.log_sigma(time)
+
+
+class Inverse:
+    """The inverse of λ, ready to be asked many times: its values between which to look are kept.
+
+    Args:
+        sde: the diffusion.
+        digits: relative error of λ at which a time is good enough.
+        nodes: values that are kept; the more, the fewer steps from one of them to the time.
+    """
+
+    def __init__(self, sde: GaussianSDE, digits: float = _DIGITS, nodes: int = _NODES) -> None:
+        self._sde, self._digits, self._nodes = sde, digits, nodes
+        self._keep(torch.device("cpu"))
+
+    @torch.no_grad()
+    def __call__(self, target: Tensor) -> Tensor:
+        """Return t with λ(t) = target ``(n,)``: a bracket, narrowed by regula falsi."""
+        if self._grid.device != target.device:
+            self._keep(target.device)
+        grid, curve = self._grid, self._curve
+        after = torch.searchsorted(self._rising, -target).clamp(1, len(grid) - 1)
         low, high = grid[after - 1], grid[after]
         above, below = curve[after - 1] - target, curve[after] - target
         time, closest = torch.where(above < -below, low, high), torch.minimum(above, -below)
         stays = torch.zeros_like(target)  # which end the last step left where it was: ±1
-        enough, looking = _DIGITS * target.abs().clamp(min=1.0), can_look(target)
-        for _ in range(_ITERATIONS if looking else _BLIND_ITERATIONS):
+        enough, looking = self._digits * target.abs().clamp(min=1.0), can_look(target)
+        blind = _BLIND_ITERATIONS if self._digits <= _DIGITS else _BLIND_ITERATIONS // 2
+        for _ in range(_ITERATIONS if looking else blind):
             if looking and not bool(((closest > enough) & (high - low > _DIGITS * high)).any()):
                 break
             middle = (low * below - high * above) / (below - above)
             middle = torch.where((middle > low) & (middle < high), middle, 0.5 * (low + high))
-            miss = self._half_logsnr(middle) - target
+            miss = self._sde._half_logsnr(middle) - target
             early = miss > 0
             # Illinois: an end that stays twice counts half, or it would stay for ever
             above = torch.where(early, miss, torch.where(stays < 0, 0.5 * above, above))
@@ -295,10 +306,18 @@ class GaussianSDE(SDE):
                 torch.where(better, miss.abs(), closest),
             )
         time = torch.where(target >= curve[0], torch.zeros_like(time), time)
-        return torch.where(target <= curve[-1], torch.full_like(time, self.T), time)
+        return torch.where(target <= curve[-1], torch.full_like(time, self._sde.T), time)
 
-    def _half_logsnr(self, time: Tensor) -> Tensor:
-        return self.log_alpha(time) - self.log_sigma(time)
+    @torch.no_grad()
+    def _keep(self, device: torch.device) -> None:
+        parts = (  # fractions of T, fine where λ is steep
+            torch.zeros(1, dtype=torch.float64),
+            torch.logspace(-15, -3, self._nodes // 2, dtype=torch.float64),
+            torch.linspace(1e-3, 1, self._nodes, dtype=torch.float64)[1:],
+        )
+        self._grid = self._sde.T * torch.cat(parts).to(device)
+        self._curve = self._sde._half_logsnr(self._grid)
+        self._rising = -self._curve
 
 
 def log_complement(log_alpha: Tensor) -> Tensor:

@@ -91,24 +91,30 @@ class Tape:
             self._value = field(self._x)
         self.value = self._value if differentiable else self._value.detach()
 
-    def product(self, v: Tensor) -> Tensor:
+    def product(self, v: Tensor, *, last: bool = False) -> Tensor:
         """Return vᵀJ ``(k, m, d)`` for ``v`` ``(k, m, d)``, in one batched backward pass.
 
-        Where an operation of the field has no rule for batches, it is one pass for each.
+        Where an operation of the field has no rule for batches, it is one pass for each. With the
+        ``last`` product the memory of the evaluation is given back on the way.
         """
         if not self._value.requires_grad:
             return torch.zeros_like(v)
         if len(v) > 1:
             with suppress(RuntimeError):  # what is wrong besides is raised below
                 return self._gradient(v, is_grads_batched=True)
-        return torch.stack([self._gradient(each) for each in v])
+        final = last and not self._differentiable
+        *before, end = v
+        rows = [self._gradient(each) for each in before]
+        return torch.stack([*rows, self._gradient(end, retain_graph=not final)])
 
-    def _gradient(self, v: Tensor, is_grads_batched: bool = False) -> Tensor:
+    def _gradient(
+        self, v: Tensor, is_grads_batched: bool = False, retain_graph: bool = True
+    ) -> Tensor:
         (rows,) = torch.autograd.grad(
             self._value,
             self._x,
             v,
-            retain_graph=True,
+            retain_graph=retain_graph,
             create_graph=self._differentiable,
             is_grads_batched=is_grads_batched,
             allow_unused=True,

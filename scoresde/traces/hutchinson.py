@@ -170,5 +170,5 @@ class Hutchinson(Trace):
         """Return h(x) ``(m, d)`` and an estimate per probe ``(m, k)``, or their mean ``(m, 1)``."""
         tape = Tape(field, x, differentiable, batched=self.probes > 1)
         probes = self.law.draw(streams, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
-        estimates = (tape.product(probes) * probes).sum(2).T
+        estimates = (tape.product(probes, last=True) * probes).sum(2).T
         return tape.value, estimates if self.law.independent else estimates.mean(1, keepdim=True)
