@@ -131,6 +131,7 @@ CORE: list[Row] = [
     ("half a step", lambda: DDPM.linear(N=10.5), TypeError, "N: expected an integer"),
     ("ladder swapped", lambda: NCSN.geometric(5.0, 1.0), ValueError, "sigma_min < sigma_max"),
     ("negative ladder", lambda: NCSN(torch.tensor([-1.0, 1.0])), ValueError, "sigmas: "),
+    ("a level of zero", lambda: NCSN(torch.tensor([0.0, 1.0])), ValueError, "sigmas: .*positive"),
     ("repeated level", lambda: NCSN(torch.tensor([1.0, 1.0])), ValueError, "sigmas: .*differ"),
     ("too few steps", lambda: VPSDE().discretize(10), ValueError, "betas: .*more steps"),
     ("no index", lambda: SDE.index_at(0.5), NotImplementedError, "VPSDE has no table"),

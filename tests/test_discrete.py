@@ -388,3 +388,15 @@ def test_times_are_found_where_a_table_bends_sharply():
     t = sde.times[:-1] + torch.tensor([[-2e-4], [2e-5], [2.2e-4], [5e-4]], dtype=torch.float64)
     t = t.reshape(-1)
     torch.testing.assert_close(sde.time_at(sde.half_logsnr(t)), t, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [DDPM.linear(N=10), NCSN.geometric(N=10)], ids=["DDPM", "NCSN"])
+def test_the_ends_of_a_table_have_the_slopes_of_its_last_steps(sde):
+    curve = sde.log_alpha if isinstance(sde, DDPM) else sde.log_sigma
+    knots = torch.cat([torch.zeros(1, dtype=torch.float64), sde.times])
+    values, small = curve(knots), 1e-6
+    for end, inner in ((0, small), (-1, -small)):
+        slope = (curve(knots[end] + inner) - values[end]) / inner
+        step = 0 if end == 0 else -2
+        secant = (values[step + 1] - values[step]) / (knots[step + 1] - knots[step])
+        torch.testing.assert_close(slope, secant, rtol=1e-3, atol=0)

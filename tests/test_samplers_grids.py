@@ -115,6 +115,7 @@ def test_a_general_sde_has_uniform_times_only():
         (lambda: Karras(rho=-1), ValueError, "rho: expected a positive"),
         (lambda: Angle(pivot=0), ValueError, "pivot: expected a positive"),
         (lambda: LogMobius(lower=4.0, upper=0.2), ValueError, "lower, upper: expected 0 <= lower"),
+        (lambda: LogMobius(lower=-0.5), ValueError, "lower, upper: expected 0 <= lower"),
         (lambda: Knots()(VPSDE(), 3), TypeError, "sde: expected a discretised diffusion"),
         (lambda: Knots()(DDPM.linear(N=10), 10), ValueError, "steps: expected at most 9"),
         (lambda: Karras()(VPSDE(), 0), ValueError, "steps: expected an integer, at least 1"),

@@ -12,6 +12,7 @@ from scoresde.samplers import (
     AnnealedLangevin,
     EulerMaruyama,
     Langevin,
+    MetropolisLangevin,
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
@@ -222,6 +223,20 @@ def test_a_nan_is_told_with_its_step_and_loses_nothing():
         sample(FunctionScore(score, VPSDE()), None, EulerMaruyama(eta=0.0), start=start, steps=5)
     assert error.value.finite.tolist() == [False, True, True]
     assert bool(error.value.samples[1:].isfinite().all())
+    assert "(t = 0.400006 to 0.200008)" in str(error.value)
+
+
+def test_a_nan_of_the_last_evaluation_is_told_with_its_time():
+    score = FunctionScore(lambda x, t: torch.where(t < 0.3, torch.nan, -x), VPSDE())
+    with pytest.raises(
+        SamplingError, match=r"2 of 2 are not finite, in the denoised x̂ at t = 0.2;"
+    ):
+        sample(score, (2, 2), EulerMaruyama(), times=[1.0, 0.5, 0.2])
+
+
+def test_correctors_are_known_as_such():
+    assert all(m.corrects for m in (Langevin(), AnnealedLangevin(), MetropolisLangevin()))
+    assert not any(m.corrects for m in (Ancestral(), ProbabilityFlow(), TorchSDE()))
 
 
 class Nameless(SDE):
