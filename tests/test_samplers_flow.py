@@ -38,6 +38,7 @@ from scoresde.samplers import (
     UniformLogSNR,
     Windowed,
     chart,
+    edm_heun,
     half_step,
     sample,
     walk,
@@ -140,6 +141,19 @@ def test_declared_orders_are_real(sampler, order, steps, problem):
     assert sampler.convergence_order == order
     coarse, fine = (strong_error(sampler, problem, n) for n in (steps, 2 * steps))
     assert abs(float(torch.log2(coarse / fine)) - order) <= 0.25
+
+
+@pytest.mark.parametrize(("long", "order"), [(2.9, 2), (3.1, 1)])
+def test_a_step_much_longer_than_the_last_does_not_extrapolate(long, order):
+    """Beyond three times its length the slope alone is followed."""
+    score, coordinates = mixture(VPSDE()), LogSNR()
+    lambdas = double(0.0, 0.1, 0.2, 0.2 + 0.1 * long)
+    times, start = score.sde.time_at(lambdas), draw(4, 2)
+    second, first = (AdamsBashforth(k, 0, coordinates, reach=9.0) for k in (2, 1))
+    *_, before, last = walk(score, start, times, second, torch.zeros_like)
+    plain = run(first, score, before, times[-2:])
+    assert torch.equal(last, plain) is (order == 1)
+    torch.testing.assert_close(last, plain, rtol=0, atol=0.5 if order == 2 else 1e-12)
 
 
 # --- identities
@@ -312,6 +326,13 @@ def test_corrections_and_stages_cost_what_they_say():
         calls.clear()
         sample(counted, None, sampler, start=draw(2, 2), steps=9, denoise=False)
         assert len(calls) == 9 * each
+
+
+def test_the_preset_of_edm_makes_the_papers_35_evaluations():
+    exact, calls = mixture(EDMSDE()), []
+    counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], exact.sde)
+    sample(counted, None, edm_heun(), start=80 * draw(2, 2))
+    assert len(calls) == 35
 
 
 # --- the end of the path

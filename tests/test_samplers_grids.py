@@ -112,6 +112,11 @@ def test_a_general_sde_has_uniform_times_only():
     [
         (lambda: UniformTime(power=0.0), ValueError, "power: expected a positive"),
         (lambda: UniformTime(end=1.0)(VPSDE(), 3), ValueError, r"end: expected a time in \[0, 1\)"),
+        (
+            lambda: UniformTime(end=-0.5)(VPSDE(), 3),
+            ValueError,
+            r"end: expected a time in \[0, 1\)",
+        ),
         (lambda: Karras(rho=-1), ValueError, "rho: expected a positive"),
         (lambda: Angle(pivot=0), ValueError, "pivot: expected a positive"),
         (lambda: LogMobius(lower=4.0, upper=0.2), ValueError, "lower, upper: expected 0 <= lower"),

@@ -280,3 +280,8 @@ def test_predictor_corrector_corrects_first():
     noise = iter(zs)
     got, _ = sampler.step(score, x, t, s, sampler.init(score, x, t), lambda x: next(noise))
     assert torch.equal(got, by_hand)
+
+
+def test_orders_of_torchsde_are_the_weak_ones_it_documents():
+    orders = {"euler": 1, "milstein": 1, "srk": 2}
+    assert {method: TorchSDE(method).convergence_order for method in orders} == orders

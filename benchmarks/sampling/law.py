@@ -7,9 +7,8 @@ Their **excess** is the larger of the two ratios, 1 where both hold. The number 
 of the ladder from which on, at every larger one too, the median excess over the seeds is at most 1;
 with the mean squared Mahalanobis distance to the own mode there, relative to exact samples.
 N = 20 000 samples in float32, as the way returns them: ours as `sample` does. Three seeds for our
-default under VP, one for the others. On gmm16 the starts of the first two seeds are odd ones: with
-30 evaluations the default ends at 1.2 times the floor of sliced W2 from them, and at 0.6 to 1.03
-times from five others.
+default under VP, one for the others. On gmm16 the starts of the first two seeds are odd ones: what
+is the draw's and what is the sampler's is told by the page of the law from many starts.
 """
 
 from __future__ import annotations
