@@ -40,8 +40,8 @@ _SPECTRAL_UP_TO = 64
 """Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
 
 
-_TIME_DIGITS = 1e-10
-"""Relative error of λ at the time that stands for an angle: far below any tolerance."""
+_NODES = 2**14
+"""Values of λ between which times are looked for: many, for they are asked at every step."""
 
 _WIDEST = 10.0
 """Largest C, in units of the largest variance of the data, that ∂D/∂w is read as telling."""
@@ -150,7 +150,7 @@ class GaussianFlow(Flow):
         self.coordinates = Standardised(self.moments.spread if pivot is None else pivot)
         self.t_min = self.sde.t_min if t_min is None else t_min
         self.t_max = self.sde.T if t_max is None else t_max
-        self._time_at = Inverse(self.sde, _TIME_DIGITS, nodes=2**14)
+        self._time_at = Inverse(self.sde, _NODES)
         self.start, self.end = self.angle(self.t_min), self.angle(self.t_max)
 
     def angle(self, t: float) -> float:

@@ -267,12 +267,11 @@ class Inverse:
 
     Args:
         sde: the diffusion.
-        digits: relative error of λ at which a time is good enough.
         nodes: values that are kept; the more, the fewer steps from one of them to the time.
     """
 
-    def __init__(self, sde: GaussianSDE, digits: float = _DIGITS, nodes: int = _NODES) -> None:
-        self._sde, self._digits, self._nodes = sde, digits, nodes
+    def __init__(self, sde: GaussianSDE, nodes: int = _NODES) -> None:
+        self._sde, self._nodes = sde, nodes
         self._keep(torch.device("cpu"))
 
     @torch.no_grad()
@@ -286,10 +285,11 @@ class Inverse:
         above, below = curve[after - 1] - target, curve[after] - target
         time, closest = torch.where(above < -below, low, high), torch.minimum(above, -below)
         stays = torch.zeros_like(target)  # which end the last step left where it was: ±1
-        enough, looking = self._digits * target.abs().clamp(min=1.0), can_look(target)
-        blind = _BLIND_ITERATIONS if self._digits <= _DIGITS else _BLIND_ITERATIONS // 2
-        for _ in range(_ITERATIONS if looking else blind):
-            if looking and not bool(((closest > enough) & (high - low > _DIGITS * high)).any()):
+        enough, looking = _DIGITS * target.abs().clamp(min=1.0), can_look(target)
+        for _ in range(_ITERATIONS if looking else _BLIND_ITERATIONS):
+            # a row that has arrived stays, however long its neighbours take
+            under_way = (closest > enough) & (high - low > _DIGITS * high)
+            if looking and not bool(under_way.any()):
                 break
             middle = (low * below - high * above) / (below - above)
             middle = torch.where((middle > low) & (middle < high), middle, 0.5 * (low + high))
@@ -300,7 +300,7 @@ class Inverse:
             below = torch.where(early, torch.where(stays > 0, 0.5 * below, below), miss)
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
             stays = torch.where(early, 1.0, -1.0)
-            better = miss.abs() < closest
+            better = (miss.abs() < closest) & under_way
             time, closest = (
                 torch.where(better, middle, time),
                 torch.where(better, miss.abs(), closest),
