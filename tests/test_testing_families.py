@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 
 import pytest
+import torch
 from hypothesis import settings
 
-from scoresde import likelihood, samplers, sdes, solvers, traces
+from scoresde import GaussianMixture, likelihood, samplers, sdes, solvers, traces
 from scoresde.testing import parametrize_with_checks, strategies
 from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
 from scoresde.testing.likelihoods import LIKELIHOODS
@@ -121,3 +122,12 @@ def test_traces_with_drawn_parameters(family, members, law):
 )
 def test_the_rest_with_drawn_parameters(family, members, law):
     family.check(members, only=law, examples=CASES if NIGHTLY else 100)
+
+
+@pytest.mark.parametrize("sigma_min", [0.01, 0.4])
+def test_laws_of_a_density_hold_where_there_is_noise_at_time_zero(sigma_min):
+    means = torch.tensor([[0.0, 0.0], [0.0, -2.6]], dtype=torch.float64)
+    covariances = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.9, -0.3], [-0.3, 0.2]]]).double()
+    sde = sdes.VESDE(sigma_min=sigma_min, sigma_max=20.0)
+    mixture = GaussianMixture(torch.ones(2), means, covariances, sde)
+    LAWS.check(mixture, only=["Tweedie", "convolution"], examples=4)
