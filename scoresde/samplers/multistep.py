@@ -120,7 +120,7 @@ class Multistep(Sampler):
         for weight, past in zip(total, values, strict=False):
             if weight:
                 self.add(z, weight, past, there)
-        return self.leave(z, there), Memory(state.clock, values, leg)
+        return self.leave(z, there), Memory(state.clock, values[: kept - 1], leg)
 
     @abstractmethod
     def clock(self, score: Score, x: Tensor, times: Tensor) -> Clock:
