@@ -13,9 +13,9 @@ from scoresde.likelihood.side_by_side import Comparison, SideBySide
 FAMILY = (
     FlowIntegral(),
     PathIntegral(),
-    VariationalBound(samples=32),
-    ItoEstimate(steps=32),
-    SideBySide((PathIntegral(), VariationalBound(samples=32))),
+    VariationalBound(),
+    ItoEstimate(),
+    SideBySide((PathIntegral(), VariationalBound())),
 )
 """The methods, ready to use; a line here enrols one in the contract tests."""
 

@@ -49,7 +49,7 @@ class ItoEstimate(Method):
       ``standard_error`` s this is ½s²; where s is not small, the bound is not tight and s itself,
       from the spread of the K weights, too small.
     * of N steps, of order 1/N. ``solver_error`` estimates it by the same paths in N/2 steps, at no
-      evaluation more.
+      evaluation more; far off the data fewer than a hundred steps are too few to tell it.
 
     ``converged`` says that the value is finite. ``latent`` is the mean of x_T given x. The
     tolerance, the solver and the trace of the query play no part.
