@@ -6,9 +6,9 @@
 A mutant is the code with one operator, comparison, number, truth value or loop changed (by
 cosmic-ray; arithmetic operators by one another, no changes of annotations). From each part of the
 library a random sample is drawn, evenly over its code. A mutant is killed if a test fails or hangs;
-the tests that run are those of the default profile which execute the changed lines, the quickest
-case of each test function first, until one fails or they have taken a minute: what then still lives
-has survived, although tests that were not run might have found it.
+the tests that run are those of the default profile which execute the changed lines, quick ones and
+ever new ones first, until one fails or they have taken a minute: what then still lives has
+survived, although tests that were not run might have found it.
 
 Told is the killed part of the sample with its 95 % interval (Wilson), and every survivor. The
 second form reads what was recorded, tries the survivors again, against tests that were written
@@ -302,7 +302,7 @@ def map_tests(root: Path, where: Path, chosen: Sequence[str] = ()) -> dict[str, 
 def tests_for(mutant: Mutant, known: dict[str, Any], seconds: float) -> tuple[list[str], float]:
     """Return the tests that execute the mutant's lines, and how long they take.
 
-    Of each test function the quickest case comes first, then the second of each, and so on.
+    Quick tests come first; the second case of a test function counts as twice as slow, and so on.
     """
     lines = known["lines"].get(mutant.path, {})
     touched = range(mutant.lines[0], mutant.lines[1] + 1)
@@ -313,10 +313,10 @@ def tests_for(mutant: Mutant, known: dict[str, Any], seconds: float) -> tuple[li
     turns = []
     for name in sorted(names, key=known["seconds"].__getitem__):
         function = name.split("[")[0]
-        cases[function] = cases.get(function, -1) + 1
-        turns.append((cases[function], known["seconds"][name], name))
+        cases[function] = cases.get(function, 0) + 1
+        turns.append((cases[function] * known["seconds"][name], name))
     chosen, total = [], 0.0
-    for _, _, name in sorted(turns):
+    for _, name in sorted(turns):
         total += known["seconds"][name]
         if total > seconds and chosen:
             break

@@ -17,6 +17,7 @@ from scoresde import solvers
 from scoresde._streams import Streams
 from scoresde.solvers import FAMILY, Adams, SciPy, Solution, Status, TorchDiffEq
 from scoresde.solvers.adams import _exponential_moments, _factor, _noise
+from scoresde.solvers.torchdiffeq import _March
 from scoresde.testing import check_solver
 
 MEMBERS = pytest.mark.parametrize("solver", FAMILY, ids=repr)
@@ -499,8 +500,8 @@ def test_the_error_estimate_covers_the_error(tolerance):
     got = solution.integral + flow.log_prob(solution.state)
     for error in ((solution.integral - integral).abs(), (got - log_prob).abs()):
         assert float((error <= solution.error).double().mean()) >= 0.95
-    # and is no empty promise
-    assert float(solution.error.median()) < 300 * tolerance
+    # and is no empty promise: 11 to 13 tolerances when this was written
+    assert float(solution.error.median()) < 30 * tolerance
 
 
 @ADAPTERS
@@ -558,6 +559,44 @@ def test_members_print_as_they_are_made(solver):
         solver.max_evaluations = 3
 
 
+@MEMBERS
+def test_without_integrals_there_is_no_noise(solver):
+    def decay(tau, z, rows, node):
+        return -z, z.new_zeros(len(z), 0), None
+
+    solution = solver.solve(decay, rand(3, 2), 0.0, 1.0, tolerance=1e-4, noisy=True)
+    assert torch.equal(solution.integral, torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(solution.standard_error, torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("error", "stuck"),
+    [
+        ([0.5, 1.5, 3.0], [False, True, True]),  # a step is refused on account of all above 1
+        ([0.2, 0.5, 0.9], [False, False, True]),
+        ([0.5, math.nan, 1.0], [False, True, True]),
+        ([math.inf, 2.0, 0.1], [True, True, False]),
+    ],
+)
+def test_torchdiffeq_lets_those_go_that_no_step_is_small_enough_for(error, stuck):
+    problem = Logistic(3, 2)
+    march = _March(problem.field, problem.at(0.0), torch.arange(3), 0.0, 1.0, 10)
+    ratio = torch.cat([double(error).unsqueeze(1).expand(3, 2), torch.zeros(3, 1)], dim=1)
+    march.norm(ratio)
+    assert march.stuck.tolist() == stuck
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [Adams(max_evaluations=3), TorchDiffEq(max_evaluations=2), SciPy(max_evaluations=2)],
+    ids=repr,
+)
+def test_the_least_number_of_evaluations_is_kept(solver):
+    solution = solve(solver, Logistic(2, 2), 0.0, 1.0, 1e-6)
+    assert (solution.evaluations <= solver.max_evaluations).all()
+    assert (solution.status == int(Status.MAX_EVALUATIONS)).all()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -575,7 +614,7 @@ def test_members_print_as_they_are_made(solver):
         (lambda: SciPy(max_evaluations=2.5), TypeError, "max_evaluations: expected an integer"),
         (lambda: Adams(order=0), ValueError, "order: "),
         (lambda: Adams(order=99), ValueError, "order: expected at most"),
-        (lambda: Adams(max_evaluations=1), ValueError, "max_evaluations: "),
+        (lambda: Adams(max_evaluations=2), ValueError, "max_evaluations: "),
     ],
 )
 def test_bad_arguments(make, error, message):

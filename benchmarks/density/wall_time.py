@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from density.problems import OneProductTrace, Problem
 from density.tables import table
-from density.ways import OURS, PEERS, Way
+from density.ways import OURS, PEERS, ScoreSDE, TorchDiffEq, Way
 from torch import Tensor, nn
 
 from scoresde import VPSDE, ScoreModel
@@ -50,23 +50,37 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def run(quick: bool, out: Path | None) -> str:
-    """Time every library on one network, and the same calls without it."""
+    """Time every library on two networks, and the same calls without it."""
+    small, larger = (8, (3, 8, 8), 4), (16, (3, 8, 8), 4)
+    if not quick:
+        small, larger = (16, (3, 16, 16), 8), (32, (3, 32, 32), 8)
+    peers = [way for way in PEERS if isinstance(way, TorchDiffEq | ScoreSDE)]
+    return "\n\n".join(
+        (
+            section(*small, (OURS, *PEERS), 1 if quick else 5),
+            section(*larger, (OURS, *peers), 1 if quick else 2),
+        )
+    )
+
+
+def section(
+    width: int, event: tuple[int, ...], size: int, ways: Sequence[Way], repeats: int
+) -> str:
+    """Time libraries on a U-Net."""
     torch.manual_seed(0)
-    event = (3, 8, 8) if quick else (3, 16, 16)
-    network = Recorded(UNet(3, width=8 if quick else 16))
+    network = Recorded(UNet(event[0], width=width))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
     model = ScoreModel(network, VPSDE())
-    size = 4 if quick else 8
     x = torch.randn(size, *event, generator=torch.Generator().manual_seed(1))
     prior = model.sde.prior(event, dtype=torch.float64)
     problem = Problem("U-Net", model, model, None, prior, x, torch.zeros(size, dtype=torch.float64))
-    rows = [row(way, problem, network, 1 if quick else 5) for way in (OURS, *PEERS)]
+    rows = [row(way, problem, network, repeats) for way in ways]
     heads = ("library", "evaluations", "network calls", "solve, s", "bare calls, s", "ratio")
     parameters = sum(p.numel() for p in network.parameters())
     return (
         f"A U-Net of {parameters:,} parameters on {size} images of shape {event} in float32, one "
-        "probe, untrained; least of five times each, taken in turn.\n\n" + table(heads, rows)
+        f"probe, untrained; least of {repeats} times each, taken in turn.\n\n" + table(heads, rows)
     )
 
 

@@ -91,7 +91,8 @@ class Adams(Solver):
 
     Args:
         order: most slopes that a polynomial goes through, 1 to 8.
-        max_evaluations: where a sample gives up, with the best it has.
+        max_evaluations: where a sample gives up, with the best it has; at least 3, for the start,
+            the length of the first step, and that step.
 
     Raises:
         ValueError: if a number is out of range.
@@ -109,7 +110,7 @@ class Adams(Solver):
 
     def __post_init__(self) -> None:
         check_integer("order", self.order, minimum=1)
-        check_integer("max_evaluations", self.max_evaluations, minimum=2)
+        check_integer("max_evaluations", self.max_evaluations, minimum=3)
         if self.order > 8:
             raise ValueError(f"order: expected at most 8, got {self.order}")
 
