@@ -36,8 +36,8 @@ from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
 from scoresde.variables import Standardised
 
-_SPECTRAL_UP_TO = 64
-"""Dimensions up to which the spectrum of the Jacobian is cheap beside its making."""
+_SPECTRAL_UP_TO = 1024
+"""Dimensions up to which the Jacobian and its spectrum are cheap beside the products it takes."""
 
 
 _NODES = 2**14

@@ -57,12 +57,11 @@ class ExactTrace(Trace):
     def linearize(
         self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Do the same, and hand out the Jacobian if all of it is made at once."""
+        """Do the same, and hand out the Jacobian, whose rows the products are."""
         d = x.shape[1]
-        if d > self.chunk:
-            return super().linearize(field, x, streams, differentiable=differentiable)
-        tape = Tape(field, x, differentiable, batched=d > 1)
-        jacobian = self._rows(tape, x, 0).transpose(0, 1)
+        tape = Tape(field, x, differentiable, batched=min(self.chunk, d) > 1)
+        rows = [self._rows(tape, x, start) for start in range(0, d, self.chunk)]
+        jacobian = torch.cat(rows).transpose(0, 1)
         trace = jacobian.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
         return tape.value, trace, jacobian
 
