@@ -693,3 +693,21 @@ def test_early_nodes_count_in_the_doubt_about_a_standard_error():
 def test_orders_of_torchdiffeq_are_the_published_ones():
     orders = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
     assert {method: TorchDiffEq(method).convergence_order for method in orders} == orders
+
+
+def test_steep_densities_are_entered_in_short_steps():
+    """The error of log p is held where its slope at the start is 2000, at a few evaluations."""
+
+    class Steep(Density):
+        @staticmethod
+        def log_prob(z):
+            return -0.5 * ((z - 0.5) / 0.02).square().sum(1)
+
+    flow = Steep(50, 2)
+    solution = solve(Adams(), flow, 0.0, flow.end, 1e-4)
+    plain = solve(Adams(), Logistic(50, 2), 0.0, flow.end, 1e-4)  # no slope is told
+    truth = flow.integral(0.0, flow.end) + flow.log_prob(flow.at(flow.end))
+    missed = (solution.integral + flow.log_prob(solution.state) - truth).abs()
+    assert bool((missed <= solution.error).all())
+    assert float(solution.error.median()) < 0.025  # 0.034 where the slope is not heeded
+    assert (solution.evaluations <= plain.evaluations + 8).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class Problem:
         error = (log_prob.double() - self.truth).abs() / (self.dimension * math.log(2))
         return error.nan_to_num(torch.inf)
 
+    def part(self, rows: slice) -> Problem:
+        """Return the same at some of the points."""
+        return replace(self, x=self.x[rows], truth=self.truth[rows])
+
     def at(self, x: Tensor) -> Problem:
         """Return the same mixture at other points."""
         x = x.float().double()
@@ -141,7 +145,7 @@ def mixture(kind: str, d: int, sde: SDE, points: int) -> Problem:
         points, sde.t_min, torch.Generator().manual_seed(1), dtype=torch.float32
     ).double()
     closed = traced(law, law.divergence)
-    large = d > 64  # an exact trace in one product, as if the network came with it
+    large = d > 400  # an exact trace in one product, as if the network came with it
     return Problem(
         f"{type(sde).__name__} {kind} d={d}",
         closed if large else law,

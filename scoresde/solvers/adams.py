@@ -45,6 +45,9 @@ _PROBE, _FIRST = 1e-4, 0.03
 _SERIES, _TERMS = 2.0, 24
 _CAUTION = 5.0
 """What multiplies the root of the sum of squares of the steps' own error estimates."""
+_DETOUR = 12.0
+"""What a step may miss log p by, for the density's slope is taken beside the path, in units of what
+it may miss the integral by. On the way into the flow, off the data, slopes are steep."""
 
 
 @dataclass
@@ -225,13 +228,15 @@ class Adams(Solver):
         d = w.z.shape[1]
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()).detach())) / tolerance
         error = torch.maximum(error, doubt.abs() / (d * tolerance))
+        gradient = torch.zeros_like(z) if a is None else a.detach()
+        detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
+        aside = detour.nan_to_num(0.0, 0.0, 0.0).abs()  # what is not finite is told, not mended
+        error = torch.maximum(error, aside / (_DETOUR * d * tolerance))
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = weights + torch.nn.functional.pad(w.weights, (1, 0))
-        gradient = torch.zeros_like(z) if a is None else a.detach()
         seat, lean = frame.moved(reach.tau, p, v, z)
         share = weights[:, -1] ** 2 * w.spreads[:, -1]
-        detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
         after = _Walk(
             rows=w.rows,
             tau=reach.tau,
