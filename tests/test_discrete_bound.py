@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import mpmath
@@ -401,6 +402,24 @@ def test_a_generator_is_the_only_source_of_randomness():
     assert not torch.equal(first, discrete_bound(score, x, generator=seeded(2)).terms)
     torch.set_rng_state(state)
     assert not torch.equal(first, discrete_bound(score, x).terms)
+
+
+# --- what is told
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_what_is_printed_adds_up(shape):
+    score = gaussian(TABLES["linear"])
+    text = repr(discrete_bound(score, torch.full((4, *shape), 0.5), generator=seeded()))
+    numbers = r"mean (\S+) bits/dim = decoder (\S+) \+ steps (\S+) \+ prior ([^;]+); (\d+) eval"
+    total, decoder, steps, prior, evaluations = map(float, re.search(numbers, text).groups())
+    assert total == pytest.approx(decoder + steps + prior, abs=2e-4)
+    assert evaluations == len(score.sde.betas)
+
+
+def test_a_chain_may_end_at_the_end_of_time():
+    score, times = gaussian(VPSDE()), torch.tensor([0.5, 1.0], dtype=torch.float64)
+    assert discrete_bound(score, torch.zeros(2, 3), times=times).log_prob.isfinite().all()
 
 
 # --- mistakes

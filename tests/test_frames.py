@@ -128,3 +128,13 @@ def test_slopes_move_with_the_state_where_the_jacobian_is_known() -> None:
         assert misses[-1] < 0.05 * float((truth - here.velocity).abs().max())
     assert 80 < misses[0] / misses[1] < 120
     assert torch.equal(PLAIN.moved(tau, z, here.velocity, z + change)[0], z)
+
+
+def test_slopes_of_a_linear_flow_move_by_its_matrix() -> None:
+    jacobian = rand(M, D, D)
+    jacobian = 0.5 * (jacobian + jacobian.mT)
+    z, to, tau = rand(M, D, seed=8), rand(M, D, seed=9), torch.zeros(M, dtype=torch.float64)
+    slope, wanted = (torch.einsum("mij,mj->mi", jacobian, point) for point in (z, to))
+    place, told = Spectral.of(jacobian).moved(tau, z, slope, to)
+    assert torch.equal(place, to)
+    torch.testing.assert_close(told, wanted)

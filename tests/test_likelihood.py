@@ -30,6 +30,7 @@ from scoresde import (
 )
 from scoresde.coordinates import flow_of
 from scoresde.likelihood import Likelihood
+from scoresde.likelihood.door import _trace_for
 from scoresde.likelihood.flow import _typical
 from scoresde.solvers import Adams, SciPy, Solution, TorchDiffEq
 from scoresde.traces import ExactTrace, Hutchinson
@@ -422,3 +423,29 @@ def test_the_typical_density_is_that_of_a_gaussian(sde: GaussianSDE) -> None:
     at = sde.alpha(sde.t_min) ** 2 * covariance + sde.sigma(sde.t_min) ** 2 * torch.eye(3)
     law = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), at)
     assert _typical(flow_of(data, (3,))) == pytest.approx(-float(law.entropy()), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("d", "tolerance", "trace"),
+    [
+        (1, 1e-3, ExactTrace()),
+        (64, 1.0, ExactTrace()),  # however coarse
+        (65, 1.0, Hutchinson(probes=2)),
+        (418, 1e-3, ExactTrace()),  # (0.35/tolerance)²/d probes would cost more: d <= 0.7 of them
+        (419, 1e-3, Hutchinson(probes=2)),
+        (4183, 1e-4, ExactTrace()),
+        (4184, 1e-4, Hutchinson(probes=2)),
+    ],
+)
+def test_the_cheaper_trace_is_chosen(d, tolerance, trace):
+    assert _trace_for(d, tolerance) == trace
+
+
+def test_the_budget_far_off_gaussian_data_is_the_resolution_of_the_depth():
+    """The flow stands still: told is ⅔ of the tolerance, of what log p lies below typical."""
+    score = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.eye(3)[None], VPSDE())
+    x = torch.tensor([[0.5, 0.0, 0.0], [30.0, 0.0, 0.0]], dtype=torch.float64)
+    near, far = log_likelihood(score, x, tolerance=1e-3).solver_error.tolist()
+    depth = -1.5 * math.log(2 * math.pi * math.e) - float(score.log_prob(x)[1])
+    assert near == pytest.approx(0.25 * 1e-3 * 3 * math.log(2), rel=0.02)
+    assert far == pytest.approx(2 / 3 * 1e-3 * depth, rel=0.02)

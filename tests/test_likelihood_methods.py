@@ -440,3 +440,31 @@ def test_bad_input(make: object, error: type[Exception], message: str) -> None:
     assert callable(make)
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FlowIntegral(),
+        PathIntegral(),
+        VariationalBound(samples=64),
+        ItoEstimate(steps=32, paths=4),
+    ],
+    ids=repr,
+)
+def test_no_noise_is_drawn_twice(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's numbers are fresh wherever its integrand is asked for."""
+    places: list[tuple[int, int]] = []
+    at = Streams.at
+
+    def noted(self: Streams, rows: Tensor | slice, node: Tensor) -> Streams:
+        there = at(self, rows, node)
+        places.extend(zip(there.seeds.tolist(), there.node.tolist(), strict=True))
+        return there
+
+    monkeypatch.setattr(Streams, "at", noted)
+    score = mixture(VPSDE(), 3, "thin")
+    x = score.sample(3, 1e-5, seeded(1), dtype=torch.float64)
+    log_likelihood(score, x, method=method, trace=Hutchinson(2), tolerance=1e-4)
+    assert len(places) > 60
+    assert len(set(places)) == len(places)

@@ -86,6 +86,17 @@ def test_a_trajectory_is_the_run_of_sample():
     assert torch.equal(states[-1], x)
 
 
+def test_a_trajectory_costs_what_its_steps_cost():
+    exact, calls = mixture(VPSDE()), []
+
+    def counted(x, t):
+        calls.append(t)
+        return exact(x, t)
+
+    trajectory(FunctionScore(counted, VPSDE()), (3, 2), Ancestral(), steps=5)
+    assert len(calls) == 5
+
+
 def test_previews_are_denoised_states():
     score = mixture(VPSDE())
     times, states = trajectory(score, (3, 2), Ancestral(), steps=5, generator=generator())
@@ -370,3 +381,21 @@ def test_metropolis_needs_a_density_and_takes_a_given_one():
         )
     )
     torch.testing.assert_close(own, given)
+
+
+def test_metropolis_proposes_a_langevin_step():
+    """x + 2 (r σ)² s + 2 r σ z, with accepted and refused rows told apart by their density."""
+    score, t = mixture(VPSDE()), torch.tensor(0.4, dtype=torch.float64)
+    x, z = (torch.randn(4, 2, generator=generator(k), dtype=torch.float64) for k in (1, 2))
+    size = 0.3 * float(score.sde.sigma(t))
+    moved = x + 2 * size**2 * score(x, t) + 2 * size * z
+    refused = torch.tensor([False, True, False, True])
+
+    def density(y, t):
+        return torch.where(refused & (y != x).any(1), -1e6, 0.0).double()
+
+    def noise(like):  # z, and then numbers so low that all is accepted that can be
+        return z if like.shape == z.shape else torch.full_like(like, -30.0)
+
+    got, _ = MetropolisLangevin(0.3, density).step(score, x, t, t, None, noise)
+    torch.testing.assert_close(got, torch.where(refused.unsqueeze(1), x, moved))

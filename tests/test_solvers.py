@@ -16,7 +16,7 @@ from scipy import stats
 from scoresde import solvers
 from scoresde._streams import Streams
 from scoresde.solvers import FAMILY, Adams, SciPy, Solution, Status, TorchDiffEq
-from scoresde.solvers.adams import _exponential_moments, _factor, _noise
+from scoresde.solvers.adams import _exponential_moments, _factor, _noise, _roughness
 from scoresde.solvers.torchdiffeq import _March
 from scoresde.testing import check_solver
 
@@ -666,6 +666,28 @@ def test_two_rejections_at_one_place_tell_the_order_there():
     assert reach(5, 1.0, 20.0, 0.1, 10.0) == pytest.approx(0.1 * 0.1)  # order 1 at least
     # a step that is accepted after a rejection does not make the next one longer
     assert reach(5, 1.0, 1000.0, 0.1, 1e-6) == pytest.approx(0.1)
+
+
+def test_a_rejection_that_helps_little_counts_as_of_order_one():
+    assert reach(5, 1.0, 1.3, 0.5, 1.2) == pytest.approx(0.5 * 0.8 / 1.2)
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_the_noise_of_single_estimates_is_told_by_their_neighbours(order):
+    """In the mean over 40 000 rows: within 5 %, 5 standard errors; a line adds nothing to it."""
+    n = 40_000
+    noise, tau = torch.randn(3, n, generator=generator(), dtype=torch.float64), [1.7, 1.0, 0.7]
+    line = 4.0 if order > 1 else 0.0  # one estimate tells no slope
+    now, last, before = (0.3 * e + line * t for e, t in zip(noise, tau, strict=True))
+    start = Adams()._begin(lambda tau, z, *_: (z, z, None), torch.zeros(n, 1).double(), 0.0)
+    walk = dataclasses.replace(
+        start,
+        order=torch.full((n,), order),
+        nodes=double([tau[1:]]).expand(n, 2),
+        rates=torch.stack([last, before], dim=1),
+    )
+    told = _roughness(walk, torch.full((n,), tau[0], dtype=torch.float64), now)
+    assert float(told.mean()) == pytest.approx(0.09, rel=0.05)
 
 
 def test_early_nodes_count_in_the_doubt_about_a_standard_error():
