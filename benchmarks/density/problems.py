@@ -25,7 +25,7 @@ from scoresde.training import fit
 CACHE = Path(__file__).parent / ".cache"
 SDES: tuple[SDE, ...] = (VPSDE(), SubVPSDE(), VESDE())
 KINDS = ("smooth", "hard", "aniso")
-POINTS = {2: 16, 16: 16, 64: 16}
+POINTS = {2: 16, 16: 16, 64: 16, 784: 4}
 """How many points a mixture gets, by its dimension."""
 
 
