@@ -138,6 +138,7 @@ def main() -> None:
         ]
     )
     if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "false_alarms.md").write_text(page + "\n", encoding="utf-8")
 
 

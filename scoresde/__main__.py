@@ -5,6 +5,7 @@ User errors are one line on standard error and exit code 2; ``--debug`` shows wh
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -18,6 +19,9 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, ArithmeticE
 
 _INTERRUPTED = 130
 """What a shell takes for a stop by Ctrl-C."""
+
+_CLOSED_PIPE = 141
+"""What a shell takes for a reader, such as ``head``, that has seen enough."""
 
 
 class _Help(RawDescriptionHelpFormatter):
@@ -63,14 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 if all went well, 1 if a law is broken (``check``), 2 for a user error, 130
-        after Ctrl-C.
+        after Ctrl-C, 141 if nobody reads on.
     """
     try:
         options = build_parser().parse_args(argv)
     except SystemExit as exit_:  # --help, --version, or words that argparse refuses
         return exit_.code if isinstance(exit_.code, int) else 2
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        return _CLOSED_PIPE
     except KeyboardInterrupt as stop:
         print(f"scoresde: {stop or 'stopped'}", file=sys.stderr)
         return _INTERRUPTED

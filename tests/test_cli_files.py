@@ -366,3 +366,25 @@ def test_importing_does_nothing() -> None:
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True
     )
     assert done.stdout == b""
+
+
+def test_a_reader_that_stops_is_no_error(folder: Path) -> None:
+    """As ``scoresde inspect model --all | head -1`` does."""
+    words = [sys.executable, "-m", "scoresde", "inspect", "model.safetensors", "--all"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("command", ["sample", "restore"])
+def test_a_picture_is_not_what_out_is_for(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "model.safetensors"]
+    words += ["points.npy", "--task", "denoise"] if command == "restore" else []
+    assert main([*words, "--out", "samples.png"]) == 2
+    assert "--grid draws a picture" in capsys.readouterr().err

@@ -131,8 +131,10 @@ def event_shape_of(model: ScoreModel) -> tuple[int, ...]:
     return tuple(model.moments.mean.shape)
 
 
-def writable(option: str, path: str, *suffixes: str) -> Path:
+def writable(option: str, path: str, *suffixes: str, cure: str = "") -> Path:
     """Return the path of a file to write, if its folder exists and its kind is known.
+
+    What to do about another kind is told by ``cure``.
 
     Raises:
         ValueError: if it has none of the suffixes.
@@ -142,6 +144,7 @@ def writable(option: str, path: str, *suffixes: str) -> Path:
     if file.suffix not in suffixes:
         raise ValueError(
             f"{option}: expected a file name that ends in {' or '.join(suffixes)}, got {path!r}"
+            + (f"; {cure}" if cure else "")
         )
     if file.is_dir():
         raise IsADirectoryError(f"{option}: expected a file name, got the folder {path!r}")

@@ -253,7 +253,8 @@ def run(options: Namespace) -> None:
         raise ValueError(
             "--out, --grid: expected at least one of them; try --grid restored.png for a picture"
         )
-    out = None if options.out is None else writable("--out", options.out, ".npz")
+    cure = "--grid draws a picture"
+    out = None if options.out is None else writable("--out", options.out, ".npz", cure=cure)
     grid = None if options.grid is None else writable("--grid", options.grid, ".png", ".pdf")
     count = check_integer("-n", options.number, 1)
     rows = open_data(options.data, options.key)

@@ -128,7 +128,8 @@ def run(options: Namespace) -> None:
         raise ValueError(
             "--out, --grid: expected at least one of them; try --grid samples.png for a picture"
         )
-    out = None if options.out is None else writable("--out", options.out, ".npz", ".npy")
+    cure = "--grid draws a picture"
+    out = None if options.out is None else writable("--out", options.out, ".npz", ".npy", cure=cure)
     grid = None if options.grid is None else writable("--grid", options.grid, ".png", ".pdf")
     count = check_integer("-n", options.number, 1)
     bins = None if options.levels is None else Bins(options.levels, *options.range)
