@@ -91,7 +91,8 @@ class Likelihood:
         divergences: evaluations that came with a divergence ``(batch,)``.
         converged: whether the integration arrived, with an estimated error of at most ten times the
             tolerance ``(batch,)`` (the estimate is an upper bound, often far above the true error);
-            where not, log_prob is the best value there is.
+            where not, log_prob is the best value there is. Off the data an exact trace helps, for
+            it takes the stiffness out: ``trace=ExactTrace()``, up to 1024 dimensions.
         t_min: the time at which the density is taken; see :func:`log_likelihood`.
         points: x itself ``(batch, *event)``.
     """
