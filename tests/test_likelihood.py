@@ -449,3 +449,20 @@ def test_the_budget_far_off_gaussian_data_is_the_resolution_of_the_depth():
     depth = -1.5 * math.log(2 * math.pi * math.e) - float(score.log_prob(x)[1])
     assert near == pytest.approx(0.25 * 1e-3 * 3 * math.log(2), rel=0.02)
     assert far == pytest.approx(2 / 3 * 1e-3 * depth, rel=0.02)
+
+
+def test_the_stiffness_is_taken_out_beyond_one_chunk_of_products():
+    """A thin sheet in 70 dimensions, seen from beside it: a hundred evaluations, not thousands."""
+    d, generator = 70, seeded(0)
+    turned = torch.linalg.qr(torch.randn(2, d, d, generator=generator, dtype=torch.float64))[0]
+    stds = torch.full((d,), 0.03, dtype=torch.float64)
+    stds[:5] = 0.5
+    covariances = turned @ torch.diag(stds**2) @ turned.mT
+    means = torch.randn(2, d, generator=generator, dtype=torch.float64) / d**0.5
+    score = GaussianMixture(torch.ones(2), means, 0.5 * (covariances + covariances.mT), VPSDE())
+    x = means[:1] + 0.5 * torch.randn(1, d, generator=generator, dtype=torch.float64)
+    result = log_likelihood(score, x, trace=ExactTrace(chunk=32))
+    assert bool(result.converged)
+    assert int(result.evaluations) < 200
+    truth = score.log_prob(x, result.t_min)
+    assert float((result.log_prob - truth).abs()) < float(result.error)
