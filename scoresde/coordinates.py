@@ -36,7 +36,7 @@ from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
 from scoresde.variables import Standardised
 
-_SPECTRAL_UP_TO = 1024
+SPECTRAL_UP_TO = 1024
 """Dimensions up to which the Jacobian and its spectrum are cheap beside the products it takes."""
 
 
@@ -110,6 +110,7 @@ class Flow(ABC):
         trace: Trace | None = None,
         streams: Streams | None = None,
         differentiable: bool = False,
+        framed: bool = False,
     ) -> Evaluation:
         """Evaluate the flow for some rows of the batch, at a time of their own each.
 
@@ -120,6 +121,7 @@ class Flow(ABC):
             trace: the estimator of the divergence; None for none.
             streams: the rows' random streams, at the position to draw from.
             differentiable: keep the graph.
+            framed: give the frame of the flow too, where the trace hands out the Jacobian.
         """
 
 
@@ -186,6 +188,7 @@ class GaussianFlow(Flow):
         trace: Trace | None = None,
         streams: Streams | None = None,
         differentiable: bool = False,
+        framed: bool = False,
     ) -> Evaluation:
         """Evaluate dz/dθ = −(R/S) d ln ρ/dθ, its divergence and ∇_z log p_z."""
         time = self.time(tau)
@@ -203,7 +206,7 @@ class GaussianFlow(Flow):
 
         scale = self.coordinates.scale(ratio, variance)
         w = scale * z
-        value, divergence, jacobian = _evaluate(field, w, trace, streams, differentiable)
+        value, divergence, jacobian = _evaluate(field, w, trace, streams, differentiable, framed)
         # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)
         gradient = -scale * value / (rate * ratio**2) - z
         frame: Frame = PLAIN
@@ -346,6 +349,7 @@ class PlainFlow(Flow):
         trace: Trace | None = None,
         streams: Streams | None = None,
         differentiable: bool = False,
+        framed: bool = False,
     ) -> Evaluation:
         """Evaluate dx/dt = f − ½ g² s, its divergence and the score."""
         score = self.score.rows(rows)
@@ -356,7 +360,7 @@ class PlainFlow(Flow):
             pull = expand(half, x) * score(x, tau)
             return flatten(score.sde.drift(x, tau) - pull)
 
-        value, divergence, jacobian = _evaluate(field, z, trace, streams, differentiable)
+        value, divergence, jacobian = _evaluate(field, z, trace, streams, differentiable, framed)
         with torch.set_grad_enabled(differentiable):
             drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
         frame = PLAIN if jacobian is None else Spectral.of(jacobian)
@@ -369,11 +373,12 @@ def _evaluate(
     trace: Trace | None,
     streams: Streams | None,
     differentiable: bool,
+    framed: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return a field's value, its divergence, and its Jacobian where it comes for nothing."""
+    """Return a field's value, its divergence, and its Jacobian where that is wanted and told."""
     if trace is None or streams is None:
         return field(z), z.new_zeros(len(z), 0), None
-    if z.shape[1] > _SPECTRAL_UP_TO:
+    if not framed or z.shape[1] > SPECTRAL_UP_TO:
         return *trace(field, z, streams, differentiable=differentiable), None
     return trace.linearize(field, z, streams, differentiable=differentiable)
 

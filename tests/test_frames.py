@@ -83,7 +83,7 @@ def test_what_a_posterior_leaves_of_the_jacobian_is_told_beside_it() -> None:
     own.score = score
     tau, z = torch.full((M,), 0.7, dtype=torch.float64), rand(M, D, seed=8)
     streams = Streams.draw(M, seeded(0))
-    frame = own.slope(tau, z, slice(None), ExactTrace(), streams).frame
+    frame = own.slope(tau, z, slice(None), ExactTrace(), streams, framed=True).frame
 
     def slope(zeta: Tensor) -> Tensor:
         there = frame.push(tau, zeta)
@@ -118,7 +118,7 @@ def test_slopes_move_with_the_state_where_the_jacobian_is_known() -> None:
     tau = torch.tensor([0.2, 0.7, 1.3], dtype=torch.float64)
     z, change = rand(M, D, seed=8), rand(M, D, seed=9)
     streams = Streams.draw(M, seeded(0))
-    here = path.slope(tau, z, slice(None), ExactTrace(), streams)
+    here = path.slope(tau, z, slice(None), ExactTrace(), streams, framed=True)
     misses = []
     for size in (1e-3, 1e-4):
         place, told = here.frame.moved(tau, z, here.velocity, z + size * change)

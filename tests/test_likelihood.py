@@ -29,8 +29,8 @@ from scoresde import (
     log_likelihood,
 )
 from scoresde.coordinates import flow_of
-from scoresde.likelihood import Likelihood
-from scoresde.likelihood.door import _trace_for
+from scoresde.likelihood import Likelihood, PathIntegral
+from scoresde.likelihood.door import _room, _trace_for
 from scoresde.likelihood.flow import _typical
 from scoresde.solvers import Adams, SciPy, Solution, TorchDiffEq
 from scoresde.traces import ExactTrace, Hutchinson
@@ -466,3 +466,37 @@ def test_the_stiffness_is_taken_out_beyond_one_chunk_of_products():
     assert int(result.evaluations) < 200
     truth = score.log_prob(x, result.t_min)
     assert float((result.log_prob - truth).abs()) < float(result.error)
+
+
+@pytest.mark.parametrize(
+    ("d", "trace", "solver", "size"),
+    [
+        (400, ExactTrace(), Adams(), 2**26 // 400**2),
+        (1024, ExactTrace(), Adams(), 64),
+        (1025, ExactTrace(), Adams(), 100_000),  # no Jacobian is kept
+        (400, Hutchinson(), Adams(), 100_000),
+        (400, ExactTrace(), TorchDiffEq(), 100_000),
+        (2, ExactTrace(), Adams(), 100_000),
+    ],
+    ids=str,
+)
+def test_jacobians_find_room(d, trace, solver, size):
+    flow = flow_of(FunctionScore(lambda x, t: -x, VPSDE()), (d,))
+    assert _room(flow, trace, solver, 100_000) == size
+
+
+def test_frames_are_made_for_those_who_use_them():
+    """The Jacobian is asked for by the method that steps in its frame, and by no other."""
+    asked = []
+
+    class Noted(ExactTrace):
+        def linearize(self, *arguments, **options):
+            asked.append(True)
+            return super().linearize(*arguments, **options)
+
+    score = GaussianMixture(torch.ones(1), torch.ones(1, 3), torch.eye(3)[None], VPSDE())
+    for options in ({"solver": TorchDiffEq()}, {"method": PathIntegral()}):
+        log_likelihood(score, torch.zeros(2, 3), trace=Noted(), **options)
+        assert not asked
+    log_likelihood(score, torch.zeros(2, 3), trace=Noted())
+    assert asked

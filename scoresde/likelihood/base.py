@@ -45,7 +45,9 @@ class Query:
     prior: Distribution | None
     streams: Streams
 
-    def slope(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:
+    def slope(
+        self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor, framed: bool = False
+    ) -> Evaluation:
         """Evaluate the flow and its divergence at some rows' points.
 
         Args:
@@ -53,8 +55,9 @@ class Query:
             z: ``(m, d)``, float64.
             rows: which rows of the whole batch they are, ``(m,)``.
             node: the position of their streams, ``(m,)``: another one, fresh probes.
+            framed: whether to give the frame of the flow where the trace tells it.
         """
-        return slope(self.flow, tau, z, rows, self.trace, self.streams.at(rows, node))
+        return slope(self.flow, tau, z, rows, self.trace, self.streams.at(rows, node), framed)
 
 
 class Method(ABC):

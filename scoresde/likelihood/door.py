@@ -12,7 +12,7 @@ from tqdm import tqdm
 from scoresde._checks import check_between, check_integer, check_positive, check_state
 from scoresde._modules import evaluating
 from scoresde._streams import Streams
-from scoresde.coordinates import flow_of
+from scoresde.coordinates import SPECTRAL_UP_TO, Flow, flow_of
 from scoresde.likelihood.base import Likelihood, Method, Query
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.score import Score
@@ -22,6 +22,9 @@ from scoresde.traces import ExactTrace, Hutchinson, Trace
 _EXACT_UP_TO = 64
 """Dimensions up to which the exact trace is worth its price anyway: its Jacobian also takes the
 stiffness out of the flow."""
+
+_JACOBIANS = 2**26
+"""How many entries of Jacobians are held at once, in float64, unless a batch size is given."""
 
 _NOISE = 0.35
 """Standard deviation of log p with one fresh probe at every evaluation, in bits per dimension times
@@ -65,7 +68,8 @@ def log_likelihood(
         tolerance: wanted error of log p from the integration, in bits per dimension; where log p is
             larger than one bit per dimension, as far off the data, relative to it.
         generator: source of the probes; None for PyTorch's global one.
-        batch_size: how many samples to integrate together, to bound memory; None for all.
+        batch_size: how many samples to integrate together, to bound memory; None for all, or for as
+            many as half a gigabyte has room for the Jacobians of.
         prior: the law at T, with the event's shape; None for the Gaussian with the moments of x_T
             where the score knows those of its data, else the SDE's own prior.
         t_min: the time at which x is taken to be a sample, the SDE's own ``t_min`` by default.
@@ -126,7 +130,9 @@ def log_likelihood(
             f"solver: expected one that gradients pass through, such as Adams(), got {solver!r}; "
             "or pass differentiable=False"
         )
-    size = len(x) if batch_size is None else check_integer("batch_size", batch_size, minimum=1)
+    size = _room(flow, trace, solver, len(x))
+    if batch_size is not None:
+        size = check_integer("batch_size", batch_size, minimum=1)
     method = FlowIntegral() if method is None else method
     streams = Streams.draw(len(x), generator, x.device)
     query = Query(flow, trace, solver, tolerance, prior, streams)
@@ -141,6 +147,14 @@ def log_likelihood(
             parts.append(method(query, x[rows], rows))
             bar.update(len(rows))
     return parts[0].joined(parts[1:])
+
+
+def _room(flow: Flow, trace: Trace, solver: Solver, count: int) -> int:
+    """Return how many of ``count`` samples to take together if nobody says so."""
+    d = flow.dimension
+    if not (trace.exact and solver.framed) or d > SPECTRAL_UP_TO:
+        return count
+    return max(1, min(count, _JACOBIANS // d**2))
 
 
 def _trace_for(d: int, tolerance: float) -> Trace:

@@ -53,7 +53,7 @@ class FlowIntegral(Method):
         flow, nats = query.flow, query.tolerance * math.log(2)
 
         def field(tau: Tensor, z: Tensor, index: Tensor, node: Tensor) -> Evaluation:
-            return query.slope(tau, z, rows[index], node)
+            return query.slope(tau, z, rows[index], node, query.solver.framed)
 
         solution = query.solver.solve(
             field,

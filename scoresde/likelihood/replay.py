@@ -59,6 +59,7 @@ def slope(
     rows: Tensor,
     trace: Trace | None = None,
     streams: Streams | None = None,
+    framed: bool = False,
 ) -> Evaluation:
     """Evaluate a flow, replayed where gradients are asked for (see :meth:`Flow.slope`).
 
@@ -66,7 +67,7 @@ def slope(
     that a frame made long, its dependence on the parameters is what their gradient consists of.)
     """
     if not torch.is_grad_enabled():
-        return flow.slope(tau, z, rows, trace, streams)
+        return flow.slope(tau, z, rows, trace, streams, framed=framed)
 
     def evaluate(z: Tensor, index: Tensor | slice, differentiable: bool) -> Sequence[Tensor]:
         drawn = None if streams is None else streams.at(index, streams.node[index])

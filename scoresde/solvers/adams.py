@@ -110,6 +110,7 @@ class Adams(Solver):
     max_evaluations: int = 2000
     fresh = True
     differentiable = True
+    framed = True
 
     def __post_init__(self) -> None:
         check_integer("order", self.order, minimum=1)

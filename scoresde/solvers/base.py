@@ -84,6 +84,8 @@ class Solver(ABC):
     """Whether every sample has steps of its own, so that batch-mates don't change its digits."""
     coupled: bool = False
     """Whether batch-mates even share their error and their failures."""
+    framed: bool = False
+    """Whether steps are told in the frames that a field can give, which take its stiffness out."""
 
     @property
     def convergence_order(self) -> float | None:
