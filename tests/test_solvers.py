@@ -135,6 +135,44 @@ def test_a_declared_order_is_the_observed_order(order):
     check_solver(Adams(order=order), only="order")
 
 
+@METHODS
+def test_the_state_alone_is_controlled_too(solver):
+    """Without integrals, which are not there to keep the steps short."""
+    problem = Logistic(6, 2)
+
+    def field(tau, z, rows, node):
+        velocity, *_ = problem.field(tau, z, rows, node)
+        return velocity, z.new_zeros(len(z), 0), None
+
+    for tolerance in (1e-3, 1e-5):
+        solution = solver.solve(field, problem.at(0.0), 0.0, 2.0, tolerance=tolerance)
+        missed = (solution.state - problem.at(2.0)).abs().max()
+        assert float(missed) < 60 * tolerance
+
+
+@pytest.mark.parametrize("kind", [TorchDiffEq, SciPy], ids=lambda kind: kind.__name__)
+def test_relative_tolerances_are_relative_and_absolute_ones_absolute(kind):
+    """Of a state of size 1000 one of 1e-4 is 0.1 or 1e-4, as told by the work it takes."""
+
+    def field(tau, z, rows, node):
+        return 1000 * torch.cos(column(tau)), z.new_zeros(len(z), 0), None
+
+    z = double([[1e3]])
+    relative, absolute, both = (
+        kind(rtol=rtol, atol=atol).solve(field, z, 0.0, 6.0, tolerance=1.0)
+        for rtol, atol in ((1e-4, 1e-12), (1e-12, 1e-4), (1e-4, 1e-1))
+    )
+    exact = 1e3 + 1e3 * math.sin(6.0)
+    assert float((absolute.state - exact).abs()) < 60 * 1e-4
+    assert float((relative.state - exact).abs()) < 60 * 1e-1
+    assert 1.5 * relative.evaluations < absolute.evaluations
+    assert both.evaluations <= relative.evaluations
+
+
+def test_the_order_that_is_declared():
+    assert [Adams(order=k).convergence_order for k in range(1, 9)] == [k + 1 for k in range(1, 9)]
+
+
 # --- a sample's own affair
 
 
