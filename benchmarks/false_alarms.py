@@ -13,12 +13,12 @@ Earlier runs had alarms; each was looked into, and what was wrong was mended:
 - *log-SNR* was right: `time_at` did not find the time behind a sharp bend of a table of nine steps,
   by 3e-8 in λ.
 - *rows* compared velocities that are 0 up to rounding with each other, not with the state.
-- *Tweedie* and *convolution* took what is drawn at time 0 for clean data; under `VESDE` with a large
-  `sigma_min` it is not.
+- *Tweedie* and *convolution* took what is drawn at time 0 for clean data; under `VESDE` with a
+  large `sigma_min` it is not.
 - *inverse* took the mean over eight paths, one of which came back to the other mode.
-- *budget*, *off the data*, *closed form* and *standard error* were right: `VariationalBound` with 32
-  draws and `ItoEstimate` in 32 steps do not tell their own error well. The family has them as they
-  come by default, with 128.
+- *budget*, *off the data*, *closed form* and *standard error* were right: `VariationalBound` with
+  32 draws and `ItoEstimate` in 32 steps do not tell their own error well. The family has them as
+  they come by default, with 128.
 """
 
 from __future__ import annotations
