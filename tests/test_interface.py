@@ -60,19 +60,27 @@ def arguments(value: Any) -> str:
     return f"({', '.join(parts)})"
 
 
+def is_record(value: type) -> bool:
+    """Whether a class is itself made by ``dataclass``, not only one it inherits from."""
+    return "__dataclass_params__" in vars(value)
+
+
 def kind(value: Any) -> str:
     """What a name stands for; of dataclasses also whether they can be changed and compared."""
     if not inspect.isclass(value):
         return "def" if callable(value) else "value"
-    if not dataclasses.is_dataclass(value):
+    if not is_record(value):
         return "class"
     made = value.__dataclass_params__
     return f"{'frozen' if made.frozen else 'open'} class" + ("" if made.eq else " by identity")
 
 
 def methods(value: type) -> Iterator[str]:
-    """The defaults of public methods, where there are any."""
+    """Public attributes that are plain values, and the defaults of public methods."""
+    own = {field.name for field in dataclasses.fields(value)} if is_record(value) else set()
     for name, member in sorted(vars(value).items()):
+        if isinstance(member, bool | int | float) and name not in own and name[0] != "_":
+            yield f"    {name} = {told(member)}"
         member = getattr(member, "__func__", member)
         if not inspect.isfunction(member) or (name.startswith("_") and name != "__call__"):
             continue
