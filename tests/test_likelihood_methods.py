@@ -465,6 +465,7 @@ def test_no_noise_is_drawn_twice(method: Method, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Streams, "at", noted)
     score = mixture(VPSDE(), 3, "thin")
     x = score.sample(3, 1e-5, seeded(1), dtype=torch.float64) + 1.0  # hard: many parts of parts
-    log_likelihood(score, x, method=method, trace=Hutchinson(2), tolerance=1e-8)
+    tolerance = 1e-8 if isinstance(method, PathIntegral) else 1e-4
+    log_likelihood(score, x, method=method, trace=Hutchinson(2), tolerance=tolerance)
     assert len(places) > 60
     assert len(set(places)) == len(places)
