@@ -470,6 +470,7 @@ def main() -> None:
     page = report(outcomes, sizes, options.tests)
     print(page)
     if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "mutation.md").write_text(page, encoding="utf-8")
 
 
