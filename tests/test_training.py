@@ -413,6 +413,14 @@ def die(_):
     raise KilledError
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Let Ctrl-C interrupt, also where a shell in the background has it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def press_ctrl_c(out):
     signal.raise_signal(signal.SIGINT)
     return out
