@@ -16,9 +16,10 @@ variance) wherever that is known.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -34,7 +35,12 @@ class Coordinates(ABC):
 
     All take float64 tensors: ρ of any shape ``(…)``, and the variances c ``(d,)`` or ``()`` that
     broadcast against it.
+
+    Attributes:
+        rests: the ρ from which on z stands still, but for what data have beyond a Gaussian.
     """
+
+    rests: ClassVar[float] = math.inf
 
     @abstractmethod
     def scale(self, ratio: Tensor, variance: Tensor) -> Tensor:
@@ -65,6 +71,8 @@ class Coordinates(ABC):
 
 class _UnitVariance(Coordinates):
     """S = √(c + ρ²): z has unit variance in every direction, and that of Gaussian data rests."""
+
+    rests = 5.0
 
     def scale(self, ratio: Tensor, variance: Tensor) -> Tensor:
         return torch.sqrt(variance + ratio**2)
@@ -129,8 +137,8 @@ class Windowed(_UnitVariance):
         tensor([2.6727e-04, 1.2597e+00, 1.7247e+00, 2.5074e+00])
     """
 
-    lower: float = 0.22
-    upper: float = 2.7
+    lower: float = 0.23
+    upper: float = 1.9
 
     def __post_init__(self) -> None:
         check_positive("lower", self.lower)

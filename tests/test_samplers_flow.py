@@ -44,6 +44,7 @@ from scoresde.samplers import (
     walk,
 )
 
+EULER = Tableau((1.0,), ())
 COORDINATES = [Windowed(), Standardised(0.7), Exploding(), LogSNR(), Rectified(2.0)]
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
 
@@ -146,7 +147,7 @@ def test_declared_orders_are_real(sampler, order, steps, problem):
 @pytest.mark.parametrize(("long", "order"), [(2.9, 2), (3.1, 1)])
 def test_a_step_much_longer_than_the_last_does_not_extrapolate(long, order):
     """Beyond three times its length the slope alone is followed."""
-    score, coordinates = mixture(VPSDE()), LogSNR()
+    score, coordinates = mixture(VPSDE()), LogSNR()  # there no step begins in its middle
     lambdas = double(0.0, 0.1, 0.2, 0.2 + 0.1 * long)
     times, start = score.sde.time_at(lambdas), draw(4, 2)
     second, first = (AdamsBashforth(k, 0, coordinates, reach=9.0) for k in (2, 1))
@@ -229,13 +230,61 @@ def test_flow_matching_solvers(tableau):
 
 
 def test_velocity_prediction_is_the_slope_in_the_angle():
-    """For c = 1 and m = 0 the first Adams step moves x along v by the angle's change, as DDIM."""
+    """For c = 1 and m = 0 Euler's step moves x along v by the angle's change, as DDIM."""
     sde = VPSDE()
     score, x = plain(sde), draw(6, 2)
     t, s = double(0.6, 0.55)
     angles = [math.atan2(float(sde.sigma(v)), float(sde.alpha(v))) for v in (t, s)]
     want = x + (angles[1] - angles[0]) * score.velocity(x, t)
-    agree(run(AdamsBashforth(1, 0, Standardised()), score, x, torch.stack([t, s])), want)
+    agree(run(RungeKutta(EULER, Standardised()), score, x, torch.stack([t, s])), want)
+
+
+@SDES
+def test_the_first_step_takes_its_slope_in_the_middle(sde):
+    """Where z rests: its slope is asked for half way, where z is still what it was."""
+    score = plain(sde)
+    times = sde.time_at(double(-2.0, -0.5, 0.0))
+    x, coordinates = draw(4, 2) * sde.sigma(times[0]), Standardised(0.7)
+    rho, alpha = torch.exp(-sde.half_logsnr(times)), sde.alpha(times)
+    z = x / alpha[0] / torch.sqrt(1 + rho[0] ** 2)
+    tau = torch.atan(rho / 0.7)
+    middle = 0.7 * torch.tan(tau[:2].mean())
+
+    def slope(z, rho):
+        size, t = torch.sqrt(1 + rho**2), sde.time_at(-torch.log(rho))
+        y = size * z
+        pull = y / size**2 - score.denoised(sde.alpha(t) * y, t)
+        return pull / size * (rho**2 + 0.7**2) / (0.7 * rho)
+
+    first = slope(z, middle)
+    z = z + (tau[1] - tau[0]) * first
+    got = run(AdamsBashforth(1, 0, coordinates), score, x, times[:2])
+    agree(got, alpha[1] * torch.sqrt(1 + rho[1] ** 2) * z)
+    second = slope(z, rho[1])
+    z = z + (tau[1] - tau[0]) / 4 * (second - first)  # the half after the middle is remade
+    weights = quadrature(((tau[:2].sum() / 2).item(), tau[1].item()), tau[1].item(), tau[2].item())
+    z = z + weights[0] * first + weights[1] * second
+    got = run(AdamsBashforth(2, 2, coordinates, reach=9.0), score, x, times)
+    agree(got, alpha[2] * torch.sqrt(1 + rho[2] ** 2) * z)
+
+
+def test_where_there_is_data_the_first_slope_is_that_of_the_start():
+    """On the way back from the data, and from pictures half noised, z does not rest."""
+    score = plain(VESDE())
+    for lambdas in ((3.0, 2.5), (-1.0, -0.5)):
+        times = VESDE().time_at(double(*lambdas))
+        x = draw(4, 2) + draw(4, 2, seed=1) * VESDE().sigma(times[0])
+        ours = run(AdamsBashforth(1, 0, Standardised()), score, x, times)
+        agree(ours, run(RungeKutta(EULER, Standardised()), score, x, times))
+
+
+def quadrature(nodes, start, end):
+    """Weights of ∫ of the line through values at two nodes, literally."""
+    first, second = nodes
+    return tuple(
+        quad(lambda tau, a=a, b=b: (tau - b) / (a - b), start, end)[0]
+        for a, b in ((first, second), (second, first))
+    )
 
 
 # --- what the standardised coordinates promise
@@ -354,16 +403,27 @@ def test_the_half_step_ends_the_flow(sde):
     assert errors[0] < 0.1 * means[0]
 
 
+def by_the_last_polynomial(score, x, t):
+    """The end of :func:`test_denoising_is_a_choice` again, as a step on to where no noise is."""
+    whole = VESDE(1e-9, score.sde.sigma_max)
+    low = float(whole.time_at(double(18.0)))
+    grid = AdamsBashforth().grid(score.sde, 5, score.moments.spread)
+    times = whole.time_at(score.sde.half_logsnr(grid))
+    times[-1] = low
+    return run(AdamsBashforth(), mixture(whole), 50 * draw(4, 2), times)
+
+
 @pytest.mark.parametrize(
     ("sampler", "ends"),
     [
-        (AdamsBashforth(), half_step),
+        (AdamsBashforth(), by_the_last_polynomial),
+        (AdamsBashforth(coordinates=LogSNR()), half_step),
         (OnGrid(RungeKutta(), LogMobius()), half_step),
         (ProbabilityFlow(), half_step),
         (Ancestral(), lambda score, x, t: score.denoised(x, t)),
         (Exponential(), lambda score, x, t: score.denoised(x, t)),
     ],
-    ids=["adams", "on grid", "flow", "ancestral", "exponential"],
+    ids=["adams", "adams in log-SNR", "on grid", "flow", "ancestral", "exponential"],
 )
 def test_denoising_is_a_choice(sampler, ends):
     score, start = mixture(VESDE()), 50 * draw(4, 2)
@@ -375,8 +435,37 @@ def test_denoising_is_a_choice(sampler, ends):
         for choice in (None, True, False)
     )  # fmt: skip
     t = torch.tensor(score.sde.t_min, dtype=torch.float64)
-    agree(own, ends(score, state, t))
+    agree(own, ends(score, state, t), 1e-7 if ends is by_the_last_polynomial else 1e-10)
     agree(mean, score.denoised(state, t))
+
+
+@SDES
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 100])
+@pytest.mark.parametrize("sampler", [AdamsBashforth(), AdamsBashforth(3, 0, Rectified())], ids=repr)
+def test_the_end_costs_an_evaluation_only_where_steps_are_short(sampler, steps, sde):
+    """At 100 steps t_min is farther from the data than the last step is long."""
+    exact, calls = mixture(sde), []
+    counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], sde)
+    sample(counted, None, sampler, start=sde.sigma(sde.T) * draw(2, 2), steps=steps)
+    sooner = sampler.grid(sde, steps)
+    rho = torch.exp(-sde.half_logsnr(sooner[-3:]))
+    assert len(calls) in (steps, steps + 1)
+    if steps < 20:
+        assert len(calls) == steps
+    elif rho[-1] > 2 * (rho[-2] - rho[-1]):
+        assert len(calls) == steps + 1
+
+
+@SDES
+def test_the_end_is_as_good_as_the_steps(sde):
+    """On to ρ = 0 by the last polynomial: the error falls with order four there too."""
+    score = mixture(sde)
+    start = draw(64, 2) * sde.sigma(sde.T)
+    few, more, many, exact = (
+        sample(score, None, start=start, steps=steps) for steps in (10, 20, 40, 640)
+    )
+    errors = [float((x - exact).square().mean(1).sqrt().median()) for x in (few, more, many)]
+    assert errors[0] > 8 * errors[1] > 64 * errors[2]
 
 
 def test_the_default_sampler_is_named_nowhere():

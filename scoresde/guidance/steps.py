@@ -59,9 +59,9 @@ class Wrapped(Sampler):
         """Return what the other starts with."""
         return self.sampler.init(score, x, times)
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
         """Return the other's sample of the last state."""
-        return self.sampler.end(score, x, t)
+        return self.sampler.end(score, x, t, state)
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Imputed(Wrapped):
         super().__post_init__()
         check_observation(self.observation).check_noiseless()
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
         """Return the other's sample x, with y in it: x + A⁺ (y − A x)."""
-        return self.observation.reproduced(super().end(score, x, t))
+        return self.observation.reproduced(super().end(score, x, t, state))
 
 
 @dataclass(frozen=True)

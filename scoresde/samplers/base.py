@@ -6,6 +6,7 @@ go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.lo
     state = sampler.init(score, x, times)
     for t, s in pairwise(times):
         x, state = sampler.step(score, x, t, s, state, noise)
+    x = sampler.end(score, x, times[-1], state)
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class Sampler(ABC):
             The state at s, shaped like ``x``, and what the next step is to find.
         """
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
-        """Return the sample that is made of the last state; one evaluation of the score.
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
+        """Return the sample that is made of the last state; at most one evaluation of the score.
 
         Here x̂(x, t), the mean of the data given the state, where the diffusion is Gaussian, so that
         there is one, else the state itself.
@@ -121,6 +122,7 @@ class Sampler(ABC):
             score: the score.
             x: the last state ``(batch, *event)``.
             t: where it is, ``()``.
+            state: what the last step returned.
         """
         return score.denoised(x, t) if score.sde.gaussian else x
 

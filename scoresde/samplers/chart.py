@@ -7,6 +7,7 @@ and what is integrated is what the data have beyond a Gaussian.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -62,13 +63,14 @@ class Chart:
             mean = moments.mean.expand(self.event_shape).reshape(1, -1)
             self.mean = _ready(moments.rotate(mean).squeeze(0), x)
         self.dtype = x.dtype
-        self._stages = torch.tensor(list(stages), dtype=torch.float64)
-        self._part = {part: i for i, part in enumerate(stages)}
-        self._between: dict[tuple[float, float], Tensor] = {}
+        self._between: dict[tuple[float, float, float], Tensor] = {}
         times = times.reshape(-1)
         if stages:
-            inner = self._inner(times[:-1], times[1:])
-            self._between |= zip(pairwise(times.tolist()), inner, strict=True)
+            inner = self._inner(times[:-1], times[1:], stages)
+            for pair, row in zip(pairwise(times.tolist()), inner, strict=True):
+                self._between |= {
+                    (*pair, part): time for part, time in zip(stages, row, strict=True)
+                }
             times = torch.cat([torch.cat([times[:-1, None], inner], 1).reshape(-1), times[-1:]])
         self._times = times
         self._index = {t: i for i, t in enumerate(times.tolist())}
@@ -78,28 +80,41 @@ class Chart:
         """Return the chart at time t ``()``."""
         key = float(t)
         if key not in self._points:
-            ahead = t.reshape(1)
-            if key in self._index:
-                size = max(1, _BLOCK // max(self.variance.numel(), self.mean.numel()))
-                ahead = self._times[self._index[key] :][:size]
+            if key not in self._index:
+                return self._made(t.reshape(1))[0]
+            size = max(1, _BLOCK // max(self.variance.numel(), self.mean.numel()))
+            ahead = self._times[self._index[key] :][:size]
             self._points = dict(zip(ahead.tolist(), self._made(ahead), strict=True))
         return self._points[key]
 
+    def ratio(self, t: Tensor) -> float:
+        """Return ρ at time t ``()``, in units of the data's spread."""
+        sde = gaussian(self.score.sde)
+        return math.exp(-float(sde.half_logsnr(sde.interior(t)))) / float(self.unit)
+
+    def origin(self) -> Point:
+        """Return the chart at the data, ρ = 0, where y = x; the flow is not told there."""
+        zero = torch.zeros(1, 1, dtype=torch.float64)
+        scale = self.coordinates.scale(zero.to(self.variance), self.variance)
+        (size,), (centre,) = self._rows(self.unit * scale), self._rows(self.mean.reshape(1, -1))
+        time = float(self.coordinates.time(zero))
+        return Point(self, zero[0, 0], time, size, gain=0.0, lead=0.0, centre=centre)
+
     def between(self, t: Tensor, s: Tensor, part: float) -> Point:
-        """Return the chart at τ = (1 − part) τ_t + part τ_s, for a part of 0, 1 or a stage."""
+        """Return the chart at τ = (1 − part) τ_t + part τ_s."""
         if part in (0.0, 1.0):
             return self.at(s if part else t)
-        pair = float(t), float(s)
-        if pair not in self._between:
-            self._between[pair] = self._inner(t.reshape(1), s.reshape(1))[0]
-        return self.at(self._between[pair][self._part[part]])
+        key = float(t), float(s), part
+        if key not in self._between:
+            self._between[key] = self._inner(t.reshape(1), s.reshape(1), [part])[0, 0]
+        return self.at(self._between[key])
 
-    def _inner(self, first: Tensor, last: Tensor) -> Tensor:
-        """Return the times at the stages between pairs of times ``(m,)``: ``(m, stages)``."""
-        sde = gaussian(self.score.sde)
+    def _inner(self, first: Tensor, last: Tensor, parts: Sequence[float]) -> Tensor:
+        """Return the times at parts of the ways between pairs of times ``(m,)``: ``(m, parts)``."""
+        sde, part = gaussian(self.score.sde), torch.tensor(parts, dtype=torch.float64)
         ends = (torch.exp(-sde.half_logsnr(sde.interior(t))) / self.unit for t in (first, last))
         start, stop = (self.coordinates.time(ratio).unsqueeze(1) for ratio in ends)
-        ratio = self.coordinates.ratio((1 - self._stages) * start + self._stages * stop)
+        ratio = self.coordinates.ratio((1 - part) * start + part * stop)
         return sde.time_at(-torch.log(self.unit * ratio))
 
     def _made(self, times: Tensor) -> list[Point]:
@@ -220,7 +235,7 @@ class FlowSteps(Sampler):
         """Return times ``(N+1,)`` that are fine where the data's structure appears."""
         return LogMobius(lower=0.04, upper=3.0)(sde, steps, spread)
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
         """Return where the flow ends at 0 (:func:`half_step`); one evaluation."""
         return half_step(score, x, t)
 

@@ -90,6 +90,6 @@ class Churn(Sampler):
             t = raised
         return self.sampler.step(score, x, t, s, state, noise)
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
         """Return the sampler's sample of the last state."""
-        return self.sampler.end(score, x, t)
+        return self.sampler.end(score, x, t, state)

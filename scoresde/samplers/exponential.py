@@ -25,7 +25,7 @@ from torch import Tensor
 from scoresde._checks import check_between, check_nonnegative
 from scoresde.samplers.base import Noise, Place, Places
 from scoresde.samplers.grids import UniformLogSNR
-from scoresde.samplers.multistep import Leg, Multistep, Value
+from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
 from scoresde.score import Score
 from scoresde.sdes import SDE
 
@@ -151,9 +151,11 @@ class Exponential(ExponentialMultistep):
         order = super().convergence_order
         return min(order, 2.0) if self.published else order
 
-    def read(self, score: Score, x: Tensor, t: Tensor, here: Place) -> tuple[Tensor, Tensor]:
+    def read(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
+    ) -> tuple[Tensor, Value]:
         """Return x and x̂."""
-        return x, score.denoised(x, t)
+        return x, Value(state.clock.at(t), score.denoised(x, t))
 
     def base(self, x: Tensor, here: Place, there: Place, noise: Noise) -> tuple[Tensor, Leg]:
         """Return the step in terms of x̂."""
@@ -207,9 +209,11 @@ class DEIS(ExponentialMultistep):
     eta: float | Callable[[float], float] = 0.0
     corrector: int = 0
 
-    def read(self, score: Score, x: Tensor, t: Tensor, here: Place) -> tuple[Tensor, Tensor]:
+    def read(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
+    ) -> tuple[Tensor, Value]:
         """Return x and ε̂."""
-        return x, score.noise(x, t)
+        return x, Value(state.clock.at(t), score.noise(x, t))
 
     def base(self, x: Tensor, here: Place, there: Place, noise: Noise) -> tuple[Tensor, Leg]:
         """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""

@@ -18,6 +18,9 @@ from scoresde._checks import check_integer, check_positive
 from scoresde.samplers.base import gaussian
 from scoresde.sdes import SDE
 
+_ROOM = 0.25
+"""The last step of a grid through t_min, over the way from there to ρ = 0, is longer than this."""
+
 
 @dataclass(frozen=True)
 class Grid(ABC):
@@ -86,12 +89,42 @@ class RatioGrid(Grid):
         """Return the ρ at which :meth:`warp` has this value."""
 
     def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
-        diffusion = gaussian(sde)
+        high, low = self._ends(sde, spread)
+        return self._times(sde, _equidistant(high, low, steps), spread)
+
+    def through(self, sde: SDE, steps: int, spread: float = 1.0, first: float = 1.0) -> Tensor:
+        """Return times ``(N+1,)`` for a method that goes on from t_min to ρ = 0.
+
+        They are equidistant as far as ρ = 0, and the last one is t_min instead; where steps are so
+        many that others would come near it, they are equidistant as far as t_min.
+
+        Args:
+            sde: the diffusion.
+            steps: N >= 1.
+            spread: root of the mean variance of the data, 1 if unknown.
+            first: length of the first step, in that of the others.
+        """
+        part = torch.arange(check_integer("steps", steps, minimum=1) + 1, dtype=torch.float64)
+        part[1:] += first - 1
+        part /= float(part[-1])
+        high, low = self._ends(sde, spread)
+        zero = float(self.warp(torch.zeros((), dtype=torch.float64)))
+        values = high + (zero - high) * part
+        if not values[-2] - low > _ROOM * (low - zero):
+            values = high + (low - high) * part
+        return self._times(sde, values, spread)
+
+    def _ends(self, sde: SDE, spread: float) -> list[float]:
+        """Return the warped ρ at T and at t_min."""
         ends = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
-        high, low = self.warp(torch.exp(-diffusion.half_logsnr(ends)) / spread).tolist()
-        ratio = self.unwarp(_equidistant(high, low, steps)) * spread
-        times = diffusion.time_at(-torch.log(ratio))
+        return self.warp(torch.exp(-gaussian(sde).half_logsnr(ends)) / spread).tolist()
+
+    def _times(self, sde: SDE, values: Tensor, spread: float) -> Tensor:
+        """Return the times at warped ρ, the first being T, the last t_min."""
+        times = torch.empty_like(values)
         times[0], times[-1] = sde.T, sde.t_min
+        ratio = self.unwarp(values[1:-1]) * spread
+        times[1:-1] = gaussian(sde).time_at(-torch.log(ratio))
         return times
 
 

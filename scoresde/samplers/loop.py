@@ -64,10 +64,40 @@ class SamplingError(RuntimeError):
         self.finite = finite
 
 
-def walk(
-    score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise
-) -> Iterator[Tensor]:
-    """Run a sampler from ``times[0]`` to ``times[-1]`` and yield the state after every step.
+@dataclass
+class Walk:
+    """A sampler on its way: iterate over it for the state after every step.
+
+    Attributes:
+        score: the score.
+        x: the state reached, ``(batch, *event)``.
+        times: falling times ``(N+1,)``.
+        sampler: which steps are made.
+        noise: where they draw from.
+    """
+
+    score: Score
+    x: Tensor
+    times: Tensor
+    sampler: Sampler
+    noise: Noise
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Make the steps."""
+        self._state = self.sampler.init(self.score, self.x, self.times)
+        for t, s in pairwise(self.times.unbind()):
+            self.x, self._state = self.sampler.step(
+                self.score, self.x, t, s, self._state, self.noise
+            )
+            yield self.x
+
+    def end(self) -> Tensor:
+        """Return the sample that the sampler makes of the last state, once all steps are made."""
+        return self.sampler.end(self.score, self.x, self.times[-1], self._state)
+
+
+def walk(score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise) -> Walk:
+    """Run a sampler from ``times[0]`` to ``times[-1]``, step by step.
 
     This is the loop behind :func:`sample`, without checks; gradients flow through it where they are
     enabled.
@@ -79,13 +109,10 @@ def walk(
         sampler: which steps to make.
         noise: ``noise(x)`` draws independent N(0, 1) like ``x``; recorded noise can be replayed.
 
-    Yields:
-        N states, shaped like ``x``.
+    Returns:
+        An iterable of N states, shaped like ``x``, whose ``end()`` makes the sample of the last.
     """
-    state = sampler.init(score, x, times)
-    for t, s in pairwise(times.unbind()):
-        x, state = sampler.step(score, x, t, s, state, noise)
-        yield x
+    return Walk(score, x, times, sampler, noise)
 
 
 def sample(
@@ -179,15 +206,14 @@ def run(
     with evaluating(score):
         if callback is not None:
             callback(Frame(0, steps, times[0], x, score))
-        bar = tqdm(
-            walk(score, x, times, sampler, noise), total=steps, disable=not progress, unit="step"
-        )
+        way = walk(score, x, times, sampler, noise)
+        bar = tqdm(way, total=steps, disable=not progress, unit="step")
         for step, x in enumerate(bar, start=1):
             sums.append(x.sum())
             if callback is not None:
                 callback(Frame(step, steps, times[step], x, score))
         if denoise is None:
-            x = sampler.end(score, x, times[-1])
+            x = way.end()
         elif denoise:
             x = score.denoised(x, times[-1])
     return _check_health(x, torch.stack(sums), times).to(dtype)

@@ -72,7 +72,8 @@ class Leg(NamedTuple):
 class Memory(NamedTuple):
     """What a step leaves to the next one."""
 
-    clock: Clock
+    clock: Any
+    """A :class:`Clock`, and what else a method asks of its own."""
     values: tuple[Value, ...] = ()
     """Latest first."""
     leg: Leg | None = None
@@ -99,6 +100,11 @@ class Multistep(Sampler):
         order = max(self.order, min(self.corrector, self.order + 1))
         return float(order if self.deterministic else min(order, 2))
 
+    @property
+    def kept(self) -> int:
+        """How many values a step leaves to the next one."""
+        return max(self.order + bool(self.corrector), self.corrector) - 1
+
     def init(self, score: Score, x: Tensor, times: Tensor) -> Memory:
         """Return an empty memory."""
         return Memory(self.clock(score, x, times))
@@ -107,28 +113,30 @@ class Multistep(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
         """Go from t to s, both ``()``; one evaluation of the score."""
-        here, there = state.clock.at(t), state.clock.at(s)
-        z, value = self.read(score, x, t, here)
-        kept = max(self.order + bool(self.corrector), self.corrector)
-        values = (Value(here, value), *state.values)[:kept]
-        z, leg = self.base(z, here, there, noise)
+        there = state.clock.at(s)
+        z, value = self.read(score, x, t, s, state)
+        values = (value, *state.values)
+        z, leg = self.base(z, value.moment, there, noise)
         leg = leg._replace(weights=self._weights(leg, self.trusted(values, leg.length)))
         total = leg.weights
         if self.corrector and state.leg is not None:
             correction = self._correction(state.leg, values)
             total = _sum(total, tuple(leg.factor * weight for weight in correction))
-        for weight, past in zip(total, values, strict=False):
-            if weight:
-                self.add(z, weight, past, there)
-        return self.leave(z, there), Memory(state.clock, values[: kept - 1], leg)
+        self._add(z, total, values, there)
+        return self.leave(z, there), Memory(state.clock, values[: self.kept], leg)
 
     @abstractmethod
     def clock(self, score: Score, x: Tensor, times: Tensor) -> Clock:
         """Return what the method needs to know of the times ahead, ``(N+1,)``, and of others."""
 
     @abstractmethod
-    def read(self, score: Score, x: Tensor, t: Tensor, here: Any) -> tuple[Tensor, Tensor]:
-        """Return the state in the method's variables, and what is interpolated; one evaluation."""
+    def read(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
+    ) -> tuple[Tensor, Value]:
+        """Return the state in the method's variables where the step begins, and the value there.
+
+        That costs one evaluation.
+        """
 
     @abstractmethod
     def base(self, z: Tensor, here: Any, there: Any, noise: Noise) -> tuple[Tensor, Leg]:
@@ -153,6 +161,13 @@ class Multistep(Sampler):
             if abs(h) > _LONGEST * abs(before):
                 return values[:1]
         return values[: self.order]
+
+    def _add(
+        self, z: Tensor, weights: Sequence[float], values: Sequence[Value], there: Any
+    ) -> None:
+        for weight, past in zip(weights, values, strict=False):
+            if weight:
+                self.add(z, weight, past, there)
 
     def _weights(self, leg: Leg, values: tuple[Value, ...]) -> tuple[float, ...]:
         nodes = [(value.time - leg.start) / leg.length for value in values]

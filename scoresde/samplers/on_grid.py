@@ -74,6 +74,6 @@ class OnGrid(Sampler):
         """Make the sampler's step from t to s."""
         return self.sampler.step(score, x, t, s, state, noise)
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
         """Return the sampler's sample of the last state."""
-        return self.sampler.end(score, x, t)
+        return self.sampler.end(score, x, t, state)

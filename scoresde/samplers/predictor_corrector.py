@@ -97,6 +97,6 @@ class PredictorCorrector(Sampler):
         x, predicting = self.predictor.step(score, x, t, s, predicting, noise)
         return x, (predicting, correcting)
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: tuple[Any, Any]) -> Tensor:
         """Return the predictor's sample of the last state."""
-        return self.predictor.end(score, x, t)
+        return self.predictor.end(score, x, t, state[0])

@@ -72,7 +72,7 @@ class ProbabilityFlow(Sampler):
         """Follow the flow from t to s."""
         return transport(score, x, float(t), float(s), self.solver, self.tolerance), state
 
-    def end(self, score: Score, x: Tensor, t: Tensor) -> Tensor:
+    def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
         """Return where the flow ends at 0 (:func:`half_step`); one evaluation."""
         return half_step(score, x, t)
 

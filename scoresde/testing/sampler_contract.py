@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -241,7 +241,7 @@ def rows(sampler: Any, sde: GaussianSDE, seed: int) -> None:
         close(f"sample {i} alone", alone, together[i : i + 1], rtol=1e-6, atol=1e-8)
 
 
-def _last(states: Iterator[Tensor]) -> Tensor:
+def _last(states: Iterable[Tensor]) -> Tensor:
     *_, last = states
     return last
 
