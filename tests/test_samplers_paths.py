@@ -1,6 +1,7 @@
 """Whole ways, ways back, presets, and steps that choose themselves."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -399,3 +400,17 @@ def test_metropolis_proposes_a_langevin_step():
 
     got, _ = MetropolisLangevin(0.3, density).step(score, x, t, t, None, noise)
     torch.testing.assert_close(got, torch.where(refused.unsqueeze(1), x, moved))
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 0.03, 0.003])
+def test_loose_tolerances_arrive_too(tolerance):
+    """Narrow modes: a step that nearly went wrong leaves a stale slope, not a dead end."""
+    line = torch.arange(-2.0, 3.0, dtype=torch.float64)
+    covariances = 0.05**2 * torch.eye(2, dtype=torch.float64).expand(25, 2, 2)
+    score = GaussianMixture(torch.ones(25), torch.cartesian_prod(line, line), covariances, VPSDE())
+    source = torch.Generator().manual_seed(0)
+    start = torch.randn(200, 2, generator=source, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = sample(score, None, ProbabilityFlow(tolerance=tolerance), start=start)
+    assert float((x - x.round()).abs().median()) < 0.15  # three times a mode's width

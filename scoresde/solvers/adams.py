@@ -230,9 +230,11 @@ class Adams(Solver):
         error = _rms(defect / (1 + torch.maximum(w.z.abs(), z.abs()).detach())) / tolerance
         error = torch.maximum(error, doubt.abs() / (d * tolerance))
         gradient = torch.zeros_like(z) if a is None else a.detach()
-        detour = 0.5 * ((gradient - w.gradient) * (defect + w.defect)).sum(1)
-        aside = detour.nan_to_num(0.0, 0.0, 0.0).abs()  # what is not finite is told, not mended
-        error = torch.maximum(error, aside / (_DETOUR * d * tolerance))
+        turn = gradient - w.gradient
+        detour = 0.5 * (turn * (defect + w.defect)).sum(1)
+        if q.shape[1]:  # by this step, for no length mends what the last one did
+            aside = (turn * defect).sum(1).nan_to_num(0.0, 0.0, 0.0).abs()
+            error = torch.maximum(error, aside / (_DETOUR * d * tolerance))
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = weights + torch.nn.functional.pad(w.weights, (1, 0))
