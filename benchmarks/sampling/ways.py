@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -99,8 +98,10 @@ class Ours(Way):
 
     def __call__(self, problem: Problem, noise: Tensor, evaluations: int) -> Outcome | None:
         """Make as many steps as the evaluations allow."""
-        fixed, each = self._cost(problem.dimension)
+        fixed, each = self._cost(problem)
         steps = (evaluations - fixed) // each
+        while steps > 0 and self._count(problem, steps) > evaluations:
+            steps -= 1  # where the end costs one more for many steps than for few
         if steps < 1:
             return None
         score = counted_score(problem, self.sde, self.moments)
@@ -115,19 +116,20 @@ class Ours(Way):
         end, y = math.exp(-float(self.sde.half_logsnr(low))), x / float(self.sde.alpha(low))
         return Outcome(sigma / alpha, end, y, len(score.calls))
 
-    @cache  # noqa: B019
-    def _cost(self, dimension: int) -> tuple[int, int]:
+    def _cost(self, problem: Problem) -> tuple[int, int]:
         """Return the evaluations of no step and of one more, by counting those of two and three."""
-        counts = []
-        for steps in (2, 3):
-            score = counted_score(_gaussian(dimension), self.sde)
-            start = torch.ones(1, dimension, dtype=torch.float64)
-            sample(
-                score, None, self.sampler, steps=steps, start=start, denoise=self.denoise,
-                generator=torch.Generator().manual_seed(0),
-            )  # fmt: skip
-            counts.append(len(score.calls))
-        return 3 * counts[0] - 2 * counts[1], counts[1] - counts[0]
+        two, three = (self._count(problem, steps) for steps in (2, 3))
+        return 3 * two - 2 * three, three - two
+
+    def _count(self, problem: Problem, steps: int) -> int:
+        """Count the evaluations of a single sample."""
+        score = counted_score(problem, self.sde, self.moments)
+        sample(
+            score, None, self.sampler, steps=steps, denoise=self.denoise,
+            start=torch.ones(1, problem.dimension, dtype=torch.float64),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return len(score.calls)
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,3 @@ def uniform_time(start: float, end: float, steps: int) -> list[float]:
     )
     times = [first + i / steps * (last - first) for i in range(1, steps)]
     return [start, *(math.sqrt(math.expm1(0.1 * t + 9.95 * t**2)) for t in times), end]
-
-
-def _gaussian(dimension: int) -> Problem:
-    eye = torch.eye(dimension, dtype=torch.float64)
-    return Problem("Gaussian", (torch.ones(1), torch.zeros(1, dimension), eye.unsqueeze(0)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from scoresde._shapes import flatten
+from scoresde.predictions import Coefficients, Prediction
 from scoresde.samplers.base import Sampler, gaussian, half_step
 from scoresde.samplers.grids import LogMobius
 from scoresde.score import Score
-from scoresde.sdes import SDE
+from scoresde.sdes import SDE, GaussianSDE
 from scoresde.variables import Coordinates, Windowed
 
 STRAIGHT = Windowed()
@@ -183,10 +185,13 @@ class Point(NamedTuple):
 
     def pull(self, w: Tensor, x: Tensor) -> Tensor:
         """Return u ``(batch, d)`` at w, which is the state x; one evaluation of the score."""
-        noise = self.enter(self.chart.score.noise(x, self.t))
+        if isinstance(self.lead, Tensor):
+            pull = _plus(self.enter(self.chart.score.noise(x, self.t)), self.lead, w)
+        else:
+            pull = self.enter(self.chart.score._read(Pull(self.lead), x, self.t))
         if isinstance(self.centre, Tensor):
-            noise = noise - self.lead * self.centre
-        return _plus(noise, self.lead, w)
+            pull = pull - self.lead * self.centre
+        return pull
 
     def carry(self, w: Tensor, start: Point) -> Tensor:
         """Return, as a tensor of its own, where w at ``start`` goes while z rests."""
@@ -202,6 +207,18 @@ class Point(NamedTuple):
             w.addcmul_(u, factor)
         else:
             w.add_(u, alpha=factor)
+
+
+@dataclass(frozen=True)
+class Pull(Prediction):
+    """What a network would put out that predicts ε̂ + lead · x."""
+
+    lead: float
+
+    def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
+        """Return (lead · σ/α, −σ/α)."""
+        ratio = torch.exp(-sde.half_logsnr(t))
+        return Coefficients(self.lead * ratio, -ratio)
 
 
 def _plus(x: Tensor, factor: Number, y: Tensor) -> Tensor:
