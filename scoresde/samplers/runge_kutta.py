@@ -86,7 +86,7 @@ class RungeKutta(FlowSteps):
 
     Example:
         >>> RungeKutta(MIDPOINT).coordinates
-        Windowed(lower=0.22, upper=2.7)
+        Windowed(lower=0.23, upper=1.9)
 
     References:
         Hairer, Nørsett & Wanner 1993, section II.1; Karras et al. 2022, arXiv:2206.00364,
