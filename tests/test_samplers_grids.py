@@ -52,6 +52,37 @@ def test_grids_fall_from_one_end_to_the_other(grid, sde, steps):
     assert bool((times.diff() < 0).all())
 
 
+@pytest.mark.parametrize("grid", [LogMobius(0.3), Karras(), Angle(), UniformLogSNR()], ids=repr)
+@given(
+    sde=st.one_of(*STRATEGIES.values()),
+    steps=st.integers(1, 60),
+    first=st.floats(0.1, 4.0),
+    spread=st.floats(0.1, 10.0),
+)
+def test_grids_through_the_last_time_fall_too(grid, sde, steps, first, spread):
+    times = grid.through(sde, steps, spread, first)
+    assert times.shape == (steps + 1,)
+    assert (float(times[0]), float(times[-1])) == (sde.T, sde.t_min)
+    assert bool((times.diff() < 0).all())
+
+
+def test_grids_through_the_last_time_are_equidistant_as_far_as_the_data():
+    """In ln((ρ + 0.1)/(ρ + 2)), but for the first step; t_min stands for ρ = 0."""
+    grid, sde = LogMobius(0.5), VESDE()
+
+    def values(steps, first):
+        rho = sde.sigma(grid.through(sde, steps, 2.0, first)) / 2.0
+        return torch.log((rho + 0.1) / (rho + 2.0)), math.log(0.1 / 2.0)
+
+    seen, zero = values(9, 1.7)
+    each = float(seen[0] - zero) / 9.7
+    want = [float(seen[0]) - each * (1.7 + i) for i in range(8)]
+    torch.testing.assert_close(seen[1:-1].tolist(), want, rtol=1e-5, atol=1e-7)
+    seen, zero = values(300, 1.0)  # there are steps that end below t_min: it ends them all
+    steps = -seen.diff()
+    torch.testing.assert_close(steps, steps[:1].expand(300), rtol=1e-4, atol=1e-7)
+
+
 def test_karras_is_the_published_formula():
     sde, n, rho = VESDE(0.002, 80.0, t_min=0.0), 18, 7
     low, high = 0.002 ** (1 / rho), 80 ** (1 / rho)

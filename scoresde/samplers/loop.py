@@ -111,6 +111,14 @@ def walk(score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise)
 
     Returns:
         An iterable of N states, shaped like ``x``, whose ``end()`` makes the sample of the last.
+
+    Example:
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in place
+        >>> times = torch.linspace(1.0, 1e-3, 4, dtype=torch.float64)
+        >>> way = walk(score, torch.ones(1, 2), times, AdamsBashforth(), torch.randn_like)
+        >>> [tuple(x.shape) for x in way], way.end()
+        ([(1, 2), (1, 2), (1, 2)], tensor([[1., 1.]]))
     """
     return Walk(score, x, times, sampler, noise)
 
