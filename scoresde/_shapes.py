@@ -114,9 +114,7 @@ def check_batch(t: Tensor, x: Tensor, name: str = "t") -> None:
 
 def combination(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """Return a x + b y, for coefficients ``()`` or ``(batch,)`` and states ``(batch, *event)``."""
-    if _is_number(b):  # one pass over the states less, or two
-        if _is_number(a) and float(b) == 1:
-            return torch.add(y, x, alpha=float(a))
+    if _is_number(b):  # one pass over the states less
         return torch.add(expand(a, x) * x, y, alpha=float(b))
     return expand(a, x) * x + expand(b, y) * y
 

@@ -51,6 +51,10 @@ class Prediction(ABC):
     def coefficients(self, sde: GaussianSDE, t: Tensor) -> Coefficients:
         """Return k and c at float64 times in (0, T], shaped like ``t``."""
 
+    def directly(self, source: Prediction, output: Tensor, x: Tensor) -> Tensor | None:
+        """Return an output of ``source`` at x in these terms, if no function of time is needed."""
+        return output if source == self else None
+
 
 @dataclass(frozen=True)
 class NoisePrediction(Prediction):

@@ -369,8 +369,9 @@ def _convert(
     source: Prediction, output: Tensor, target: Prediction, sde: SDE, x: Tensor, t: Time
 ) -> Tensor:
     """Read an output in the terms of ``source`` as one in the terms of ``target``, through x̂."""
-    if source == target:
-        return output
+    direct = target.directly(source, output, x)
+    if direct is not None:
+        return direct
     if not isinstance(sde, GaussianSDE):
         raise TypeError(
             f"sde: expected a GaussianSDE to turn {source} into {target}, got "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde._shapes import flatten
-from scoresde.predictions import Coefficients, Prediction
+from scoresde.predictions import NOISE, Coefficients, Prediction
 from scoresde.samplers.base import Sampler, gaussian, half_step
 from scoresde.samplers.grids import LogMobius
 from scoresde.score import Score
@@ -219,6 +219,12 @@ class Pull(Prediction):
         """Return (lead · σ/α, −σ/α)."""
         ratio = torch.exp(-sde.half_logsnr(t))
         return Coefficients(self.lead * ratio, -ratio)
+
+    def directly(self, source: Prediction, output: Tensor, x: Tensor) -> Tensor | None:
+        """Return ε̂ + lead · x of a network that predicts ε̂."""
+        if source == NOISE:
+            return torch.add(output, x, alpha=self.lead)
+        return super().directly(source, output, x)
 
 
 def _plus(x: Tensor, factor: Number, y: Tensor) -> Tensor:
