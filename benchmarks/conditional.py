@@ -36,10 +36,10 @@ from scoresde.commands.train import LABEL_SCALE, count_parameters, new_model, ob
 from scoresde.guidance import (
     GuidanceInterval,
     NoisyClassifier,
-    autoguided,
+    autoguidance,
     classification_loss,
-    classifier_free,
-    classifier_guided,
+    classifier_free_guidance,
+    classifier_guidance,
 )
 from scoresde.plots import figure, sample_grid, style
 
@@ -93,18 +93,18 @@ def labels_of(levels: Tensor) -> Tensor:
 def learn(data: Labelled, effort: Effort, width: int, steps: int) -> tuple[ScoreModel, float]:
     """Return a conditional model and the seconds it took."""
     torch.manual_seed(0)
-    spread = float(data.tensors[0].std())
+    std = float(data.tensors[0].std())
     network = MLP(SHAPE, width, effort.depth, classes=CLASSES, dropout=0.1, label_scale=LABEL_SCALE)
-    aim = objective("likelihood", spread)
+    aim = objective("likelihood", std)
     result = fit(
-        new_model(VPSDE(), network, spread),
+        new_model(VPSDE(), network, std),
         data,
         steps=steps,
         batch_size=128,
         lr=2e-3,
         cosine=True,
         weighting=aim.weighting,
-        time_law=aim.time_law,
+        time_sampler=aim.time_sampler,
         condition="classes",
         condition_dropout=0.1,
         progress=False,
@@ -131,7 +131,7 @@ def learn_classifier(data: Labelled, effort: Effort) -> NoisyClassifier:
     """Return a classifier of noisy digits."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    classifier = NoisyClassifier(Reader(effort.width), VPSDE(), spread=float(data.tensors[0].std()))
+    classifier = NoisyClassifier(Reader(effort.width), VPSDE(), std=float(data.tensors[0].std()))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=0.1)
     for _ in range(effort.classifier_steps):
         index = torch.randint(len(data), (128,), generator=generator)
@@ -256,12 +256,12 @@ def main() -> None:
     wanted = torch.arange(CLASSES).repeat_interleave(effort.per_class)
     conditional, null = model.given(classes=wanted), model.given(classes=CLASSES)
     ways: dict[str, Callable[[float], Score]] = {
-        "classifier-free": lambda w: classifier_free(conditional, w),
-        "classifier-free, in an interval": lambda w: classifier_free(
+        "classifier-free": lambda w: classifier_free_guidance(conditional, w),
+        "classifier-free, in an interval": lambda w: classifier_free_guidance(
             conditional, GuidanceInterval(w, *INTERVAL)
         ),
-        "autoguidance": lambda w: autoguided(conditional, worse.given(classes=wanted), w),
-        "classifier": lambda w: classifier_guided(null, classifier, wanted, w),
+        "autoguidance": lambda w: autoguidance(conditional, worse.given(classes=wanted), w),
+        "classifier": lambda w: classifier_guidance(null, classifier, wanted, w),
     }
     table, pictures = [], []
     for w in effort.weights:

@@ -31,12 +31,18 @@ from scoresde import VESDE, VPSDE, GaussianSDE, UNet, bits_per_dim, fit, sample
 from scoresde.commands.data import Bins, digits, evaluation_set, training_set
 from scoresde.commands.train import LABEL_SCALE, count_parameters, new_model
 from scoresde.likelihood import discrete_bound, log_likelihood, variational_bound
-from scoresde.losses import Knots, Simple, Stratified, TimeLaw
 from scoresde.plots import figure, sample_grid, style
-from scoresde.samplers import Ancestral, OnGrid, Sampler, UniformTime, annealed_langevin
-from scoresde.samplers import Knots as KnotGrid
-from scoresde.score import ScoreModel
+from scoresde.samplers import (
+    Ancestral,
+    Sampler,
+    Scheduled,
+    Timesteps,
+    UniformTime,
+    annealed_langevin,
+)
+from scoresde.scores import ScoreModel
 from scoresde.traces import ExactTrace
+from scoresde.training.losses import Simple, Stratified, TableTimes, TimeSampler
 
 LEVELS = Bins(17)
 SHAPE = (1, 8, 8)
@@ -64,7 +70,7 @@ class Case:
     Attributes:
         name: of the diffusion.
         sde: the diffusion.
-        time_law: of the times in training.
+        time_sampler: of the times in training.
         times: the knots of the chain whose bound is told.
         samplers: ways to draw samples, by name.
         is_chain: whether the diffusion is the chain itself, or its parent.
@@ -72,7 +78,7 @@ class Case:
 
     name: str
     sde: GaussianSDE
-    time_law: TimeLaw
+    time_sampler: TimeSampler
     times: Tensor
     samplers: dict[str, Sampler]
     is_chain: bool
@@ -83,12 +89,12 @@ def cases(N: int) -> list[Case]:
     found = []
     for name, chain, parent in (("DDPM", VP.discretize(N), VP), ("NCSN", VE.discretize(N), VE)):
         knots, other = chain.times, type(parent).__name__
-        own = {name: OnGrid(Ancestral(1.0), KnotGrid(), N - 1)}
-        even = {other: OnGrid(Ancestral(1.0), UniformTime(end=float(knots[0])), N - 1)}
-        found.append(Case(name, chain, Stratified(Knots(knots)), knots, own, True))
+        own = {name: Scheduled(Ancestral(1.0), Timesteps(), N - 1)}
+        even = {other: Scheduled(Ancestral(1.0), UniformTime(end=float(knots[0])), N - 1)}
+        found.append(Case(name, chain, Stratified(TableTimes(knots)), knots, own, True))
         found.append(Case(other, parent, Stratified(), knots, even, False))
     levels = min(100, N - 1)
-    langevin = annealed_langevin(0.16, corrections=10, grid=KnotGrid(), steps=levels)
+    langevin = annealed_langevin(0.16, corrections=10, grid=Timesteps(), steps=levels)
     found[2].samplers[f"NCSN, annealed Langevin ({levels} levels, 10 each)"] = langevin
     return found
 
@@ -108,7 +114,7 @@ def learn(case: Case, data: TensorDataset, effort: Effort) -> tuple[ScoreModel, 
         lr=3e-3,
         cosine=True,
         weighting=Simple(),
-        time_law=case.time_law,
+        time_sampler=case.time_sampler,
         progress=False,
     )
     return result.score, result.seconds

@@ -34,10 +34,10 @@ from typing import Any, NamedTuple
 import torch
 
 from scoresde import likelihood, samplers, sdes, solvers, traces
-from scoresde.testing import BrokenLawError, strategies
+from scoresde.testing import BrokenPropertyError, strategies
 from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
 from scoresde.testing.likelihoods import LIKELIHOODS
-from scoresde.testing.properties import Family
+from scoresde.testing.properties import PropertySuite
 from scoresde.testing.samplers import SAMPLERS
 from scoresde.testing.scores import LAWS, SCORES
 from scoresde.testing.sdes import SDES
@@ -51,17 +51,17 @@ class Subject(NamedTuple):
     """Somebody who owes laws."""
 
     name: str
-    family: Family
+    family: PropertySuite
     member: Any
     drawn: bool = False
 
 
-def each(family: Family, members: Any) -> list[Subject]:
+def each(family: PropertySuite, members: Any) -> list[Subject]:
     """Return a family's members."""
     return [Subject(repr(member), family, member) for member in members]
 
 
-def drawn(name: str, family: Family, strategy: Any) -> Subject:
+def drawn(name: str, family: PropertySuite, strategy: Any) -> Subject:
     """Return members with parameters that are drawn."""
     return Subject(f"drawn: {name}", family, strategy, drawn=True)
 
@@ -71,7 +71,7 @@ def subjects() -> dict[str, list[Subject]]:
     general = [OrnsteinUhlenbeck(), DoubleWell()]
     return {
         "sdes": [
-            *each(SDES, [*(member() for member in sdes.FAMILY), *general]),
+            *each(SDES, [*(member() for member in sdes.MEMBERS), *general]),
             *(drawn(name, SDES, members) for name, members in strategies.FAMILIES.items()),
             drawn("general", SDES, strategies.general_sdes()),
         ],
@@ -81,11 +81,11 @@ def subjects() -> dict[str, list[Subject]]:
             drawn("mixtures, exact", LAWS, strategies.mixtures(sdes=strategies.sdes())),
         ],
         "traces": [
-            *each(TRACES, traces.FAMILY), drawn("traces", TRACES, strategies.traces())
+            *each(TRACES, traces.MEMBERS), drawn("traces", TRACES, strategies.traces())
         ],
-        "solvers": each(SOLVERS, solvers.FAMILY),
-        "samplers": each(SAMPLERS, [*samplers.FAMILY, samplers.MetropolisLangevin()]),
-        "likelihood": each(LIKELIHOODS, likelihood.FAMILY),
+        "solvers": each(SOLVERS, solvers.MEMBERS),
+        "samplers": each(SAMPLERS, [*samplers.MEMBERS, samplers.MALA()]),
+        "likelihood": each(LIKELIHOODS, likelihood.MEMBERS),
     }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def check(subject: Subject, least: int) -> tuple[int, int, list[str]]:
         tried += count
         try:
             subject.family.check(subject.member, only=law.name, seed=SEED, examples=count)
-        except BrokenLawError as alarm:
+        except BrokenPropertyError as alarm:
             alarms.append(law.name)
             print(alarm, flush=True)
     return len(laws), tried, alarms
@@ -115,7 +115,7 @@ def lines(chosen: list[str], least: int) -> Iterator[str]:
             try:
                 subject.family.check(subject.member)
                 own = ""
-            except BrokenLawError as alarm:
+            except BrokenPropertyError as alarm:
                 own = f"; {', '.join(alarm.names)} as called"
             once = time.process_time() - began
             laws, tried, alarms = check(subject, least)

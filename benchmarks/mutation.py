@@ -182,9 +182,9 @@ def copy(where: Path) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "CITATION.cff", "constraints.txt"):
         shutil.copy(ROOT / name, root / name)
-    beside = ROOT.parent / "shared"
-    if beside.is_dir():
-        (where / "shared").symlink_to(beside)
+    concatenate = ROOT.parent / "shared"
+    if concatenate.is_dir():
+        (where / "shared").symlink_to(concatenate)
     return root
 
 

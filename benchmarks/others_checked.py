@@ -43,7 +43,7 @@ from torch import Tensor
 from scoresde import VESDE, VPSDE, SubVPSDE
 from scoresde.samplers import Exponential, Sampler, walk
 from scoresde.samplers.base import place
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.testing import family_of
 from scoresde.testing.adapters import FunctionSolver, LoopSampler, SchedulerSampler
 from scoresde.testing.sampler_contract import logsnr_times, two_modes

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from scoresde import VPSDE, GaussianMixture, Moments, Score, sample
-from scoresde.guidance import (
+from scoresde.inverse_problems import (
     DPS,
     MMPS,
     DiffPIR,
@@ -43,7 +43,7 @@ from scoresde.guidance import (
     PosteriorScore,
     RePaint,
     restore,
-    twisted,
+    twisted_smc,
 )
 from scoresde.operators import Matrix
 from scoresde.samplers import Ancestral, Exponential, Sampler, UniformLogSNR
@@ -137,7 +137,7 @@ def cloud(
 ) -> Particles:
     """Run particles."""
     options = {"steps": 100, "generator": generator, "batch_size": 4096}
-    return twisted(posterior, (particles, problem.d), **options)
+    return twisted_smc(posterior, (particles, problem.d), **options)
 
 
 def floor(problem: Problem, n: int, generator: torch.Generator) -> Tensor:

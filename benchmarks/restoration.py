@@ -32,7 +32,14 @@ from torch import Tensor
 from scoresde import GaussianMixture, Moments, ScoreModel, log_likelihood
 from scoresde.commands import demo
 from scoresde.commands.data import digits, evaluation_set
-from scoresde.guidance import Guided, Observation, PiGDM, Weighted, denoise, restore
+from scoresde.inverse_problems import (
+    Observation,
+    ParticleSampling,
+    PiGDM,
+    PosteriorScoreSampling,
+    denoise,
+    restore,
+)
 from scoresde.operators import AveragePool, LinearOperator, Mask, Matrix
 from scoresde.plots import figure, sample_grid, style
 from scoresde.traces import Hutchinson
@@ -134,7 +141,7 @@ def wiener(known: Known, task: Task, source: torch.Generator) -> Outcome:
     return drawn, torch.stack([law.means[0] for law in laws]).float()
 
 
-def by(method: Guided | Weighted) -> Way:
+def by(method: PosteriorScoreSampling | ParticleSampling) -> Way:
     """Restore by a method."""
 
     def act(known: Known, task: Task, source: torch.Generator) -> Outcome:
@@ -162,8 +169,8 @@ BASELINES: dict[str, Way] = {
     "Gaussian posterior (Wiener)": wiener,
 }
 RESTORERS: dict[str, Way] = {
-    "**MMPS**, the default": by(Guided()),
-    "**particles** on ΠGDM, 16": by(Weighted(PiGDM, particles=16)),
+    "**MMPS**, the default": by(PosteriorScoreSampling()),
+    "**particles** on ΠGDM, 16": by(ParticleSampling(PiGDM, particles=16)),
 }
 DENOISERS: dict[str, Way] = {"**denoise**": plain}
 

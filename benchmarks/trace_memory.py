@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.traces import ExactTrace
 
 EVENT = (3, 32, 32)
@@ -47,7 +47,7 @@ def measure(chunk: int, batch: int) -> None:
     field, x = Field(), torch.randn(batch, DIMENSION)
     torch.autograd.grad(field(x.requires_grad_()).sum(), x)
     before, start = peak(), time.perf_counter()
-    _, divergence = ExactTrace(chunk)(field, x.detach(), Streams.draw(batch, None))
+    _, divergence = ExactTrace(chunk)(field, x.detach(), CounterRNG.draw(batch, None))
     seconds = time.perf_counter() - start
     value = float(divergence.mean())
     print(f"{chunk:6d} {peak() - before:14.0f} {seconds:10.1f} {value:14.3f}", flush=True)

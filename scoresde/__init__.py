@@ -5,24 +5,9 @@ DDPM, NCSN and the likelihood are derived from them, once.
 """
 
 from scoresde.dequantization import bits_per_dim, dequantize, dequantized_bound, quantize
-from scoresde.exact import GaussianMixture
-from scoresde.guidance import colorize, denoise, inpaint, restore, super_resolve
+from scoresde.inverse_problems import colorize, denoise, inpaint, restore, super_resolve
 from scoresde.likelihood import Likelihood, log_likelihood
-from scoresde.losses import dsm_loss
-from scoresde.moments import Moments
 from scoresde.networks import MLP, UNet
-from scoresde.predictions import (
-    DATA,
-    FLOW,
-    NOISE,
-    SCORE,
-    VELOCITY,
-    by_half_logsnr,
-    by_index,
-    by_sigma,
-    by_time,
-    edm,
-)
 from scoresde.samplers import (
     Ancestral,
     AnnealedLangevin,
@@ -35,7 +20,11 @@ from scoresde.samplers import (
     sample,
     transport,
 )
-from scoresde.score import FunctionScore, Score, ScoreModel
+from scoresde.scores import FunctionScore, Score, ScoreModel
+from scoresde.scores.gaussian_mixture import GaussianMixture
+from scoresde.scores.labels import by_half_logsnr, by_index, by_sigma, by_time
+from scoresde.scores.moments import Moments
+from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, edm
 from scoresde.sdes import (
     DDPM,
     EDMSDE,
@@ -51,6 +40,7 @@ from scoresde.sdes import (
 from scoresde.solvers import Adams, SciPy, TorchDiffEq
 from scoresde.traces import ExactTrace, Hutchinson
 from scoresde.training import FitResult, fit
+from scoresde.training.losses import dsm_loss
 
 __version__ = "0.1.0"
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer, check_ordered, check_tensor, describe
-from scoresde._random import normal_like
-from scoresde._shapes import flatten
+from scoresde._core.checks import check_integer, check_ordered, check_tensor, summarize
+from scoresde._core.random import normal_like
+from scoresde._core.shapes import flatten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +161,7 @@ def path_strip(
     if states.ndim < 2 or len(states) != len(labels):
         raise ValueError(
             f"states, times: expected (times, n, *image) and one time for each, got "
-            f"{describe(states)} and {len(labels)} times; stack the states of every time"
+            f"{summarize(states)} and {len(labels)} times; stack the states of every time"
         )
     pixels = _pixels("states", states.flatten(0, 1), limits).unflatten(0, states.shape[:2])
     ax = _show(pixels.transpose(0, 1), cmap, title, ax)
@@ -363,7 +363,7 @@ def _pixels(name: str, images: Tensor, limits: tuple[float, float]) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
         raise ValueError(
             f"{name}: expected images (n, height, width), (n, 1, height, width) or (n, 3, height, "
-            f"width), got {describe(images)}; reshape each sample to an image"
+            f"width), got {summarize(images)}; reshape each sample to an image"
         )
     scaled = (images.detach().to("cpu", torch.float64) - low) / (high - low)
     return scaled.clamp(0.0, 1.0).permute(0, 2, 3, 1)

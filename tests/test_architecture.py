@@ -39,14 +39,14 @@ SEAMS = {  # what users bring: a public door may refuse what is not one, but nev
     "Observation",
     "PosteriorScore",
     "Prediction",
-    "ProbeLaw",
-    "Restorer",
+    "ProbeDistribution",
+    "PosteriorSampler",
     "SDE",
     "Sampler",
     "Score",
     "Solver",
     "Tableau",
-    "TimeLaw",
+    "TimeSampler",
     "Trace",
 }
 
@@ -326,15 +326,15 @@ def house(**texts: str) -> list[Source]:
     ("texts", "violation"),
     [
         (
-            {"sdes": "import scoresde.score", "score": ""},
+            {"sdes": "import scoresde.scores", "score": ""},
             "scoresde.sdes imports score, which is above",
         ),
         ({"sdes": "from scoresde import score as s", "score": ""}, "score, which is above"),
         ({"sdes": "from .score import Score", "score": ""}, "score, which is above"),
         ({"sdes__vp": "from ..score import Score", "score": ""}, "sdes.vp imports score"),
-        ({"sdes": "def f():\n    from scoresde.score import Score", "score": ""}, "which is above"),
+        ({"sdes": "def f():\n    from scoresde.scores import Score", "score": ""}, "which is above"),
         (
-            {"sdes": "if TYPE_CHECKING:\n    from scoresde.score import Score", "score": ""},
+            {"sdes": "if TYPE_CHECKING:\n    from scoresde.scores import Score", "score": ""},
             "which is above",
         ),
         (
@@ -346,7 +346,7 @@ def house(**texts: str) -> list[Source]:
         ({"sdes": "from scoresde import VPSDE", "root": ""}, "sdes imports __init__"),
         ({"sdes": "import scoresde", "root": ""}, "sdes imports __init__"),
         (
-            {"score": "from scoresde.exact import A", "exact": "import scoresde.score"},
+            {"score": "from scoresde.scores.gaussian_mixture import A", "exact": "import scoresde.scores"},
             "exact imports itself through others",
         ),
     ],
@@ -358,13 +358,13 @@ def test_a_forbidden_import_is_found(texts: dict[str, str], violation: str) -> N
 def test_an_allowed_import_is_not() -> None:
     modules = house(
         _shapes="import torch",
-        _checks="from scoresde._shapes import expand",
-        sdes__base="from scoresde._shapes import expand",
+        _checks="from scoresde._core.shapes import expand",
+        sdes__base="from scoresde._core.shapes import expand",
         sdes__vp="from .base import SDE\nfrom scoresde.sdes.base import SDE",
         score="from scoresde import sdes, _shapes",
-        exact="from scoresde.score import Score",
-        losses="from scoresde.score import Score\nimport scoresde_other.samplers",
-        root="from scoresde.losses import dsm_loss",
+        exact="from scoresde.scores import Score",
+        losses="from scoresde.scores import Score\nimport scoresde_other.samplers",
+        root="from scoresde.training.losses import dsm_loss",
     )
     assert import_violations(modules) == []
 

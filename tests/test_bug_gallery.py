@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from gallery import BUGS, Bug
 
-from scoresde.testing import BrokenLawError, family_of
+from scoresde.testing import BrokenPropertyError, family_of
 
 HUNG = [
     pytest.param(bug, id=bug.name, marks=[pytest.mark.slow] if bug.slow else []) for bug in BUGS
@@ -25,7 +25,7 @@ def look_at(bug: Bug, subject: object, examples: int) -> None:
 
 @pytest.mark.parametrize("bug", HUNG)
 def test_it_is_caught(bug: Bug) -> None:
-    with pytest.raises(BrokenLawError) as caught:
+    with pytest.raises(BrokenPropertyError) as caught:
         look_at(bug, bug.make(), bug.examples)
     (found,) = caught.value.counterexamples
     assert caught.value.names == (bug.law,)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoresde import _checks as checks
+from scoresde._core import checks
 
 INTEGERS = torch.zeros(2, 3, dtype=torch.int64)
 NOT_FINITE = torch.tensor([[0.0, 1.0], [math.nan, math.inf]])
@@ -66,12 +66,12 @@ BAD = [
     (lambda: checks.check_positive("tolerance", -1), ValueError, ["above zero"]),
     (lambda: checks.check_positive("tolerance", math.inf), ValueError, ["inf"]),
     (
-        lambda: checks.check_positive("steps", None, cure="pass steps=50"),
+        lambda: checks.check_positive("steps", None, hint="pass steps=50"),
         TypeError,
         ["pass steps=50"],
     ),
     (
-        lambda: checks.check_positive("steps", 0, cure="pass steps=50"),
+        lambda: checks.check_positive("steps", 0, hint="pass steps=50"),
         ValueError,
         ["pass steps=50"],
     ),
@@ -159,4 +159,4 @@ def test_an_existing_file_comes_back_as_a_path():
 
 
 def test_long_values_are_cut_in_messages():
-    assert len(checks.describe("a" * 1000)) < 80
+    assert len(checks.summarize("a" * 1000)) < 80

@@ -381,8 +381,8 @@ def test_gap_to_a_known_pmf_is_positive_and_falls_like_one_over_k(law):
     assert gaps[1] > 2 * gaps[2] > 0
     assert gaps[3] < gaps[0] / 20 + 5 * errors[3]
     ratio = gaps[2] / gaps[3]
-    spread = ratio * math.hypot(errors[2] / gaps[2], errors[3] / gaps[3])
-    assert abs(ratio - 4) < 0.4 + 5 * spread
+    std = ratio * math.hypot(errors[2] / gaps[2], errors[3] / gaps[3])
+    assert abs(ratio - 4) < 0.4 + 5 * std
 
 
 def test_truncated_normal_fits_a_diffusion_stopped_early():

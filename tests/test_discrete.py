@@ -24,9 +24,8 @@ from scoresde import (
     by_index,
     sample,
 )
-from scoresde.losses import Knots
-from scoresde.samplers import Ancestral, AnnealedLangevin, Stay, ddpm
-from scoresde.samplers import Knots as KnotGrid
+from scoresde.samplers import Ancestral, AnnealedLangevin, NoPredictor, Timesteps, ddpm
+from scoresde.training.losses import TableTimes
 
 TABLES = [
     DDPM.linear(),
@@ -267,7 +266,7 @@ def test_the_loss_of_ddpm_converges_to_that_of_vp():
     exact, errors = float(gaussian_error(parent, fine).mean()), []
     for N in (250, 500, 1000, 2000):
         sde = parent.discretize(N)
-        t, weight = Knots(sde.times).at(sde, (torch.arange(N, dtype=torch.float64) + 0.5) / N)
+        t, weight = TableTimes(sde.times).at(sde, (torch.arange(N, dtype=torch.float64) + 0.5) / N)
         errors.append(abs(float((weight * gaussian_error(sde, t)).mean()) - exact))
     for coarse, fine_error in pairwise(errors):
         assert 1.8 < coarse / fine_error < 2.2
@@ -280,12 +279,12 @@ def law_of_samples(sde, variance: float = 0.5) -> float:
         kept = sde.alpha(t) * variance
         return kept / (kept * sde.alpha(t) + sde.sigma(t) ** 2) * x
 
-    score, spread = FunctionScore(denoised, sde, DATA), sde.prior_scale() ** 2
+    score, std = FunctionScore(denoised, sde, DATA), sde.prior_scale() ** 2
     unit = torch.eye(2, dtype=torch.float64)
     for t, s in pairwise(sde.times.flip(0)):
         parts, _ = Ancestral(1.0).step(score, unit[0].clone(), t, s, None, lambda x: unit[1])
-        spread = float(parts.square() @ torch.tensor([spread, 1.0]).double())
-    return math.sqrt(spread)
+        std = float(parts.square() @ torch.tensor([std, 1.0]).double())
+    return math.sqrt(std)
 
 
 @pytest.mark.parametrize("parent", [VPSDE(), VESDE(0.01, 50.0)], ids=repr)
@@ -313,7 +312,7 @@ def test_ancestral_sampling_of_ho_et_al(large):
     betas = np.linspace(1e-3, 0.2, 30)
     score = some_score(DDPM(torch.from_numpy(betas)))
     start = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    way = ddpm(variance=float(large), grid=KnotGrid(), steps=29)
+    way = ddpm(variance=float(large), grid=Timesteps(), steps=29)
     ours = sample(score, start.shape, way, start=start, generator=torch.Generator().manual_seed(1))
 
     source, x, bars = torch.Generator().manual_seed(1), start.clone(), np.cumprod(1 - betas)
@@ -335,7 +334,7 @@ def test_annealed_langevin_dynamics_of_song_and_ermon():
     ours = sample(
         score,
         start.shape,
-        PredictorCorrector(Stay(), AnnealedLangevin(snr=r), corrections=T),
+        PredictorCorrector(NoPredictor(), AnnealedLangevin(snr=r), corrections=T),
         times=torch.cat([score.sde.times.flip(0), torch.zeros(1)]),
         start=start,
         denoise=False,

@@ -26,7 +26,7 @@ from scoresde import (
     ScoreModel,
     SubVPSDE,
 )
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.likelihood import discrete_bound, variational_bound
 
 MEAN, VARIANCE = 0.3, 0.4
@@ -61,10 +61,10 @@ def expectations(monkeypatch):
     """Terms of a scalar point without noise: an affine denoiser makes them quadratic in ε, and
     ε = ±1 integrates a quadratic exactly."""
 
-    def signs(streams: Streams, shape: tuple[int, ...]) -> Tensor:
-        return 1.0 - 2.0 * (torch.arange(len(streams.seeds)) % 2).double().reshape(-1, *shape)
+    def signs(rng: CounterRNG, shape: tuple[int, ...]) -> Tensor:
+        return 1.0 - 2.0 * (torch.arange(len(rng.seeds)) % 2).double().reshape(-1, *shape)
 
-    monkeypatch.setattr(Streams, "normals", signs)
+    monkeypatch.setattr(CounterRNG, "normals", signs)
 
     def terms(score, point: float = POINT, **options) -> np.ndarray:
         x = torch.full((2,), point, dtype=torch.float64)
@@ -336,10 +336,10 @@ def test_draws_are_unbiased_and_their_error_is_told(strata, expectations, monkey
     monkeypatch.undo()
     x = torch.full((repeats,), POINT, dtype=torch.float64)
     bound = discrete_bound(score, x, strata=strata, draws=2, generator=seeded())
-    spread = float(bound.log_prob.std())
-    assert abs(float(bound.log_prob.mean()) + exact) < 5 * spread / math.sqrt(repeats)
+    std = float(bound.log_prob.std())
+    assert abs(float(bound.log_prob.mean()) + exact) < 5 * std / math.sqrt(repeats)
     told = float(bound.standard_error.square().mean().sqrt())
-    assert told == pytest.approx(spread, rel=0.15)
+    assert told == pytest.approx(std, rel=0.15)
     assert bound.evaluations == 2 * (1 + (strata or 19))
     assert bound.terms.shape == (repeats, 2 + (strata or 19))
 
@@ -373,7 +373,7 @@ def test_a_row_does_not_know_its_batch_mates():
     for size in (1, 4, 100):
         parts = discrete_bound(model, x, draws=2, generator=seeded(2), batch_size=size).terms
         torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
-    alone = discrete_bound(model.rows(slice(0, 2)), x[:2], draws=2, generator=seeded(2)).terms
+    alone = discrete_bound(model.select(slice(0, 2)), x[:2], draws=2, generator=seeded(2)).terms
     torch.testing.assert_close(alone, whole[:2], rtol=1e-9, atol=1e-9)
 
 

@@ -34,21 +34,21 @@ from scoresde import (
     sample,
     transport,
 )
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.guidance import (
     ClassifierScore,
     GuidanceInterval,
     Mixture,
     NoisyClassifier,
     Product,
-    autoguided,
+    autoguidance,
     classification_loss,
-    classifier_free,
-    classifier_guided,
+    classifier_free_guidance,
+    classifier_guidance,
     tempered,
 )
 from scoresde.networks import DiT
-from scoresde.samplers import MetropolisLangevin
+from scoresde.samplers import MALA
 from scoresde.samplers.base import gaussian
 from scoresde.testing import check_score
 
@@ -117,7 +117,7 @@ def test_weights_one_and_zero_are_the_two_scores_to_the_last_bit(network, dtype,
     x = randn(3, 1, 4, 4, dtype=dtype).to(device)
     for t in (0.3, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=device)):
         for weight, alone in ((1.0, model.given(classes=labels)), (0.0, model.given(classes=3))):
-            score = classifier_free(model.given(classes=labels), weight)
+            score = classifier_free_guidance(model.given(classes=labels), weight)
             for view in VIEWS:
                 assert torch.equal(read(score, view, x, t), read(alone, view, x, t))
 
@@ -135,7 +135,7 @@ def test_guidance_is_one_formula_in_every_view(sde, view):
         (torch.tensor([0.0, 1.0, 7.0]), torch.tensor([0.0, 1.0, 7.0], dtype=torch.float64)),
         (lambda ratio: 1 + ratio, 1 + ratio),
     ):
-        found = read(classifier_free(model.given(classes=labels), weight), view, x, t)
+        found = read(classifier_free_guidance(model.given(classes=labels), weight), view, x, t)
         torch.testing.assert_close(found, bad + column[:, None] * (good - bad))
 
 
@@ -159,10 +159,10 @@ def test_one_network_is_asked_once():
     interval = GuidanceInterval(3.0, low, high)
     for weight, t, rows in ((3.0, 0.5, [6]), (1.0, 0.5, [3]), (interval, inside, [6])):
         model.network.seen.clear()
-        classifier_free(model.given(classes=labels), weight).denoised(x, t)
+        classifier_free_guidance(model.given(classes=labels), weight).denoised(x, t)
         assert model.network.seen == rows
     model.network.seen.clear()
-    score = classifier_free(model.given(classes=labels), interval)
+    score = classifier_free_guidance(model.given(classes=labels), interval)
     assert torch.equal(score.denoised(x, outside), model.given(classes=labels).denoised(x, outside))
     assert model.network.seen == [3, 3]
     model.network.seen.clear()  # a composition of conditions too
@@ -171,7 +171,7 @@ def test_one_network_is_asked_once():
     assert model.network.seen == [9]
     other = ScoreModel(copy.deepcopy(model.network), model.sde)
     model.network.seen.clear()
-    autoguided(model.given(classes=0), other.given(classes=0), 2.0).denoised(x, 0.5)
+    autoguidance(model.given(classes=0), other.given(classes=0), 2.0).denoised(x, 0.5)
     assert model.network.seen == [3]  # another network has a batch of its own
 
 
@@ -181,10 +181,10 @@ def test_conditions_that_no_batch_can_hold_are_evaluated_apart():
             return x if shift is None else x + shift
 
     model, x = ScoreModel(Shifted(), VPSDE()), randn(3, 2)
-    found = autoguided(model.given(shift=randn(3, 2)), model, 2.0).noise(x, 0.5)
+    found = autoguidance(model.given(shift=randn(3, 2)), model, 2.0).noise(x, 0.5)
     torch.testing.assert_close(found, x + 2 * randn(3, 2))
     with pytest.raises(ValueError, match="one row per sample, 3, got 2"):
-        autoguided(model.given(shift=randn(2, 2)), model.given(shift=randn(3, 2)), 2.0).noise(
+        autoguidance(model.given(shift=randn(2, 2)), model.given(shift=randn(3, 2)), 2.0).noise(
             x, 0.5
         )
 
@@ -195,7 +195,7 @@ def test_only_the_named_condition_is_led_away_from():
             return x * a[:, None] + b[:, None]
 
     model, x = ScoreModel(Two(), VPSDE()).given(a=2.0, b=torch.tensor([1.0, 5.0])), randn(2, 2)
-    found = classifier_free(model, 3.0, null={"b": 0.0}).noise(x, 0.5)
+    found = classifier_free_guidance(model, 3.0, null={"b": 0.0}).noise(x, 0.5)
     torch.testing.assert_close(found, 2 * x + 3 * torch.tensor([[1.0], [5.0]], dtype=torch.float64))
 
 
@@ -203,7 +203,7 @@ def test_rows_have_their_own_labels_and_weights():
     """Chunks, batch-mates and order make no difference, in samples and in likelihoods."""
     model, labels = small().double(), torch.tensor([0, 1, 2, 3, 0])
     weights = torch.tensor([0.0, 1.0, 2.0, 4.0, 3.0])
-    score = classifier_free(model.given(classes=labels), weights)
+    score = classifier_free_guidance(model.given(classes=labels), weights)
     state = torch.random.get_rng_state()
     whole = sample(score, (5, 2), steps=8, generator=generator())
     parts = sample(score, (5, 2), steps=8, generator=generator(), batch_size=2)
@@ -212,12 +212,12 @@ def test_rows_have_their_own_labels_and_weights():
     x = randn(5, 2)
     together = log_likelihood(score, x, t_min=0.3).log_prob
     for k in (1, 3):
-        alone = classifier_free(model.given(classes=labels[k]), float(weights[k]))
+        alone = classifier_free_guidance(model.given(classes=labels[k]), float(weights[k]))
         torch.testing.assert_close(
             log_likelihood(alone, x[k : k + 1], t_min=0.3).log_prob, together[k : k + 1]
         )
     index = torch.tensor([3, 1])
-    torch.testing.assert_close(score.rows(index)(x[index], 0.3), score(x, 0.3)[index])
+    torch.testing.assert_close(score.select(index)(x[index], 0.3), score(x, 0.3)[index])
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,9 @@ def test_any_event_shape_and_dtype(event, dtype):
     model = small(event).to(dtype)
     classifier = NoisyClassifier(Reader(math.prod(event)).to(dtype), VPSDE())
     for score in (
-        classifier_free(model.given(classes=2), 2.0),
-        classifier_guided(model, classifier, 1, 2.0),
-        autoguided(model, tempered(model, 2.0), 1.5),
+        classifier_free_guidance(model.given(classes=2), 2.0),
+        classifier_guidance(model, classifier, 1, 2.0),
+        autoguidance(model, tempered(model, 2.0), 1.5),
     ):
         x = sample(score, (1, *event), steps=3, generator=generator())
         assert (x.shape, x.dtype) == ((1, *event), dtype)
@@ -258,7 +258,7 @@ def guided_in_closed_form(y, ratio):
 def test_guided_density_is_that_of_the_flow():
     """In one dimension the flow is monotone: p(x) = N(z; 0, 1) dz/dx, by another integrator."""
     sde = VPSDE()
-    score = autoguided(one_gaussian(*GOOD, sde), one_gaussian(*BASE, sde), WEIGHT)
+    score = autoguidance(one_gaussian(*GOOD, sde), one_gaussian(*BASE, sde), WEIGHT)
     low, high = (math.exp(-float(sde.half_logsnr(t))) for t in (sde.t_min, sde.T))
     x = torch.linspace(0.2, 2.2, 7, dtype=torch.float64)
     step = 1e-4
@@ -342,7 +342,7 @@ def test_a_product_of_gaussians_is_one_and_not_the_noised_product():
 
 
 @SLOW
-@pytest.mark.parametrize("corrector", [AnnealedLangevin(0.3), MetropolisLangevin(0.5)], ids=repr)
+@pytest.mark.parametrize("corrector", [AnnealedLangevin(0.3), MALA(0.5)], ids=repr)
 def test_correctors_make_samples_of_the_product(corrector):
     """Mean and variance within 6 standard errors (false-alarm rate 2e-9) and the steps' bias."""
     sde, n = VPSDE(), 2000
@@ -350,8 +350,8 @@ def test_correctors_make_samples_of_the_product(corrector):
     score = Product(parts)
     precision = 1 / 0.3 + 1 / 0.6
     mean, variance = (-1 / 0.3 + 1 / 0.6) / precision, 1 / precision
-    if isinstance(corrector, MetropolisLangevin):
-        corrector = MetropolisLangevin(0.5, lambda x, t: sum(p.log_prob(x, t) for p in parts))
+    if isinstance(corrector, MALA):
+        corrector = MALA(0.5, lambda x, t: sum(p.log_prob(x, t) for p in parts))
     corrected = PredictorCorrector(ReverseDiffusion(), corrector, corrections=8)
     x = sample(score, (n, 1), corrected, steps=30, generator=generator(), denoise=False).double()
     assert float(x.mean()) == pytest.approx(mean, abs=6 * math.sqrt(variance / n) + 0.02)
@@ -407,7 +407,7 @@ def test_a_mixture_keeps_the_laws_of_scores():
     """The Fokker–Planck equation and the rest, by search."""
     parts, whole = blobs(VPSDE())
     check_score(Mixture(parts, whole.weights), event_shape=(2,), examples=2)
-    check_score(autoguided(parts[0], whole, 2.0), event_shape=(2,), examples=2)
+    check_score(autoguidance(parts[0], whole, 2.0), event_shape=(2,), examples=2)
 
 
 def test_a_mixture_of_networks_takes_densities_from_outside():
@@ -443,8 +443,8 @@ def posterior_logits(whole):
         columns = []
         for w, m, c in zip(whole.weights, whole.means, whole.covariances, strict=True):
             mean = alpha.reshape(-1, 1) * m
-            spread = alpha.reshape(-1, 1, 1) ** 2 * c + sigma.reshape(-1, 1, 1) ** 2 * eye
-            columns.append(MultivariateNormal(mean, spread).log_prob(x) + w.log())
+            std = alpha.reshape(-1, 1, 1) ** 2 * c + sigma.reshape(-1, 1, 1) ** 2 * eye
+            columns.append(MultivariateNormal(mean, std).log_prob(x) + w.log())
         return torch.stack(columns, dim=1)
 
     return logits
@@ -464,12 +464,12 @@ def test_the_exact_classifier_makes_the_conditional_score(sde):
             ]
         )
         for classifier in (own, mixture.log_shares):
-            found = classifier_guided(whole, classifier, labels)
+            found = classifier_guidance(whole, classifier, labels)
             torch.testing.assert_close(found(x, t), expected, rtol=1e-6, atol=1e-8)
             assert not found(x, t).requires_grad
     for classifier in (own, mixture.log_shares):
         x = parts[1].sample(3, sde.t_min, generator(1), torch.float64)
-        result = log_likelihood(classifier_guided(whole, classifier, 1), x, prior=end_of(parts[1]))
+        result = log_likelihood(classifier_guidance(whole, classifier, 1), x, prior=end_of(parts[1]))
         expected = parts[1].log_prob(x, sde.t_min)
         torch.testing.assert_close(result.log_prob, expected, rtol=0, atol=1e-2)
 
@@ -487,12 +487,12 @@ def test_samples_of_a_guided_mixture_are_the_class():
     """Mean within 6 standard errors: false-alarm rate 2e-9 each."""
     parts, whole = blobs(VPSDE())
     n, labels = 1000, torch.arange(3).repeat_interleave(1000)
-    score = classifier_guided(whole, Mixture(parts, whole.weights).log_shares, labels)
+    score = classifier_guidance(whole, Mixture(parts, whole.weights).log_shares, labels)
     x = sample(score, (3 * n, 2), steps=25, generator=generator(), batch_size=1700).double()
     for k, part in enumerate(parts):
         error = x[labels == k].mean(0) - part.means[0]
-        spread = (part.covariances[0].diag() / n).sqrt()
-        assert float((error / spread).abs().max()) < 6
+        std = (part.covariances[0].diag() / n).sqrt()
+        assert float((error / std).abs().max()) < 6
 
 
 def test_classification_loss_of_the_exact_classifier_is_the_entropy():
@@ -537,8 +537,8 @@ def test_attention_can_be_differentiated_twice():
     classifier = NoisyClassifier(Attentive().double(), VPSDE(), label=by_half_logsnr)
     x = randn(2, 1, 2, 2)
     for score in (
-        classifier_free(model.given(classes=torch.tensor([0, 2])), 2.0),
-        classifier_guided(model, classifier, torch.tensor([0, 2]), 2.0),
+        classifier_free_guidance(model.given(classes=torch.tensor([0, 2])), 2.0),
+        classifier_guidance(model, classifier, torch.tensor([0, 2]), 2.0),
     ):
         score.eval()
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -550,13 +550,13 @@ def test_attention_can_be_differentiated_twice():
         def field(flat, score=score):
             return score(flat.reshape(x.shape), 0.4).flatten(1)
 
-        _, found = ExactTrace()(field, x.flatten(1), Streams.draw(2, generator(), x.device))
+        _, found = ExactTrace()(field, x.flatten(1), CounterRNG.draw(2, generator(), x.device))
         torch.testing.assert_close(found.sum(1), expected)
-        streams = Streams.draw(2, generator(), x.device)
-        _, plain = Hutchinson(1)(field, x.flatten(1), streams)
+        rng = CounterRNG.draw(2, generator(), x.device)
+        _, plain = Hutchinson(1)(field, x.flatten(1), rng)
         point = x.clone().requires_grad_()
-        streams = Streams.draw(2, generator(), x.device)
-        _, again = Hutchinson(1)(field, point.flatten(1), streams, differentiable=True)
+        rng = CounterRNG.draw(2, generator(), x.device)
+        _, again = Hutchinson(1)(field, point.flatten(1), rng, differentiable=True)
         torch.testing.assert_close(plain, again)
         (gradient,) = torch.autograd.grad(again.sum(), point)
         assert bool(gradient.isfinite().all())
@@ -568,7 +568,7 @@ def test_moments_of_a_combination_are_a_guess():
     assert not score.moments.known
     torch.testing.assert_close(score.moments.mean, parts[0].moments.mean)
     given = Moments(torch.ones(2), torch.ones(2), known=True)
-    assert Product([parts[0]], moments=given).rows(slice(0, 1)).moments is given
+    assert Product([parts[0]], moments=given).select(slice(0, 1)).moments is given
 
 
 # --- bad input
@@ -601,25 +601,25 @@ X = torch.zeros(3, 2)
         (lambda: tempered(one(), 0.0), ValueError, "temperature"),
         (lambda: GuidanceInterval(2.0, 3.0, 1.0), ValueError, "low, high: expected low < high"),
         (lambda: GuidanceInterval(math.nan), ValueError, "weight"),
-        (lambda: classifier_free(one(), 2.0), TypeError, "model: expected a ScoreModel"),
-        (lambda: classifier_free(small(), 2.0), ValueError, "expected a condition bound"),
+        (lambda: classifier_free_guidance(one(), 2.0), TypeError, "model: expected a ScoreModel"),
+        (lambda: classifier_free_guidance(small(), 2.0), ValueError, "expected a condition bound"),
         (
-            lambda: classifier_free(small().given(classes=1), 2.0, null={"label": 3}),
+            lambda: classifier_free_guidance(small().given(classes=1), 2.0, null={"label": 3}),
             ValueError,
             "null: expected some of the bound conditions",
         ),
         (
-            lambda: classifier_free(small(classes=None).given(classes=1), 2.0),
+            lambda: classifier_free_guidance(small(classes=None).given(classes=1), 2.0),
             ValueError,
             "null: expected what stands for no classes",
         ),
         (
-            lambda: classifier_free(small().given(classes=5), 2.0)(X, 0.5),
+            lambda: classifier_free_guidance(small().given(classes=5), 2.0)(X, 0.5),
             ValueError,
             r"classes: expected integers in 0 … 3 \(4 stands for no class\), got",
         ),
         (
-            lambda: classifier_free(small().given(classes=-1), 2.0)(X, 0.5),
+            lambda: classifier_free_guidance(small().given(classes=-1), 2.0)(X, 0.5),
             ValueError,
             r"classes: expected integers in 0 … 3",
         ),
@@ -629,7 +629,7 @@ X = torch.zeros(3, 2)
             "MLP takes no argument 'colour'; it takes classes",
         ),
         (
-            lambda: classifier_free(small().given(classes=torch.tensor([0, 1])), 2.0)(X, 0.5),
+            lambda: classifier_free_guidance(small().given(classes=torch.tensor([0, 1])), 2.0)(X, 0.5),
             ValueError,
             "one row per sample, 3, got 2",
         ),
@@ -657,14 +657,14 @@ X = torch.zeros(3, 2)
             ValueError,
             r"classifier: expected logits of shape \(3, classes\)",
         ),
-        (lambda: classifier_guided(3, lambda x, t: x, 0), TypeError, "score: expected a Score"),
+        (lambda: classifier_guidance(3, lambda x, t: x, 0), TypeError, "score: expected a Score"),
         (
-            lambda: classifier_guided(one(), lambda x, t: x, 0, math.nan),
+            lambda: classifier_guidance(one(), lambda x, t: x, 0, math.nan),
             ValueError,
             r"weights\[1\]: expected a finite",
         ),
         (lambda: NoisyClassifier(3, VPSDE()), TypeError, "network: expected a module"),
-        (lambda: NoisyClassifier(Reader(2), VPSDE(), spread=0.0), ValueError, "spread"),
+        (lambda: NoisyClassifier(Reader(2), VPSDE(), std=0.0), ValueError, "spread"),
         (
             lambda: classification_loss(
                 NoisyClassifier(Reader(2), VPSDE()), X, torch.tensor([0, 1, 3])

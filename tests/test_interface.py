@@ -22,7 +22,7 @@ ROOMS = (
     "scoresde.likelihood",
     "scoresde.solvers",
     "scoresde.traces",
-    "scoresde.losses",
+    "scoresde.training.losses",
     "scoresde.guidance",
     "scoresde.operators",
     "scoresde.networks",

@@ -19,8 +19,8 @@ from torch import Tensor
 from scoresde import FunctionScore
 from scoresde.interop import diffusers as ours
 from scoresde.interop.diffusers.schedules import DEFAULTS
-from scoresde.predictions import DATA
 from scoresde.samplers import DDIMNoise, Exponential, sample, walk
+from scoresde.scores.predictions import DATA
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
@@ -32,10 +32,10 @@ VARIANCE = 0.05
 def clean(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """E[x_0 | x] for a mixture of three Gaussians, in closed form."""
     alpha, sigma = torch.as_tensor(alpha).double(), torch.as_tensor(sigma).double()
-    spread = alpha**2 * VARIANCE + sigma**2
+    std = alpha**2 * VARIANCE + sigma**2
     away = x.double()[:, None] - alpha * MEANS
-    parts = torch.softmax(-away.square().sum(2) / (2 * spread), dim=1)
-    return (parts[:, :, None] * (MEANS + alpha * VARIANCE / spread * away)).sum(1)
+    parts = torch.softmax(-away.square().sum(2) / (2 * std), dim=1)
+    return (parts[:, :, None] * (MEANS + alpha * VARIANCE / std * away)).sum(1)
 
 
 def scheduler_of(config: dict[str, Any]) -> Any:

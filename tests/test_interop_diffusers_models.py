@@ -25,11 +25,12 @@ from scoresde import (
     SubVPSDE,
     log_likelihood,
 )
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.interop import diffusers as ours
 from scoresde.likelihood import discrete_bound
-from scoresde.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, by_index, by_sigma, edm
 from scoresde.samplers import walk
+from scoresde.scores.labels import by_index, by_sigma
+from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, edm
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
@@ -204,7 +205,7 @@ def test_divergences_see_through_attention():
     def field(z: Tensor) -> Tensor:
         return model(z.reshape(-1, 2, 2, 2), 0.5).flatten(1)
 
-    _, found = ExactTrace()(field, z, Streams.draw(2, torch.Generator().manual_seed(0)))
+    _, found = ExactTrace()(field, z, CounterRNG.draw(2, torch.Generator().manual_seed(0)))
     jacobian = [torch.autograd.functional.jacobian(field, row[None])[0, :, 0] for row in z]
     expected = torch.stack([each.trace() for each in jacobian])
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-4)

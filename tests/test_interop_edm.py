@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from scoresde import EDMSDE, MLP, VPSDE, GaussianMixture, RectifiedFlow, ScoreModel, SubVPSDE
 from scoresde.interop import edm
-from scoresde.predictions import LogSNRLabel
-from scoresde.predictions import edm as preconditioned
 from scoresde.samplers import Exponential, Heun, Karras, sample
-from scoresde.sdes import FAMILY
+from scoresde.scores.labels import LogSNRLabel
+from scoresde.scores.predictions import edm as preconditioned
+from scoresde.sdes import MEMBERS
 from scoresde.sdes.base import SDE
 
-MEMBERS = pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.__qualname__)
+MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 MEANS = torch.tensor([[-1.0, 0.5], [0.7, -0.2]], dtype=torch.float64)
 VARIANCE = 0.05
 
 
 def denoise(y: Tensor, sigma: Tensor) -> Tensor:
     """E[x_0 | x_0 + σ ε = y] for a mixture of two Gaussians, in closed form."""
-    spread = VARIANCE + sigma.double().reshape(-1, 1, 1) ** 2
+    std = VARIANCE + sigma.double().reshape(-1, 1, 1) ** 2
     away = y.double()[:, None] - MEANS
-    parts = torch.softmax(-away.square().sum(2) / (2 * spread[..., 0]), dim=1)
-    return (parts[..., None] * (MEANS + VARIANCE / spread * away)).sum(1).to(y)
+    parts = torch.softmax(-away.square().sum(2) / (2 * std[..., 0]), dim=1)
+    return (parts[..., None] * (MEANS + VARIANCE / std * away)).sum(1).to(y)
 
 
 def mixture(sde) -> GaussianMixture:

@@ -28,10 +28,11 @@ from scoresde import (
     transport,
 )
 from scoresde.interop import score_sde
-from scoresde.losses import Likelihood, noise_errors
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
-from scoresde.predictions import NOISE, SCORE, by_index, by_sigma
-from scoresde.traces.hutchinson import ProbeLaw
+from scoresde.scores.labels import by_index, by_sigma
+from scoresde.scores.predictions import NOISE, SCORE
+from scoresde.traces.hutchinson import ProbeDistribution
+from scoresde.training.losses import LikelihoodWeighting, noise_errors
 
 SUBVP, VE, VP, DDPM = (
     "subvp_cifar10_ncsnpp_continuous",
@@ -110,7 +111,7 @@ def test_official_processes(cases):
 
 def test_official_names_dtypes_and_order(case):
     network = case.model.network
-    weights = score_sde._weights(score_sde._read(case.path))
+    weights = score_sde._weights(score_sde.predict(case.path))
     arguments = {k: getattr(network, k) for k in inspect.signature(type(network)).parameters}
     fresh = type(network)(**arguments).state_dict()
     assert list(fresh) == list(weights)
@@ -193,7 +194,7 @@ def test_official_losses(case):
     t = case["loss_u"].double() * (1 - 1e-5) + 1e-5
     errors = noise_errors(model, x0, t, noise)
     torch.testing.assert_close(share * errors.mean(), case["loss"], rtol=1e-4, atol=0)
-    weighted = (errors.double() * Likelihood()(model.sde, t)).mean().float()
+    weighted = (errors.double() * LikelihoodWeighting()(model.sde, t)).mean().float()
     torch.testing.assert_close(share * weighted, case["loss_lw"], rtol=1e-3, atol=0)
 
 
@@ -230,13 +231,13 @@ def test_official_samples_by_transport(continuous):
     assert relative(continuous.to_unit(end).float(), continuous["ode_sample"]) < bound
 
 
-class Recorded(ProbeLaw):
+class Recorded(ProbeDistribution):
     """The same probes in every call."""
 
     def __init__(self, probes):
         self.probes = probes.double().flatten(1).unsqueeze(1)
 
-    def draw(self, streams, k, d):
+    def draw(self, rng, k, d):
         return self.probes
 
 

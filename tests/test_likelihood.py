@@ -28,10 +28,10 @@ from scoresde import (
     SubVPSDE,
     log_likelihood,
 )
-from scoresde.coordinates import flow_of
+from scoresde.flow.probability_flow import probability_flow
 from scoresde.likelihood import Likelihood, PathIntegral
-from scoresde.likelihood.door import _room, _trace_for
 from scoresde.likelihood.flow import _typical
+from scoresde.likelihood.log_likelihood import _room, _trace_for
 from scoresde.solvers import Adams, SciPy, Solution, TorchDiffEq
 from scoresde.traces import ExactTrace, Hutchinson
 
@@ -423,7 +423,7 @@ def test_the_typical_density_is_that_of_a_gaussian(sde: GaussianSDE) -> None:
     data = GaussianMixture(torch.ones(1), torch.zeros(1, 3), covariance[None], sde)
     at = sde.alpha(sde.t_min) ** 2 * covariance + sde.sigma(sde.t_min) ** 2 * torch.eye(3)
     law = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), at)
-    assert _typical(flow_of(data, (3,))) == pytest.approx(-float(law.entropy()), rel=1e-9)
+    assert _typical(probability_flow(data, (3,))) == pytest.approx(-float(law.entropy()), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_the_stiffness_is_taken_out_beyond_one_chunk_of_products():
     ids=str,
 )
 def test_jacobians_find_room(d, trace, solver, size):
-    flow = flow_of(FunctionScore(lambda x, t: -x, VPSDE()), (d,))
+    flow = probability_flow(FunctionScore(lambda x, t: -x, VPSDE()), (d,))
     assert _room(flow, trace, solver, 100_000) == size
 
 

@@ -111,13 +111,13 @@ def test_a_single_path_tells_log_p() -> None:
     """As steps grow, the noise of a path vanishes, like N^(−1/2), and its bias, like 1/N."""
     score = mixture(VPSDE(), 2)
     x = score.sample(1, 1e-5, seeded(1), dtype=torch.float64).expand(60, 2).contiguous()
-    spread, bias, told = [], [], []
+    std, bias, told = [], [], []
     for steps in (64, 256):
         result = log_likelihood(score, x, method=ItoEstimate(steps, 2), generator=seeded(2))
-        spread.append(float(off(result, score).std()))
+        std.append(float(off(result, score).std()))
         bias.append(float(off(result, score).mean()))
         told.append(float(result.solver_error.mean()))
-    assert 1.5 < spread[0] / spread[1] < 3.0
+    assert 1.5 < std[0] / std[1] < 3.0
     assert told[1] < 0.7 * told[0]
     assert abs(bias[1]) < 0.05
 

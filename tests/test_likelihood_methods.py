@@ -23,14 +23,14 @@ from scoresde import (
     SubVPSDE,
     log_likelihood,
 )
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.likelihood import (
     FlowIntegral,
     ItoEstimate,
     Likelihood,
     Method,
+    MethodComparison,
     PathIntegral,
-    SideBySide,
     VariationalBound,
 )
 from scoresde.likelihood import variational_bound as bound
@@ -169,12 +169,12 @@ def test_path_probes_are_fresh_at_every_node() -> None:
             self,
             field: Callable[[Tensor], Tensor],
             x: Tensor,
-            streams: Streams,
+            rng: CounterRNG,
             *,
             differentiable: bool = False,
         ) -> tuple[Tensor, Tensor]:
-            drawn.extend(zip(streams.seeds.tolist(), streams.node.tolist(), strict=True))
-            return super().__call__(field, x, streams, differentiable=differentiable)
+            drawn.extend(zip(rng.seeds.tolist(), rng.node.tolist(), strict=True))
+            return super().__call__(field, x, rng, differentiable=differentiable)
 
     score = mixture(VPSDE(), 2, "thin")
     x = score.sample(4, 0.0, seeded(1), dtype=torch.float64)
@@ -306,7 +306,7 @@ def test_side_by_side_is_each_alone() -> None:
     methods = (FlowIntegral(), PathIntegral(), VariationalBound(samples=8), ItoEstimate(4, 2))
     trace = Hutchinson(probes=2)
     together = log_likelihood(
-        score, x, method=SideBySide(methods), trace=trace, generator=seeded(2), batch_size=2
+        score, x, method=MethodComparison(methods), trace=trace, generator=seeded(2), batch_size=2
     )
     alone = [log_likelihood(score, x, method=m, trace=trace, generator=seeded(2)) for m in methods]
     for one, other in zip(together.answers, alone, strict=True):
@@ -326,14 +326,14 @@ def test_side_by_side_is_each_alone() -> None:
 def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
     score = mixture(VPSDE(), 2, "anisotropic")
     turn = torch.tensor([[0.0, 0.5], [-0.5, 0.0]], dtype=torch.float64)
-    twisted = FunctionScore(lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments)
+    twisted_smc = FunctionScore(lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments)
     x = score.sample(8, 0.0, seeded(1), dtype=torch.float64)
 
     def unexplained(score: GaussianMixture | FunctionScore) -> Tensor:
-        result = log_likelihood(score, x, method=SideBySide(), generator=seeded(2))
+        result = log_likelihood(score, x, method=MethodComparison(), generator=seeded(2))
         return (result.gaps.abs() > result.gap_errors).double().mean(1)
 
-    true, wrong = unexplained(score), unexplained(twisted)
+    true, wrong = unexplained(score), unexplained(twisted_smc)
     assert true[1] == 0
     assert true[2] <= 0.5  # the bound's standard error is that of few strata
     assert wrong[1] > 0.5
@@ -427,8 +427,8 @@ def test_event_shapes(
     [
         (lambda: PathIntegral(max_evaluations=3), ValueError, "max_evaluations"),
         (lambda: PathIntegral(max_evaluations=50.0), TypeError, "max_evaluations"),
-        (lambda: SideBySide(()), ValueError, "methods: expected one or more"),
-        (lambda: SideBySide((FlowIntegral(), "path")), TypeError, "methods: expected methods"),
+        (lambda: MethodComparison(()), ValueError, "methods: expected one or more"),
+        (lambda: MethodComparison((FlowIntegral(), "path")), TypeError, "methods: expected methods"),
         (lambda: VariationalBound(samples=6), ValueError, "samples: expected a multiple of 4"),
         (lambda: VariationalBound(samples=0), ValueError, "samples"),
         (lambda: VariationalBound(samples="many"), TypeError, "samples"),
@@ -455,14 +455,14 @@ def test_bad_input(make: object, error: type[Exception], message: str) -> None:
 def test_no_noise_is_drawn_twice(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row's numbers are fresh wherever its integrand is asked for."""
     places: list[tuple[int, int]] = []
-    at = Streams.at
+    at = CounterRNG.at
 
-    def noted(self: Streams, rows: Tensor | slice, node: Tensor) -> Streams:
+    def noted(self: CounterRNG, rows: Tensor | slice, node: Tensor) -> CounterRNG:
         there = at(self, rows, node)
         places.extend(zip(there.seeds.tolist(), there.node.tolist(), strict=True))
         return there
 
-    monkeypatch.setattr(Streams, "at", noted)
+    monkeypatch.setattr(CounterRNG, "at", noted)
     score = mixture(VPSDE(), 3, "thin")
     x = score.sample(3, 1e-5, seeded(1), dtype=torch.float64) + 1.0  # hard: many parts of parts
     tolerance = 1e-8 if isinstance(method, PathIntegral) else 1e-4

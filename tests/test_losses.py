@@ -34,23 +34,23 @@ from scoresde import (
     edm,
     sdes,
 )
-from scoresde.losses import (
-    EDM,
-    ClippedSNR,
+from scoresde.training.losses import (
+    EDMWeighting,
     ImportanceSampled,
-    Knots,
-    Likelihood,
+    LikelihoodWeighting,
     LogNormal,
-    Matching,
+    MinSNR,
+    PredictionWeighting,
     Simple,
     Stratified,
+    TableTimes,
     Uniform,
     dsm_loss,
     noise_errors,
 )
 
 SHAPES = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
-WEIGHTINGS = [Simple(), Likelihood(), EDM(0.5), ClippedSNR(5.0), Matching(DATA), Matching(FLOW)]
+WEIGHTINGS = [Simple(), LikelihoodWeighting(), EDMWeighting(0.5), MinSNR(5.0), PredictionWeighting(DATA), PredictionWeighting(FLOW)]
 LAWS = [
     Uniform(),
     Stratified(),
@@ -58,7 +58,7 @@ LAWS = [
     Stratified(ImportanceSampled()),
     LogNormal(),
     Stratified(LogNormal(0.0, 1.0)),
-    Knots(torch.tensor([0.1, 0.5, 0.9])),
+    TableTimes(torch.tensor([0.1, 0.5, 0.9])),
 ]
 LAW_IDS = [repr(law) for law in LAWS]
 
@@ -100,7 +100,7 @@ def targets(sde, x0, t, noise):
     }
 
 
-@pytest.mark.parametrize("sde", [family() for family in sdes.FAMILY], ids=repr)
+@pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
 @pytest.mark.parametrize("prediction", [NOISE, DATA, SCORE, VELOCITY, FLOW, edm(0.7)], ids=repr)
 def test_matching_is_the_plain_error_in_the_terms_of_the_prediction(sde, prediction):
     t = times(sde)[1:]
@@ -109,18 +109,18 @@ def test_matching_is_the_plain_error_in_the_terms_of_the_prediction(sde, predict
     target = targets(sde, x0, t, noise)[prediction]
     expected = (y - target).square().sum(1)
     score = FunctionScore(lambda x, t: y, sde, prediction)
-    value = Matching(prediction)(sde, inner) * noise_errors(score, x0, inner, noise)
+    value = PredictionWeighting(prediction)(sde, inner) * noise_errors(score, x0, inner, noise)
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("sde", [family() for family in sdes.FAMILY], ids=repr)
+@pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
 def test_the_named_weightings_are_special_cases_of_matching(sde):
     t = times(sde)
-    torch.testing.assert_close(Simple()(sde, t), Matching(NOISE)(sde, t), rtol=1e-12, atol=0)
-    torch.testing.assert_close(EDM(0.3)(sde, t), Matching(edm(0.3))(sde, t), rtol=1e-10, atol=0)
-    noise_to_data = torch.minimum(1 / Matching(DATA)(sde, t), torch.tensor(5.0).double())
-    expected = noise_to_data * Matching(DATA)(sde, t)  # min(SNR, γ) ‖x̂ − x_0‖²
-    torch.testing.assert_close(ClippedSNR(5.0)(sde, t), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(Simple()(sde, t), PredictionWeighting(NOISE)(sde, t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(EDMWeighting(0.3)(sde, t), PredictionWeighting(edm(0.3))(sde, t), rtol=1e-10, atol=0)
+    noise_to_data = torch.minimum(1 / PredictionWeighting(DATA)(sde, t), torch.tensor(5.0).double())
+    expected = noise_to_data * PredictionWeighting(DATA)(sde, t)  # min(SNR, γ) ‖x̂ − x_0‖²
+    torch.testing.assert_close(MinSNR(5.0)(sde, t), expected, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_likelihood_weighting_is_g_squared_on_the_error_of_the_score(sde, g2):
     x0, noise, s = torch.randn(3, len(t), 4, generator=seeded(), dtype=torch.float64)
     expected = g2(t) * (s + noise / sde.sigma(t).unsqueeze(1)).square().sum(1)
     errors = noise_errors(FunctionScore(lambda x, t: s, sde), x0, t, noise)
-    torch.testing.assert_close(Likelihood()(sde, t) * errors, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(LikelihoodWeighting()(sde, t) * errors, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(("sde", "mean"), [(VPSDE(), True), (SubVPSDE(), True), (VESDE(), False)])
@@ -150,7 +150,7 @@ def test_the_losses_of_song_et_al_are_arguments(sde, mean, likelihood):
     """A transcription of the published loss, on the draws that dsm_loss makes from its seed."""
     score = FunctionScore(lambda x, t: torch.sin(x), sde)
     x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
-    weighting = Likelihood() if likelihood else Simple()
+    weighting = LikelihoodWeighting() if likelihood else Simple()
     reduction = "mean" if mean else "sum"
     ours = dsm_loss(score, x0, weighting=weighting, generator=seeded(2), reduction=reduction)
 
@@ -183,7 +183,7 @@ def test_the_loss_of_ddpm_is_that_of_its_sde_at_the_knots():
         lambda x, t: torch.sin(x) * sde.index_at(t)[:, None, None, None], sde, NOISE
     )
     x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
-    ours = dsm_loss(score, x0, time_law=Knots(sde.times), generator=seeded(2))
+    ours = dsm_loss(score, x0, time_sampler=TableTimes(sde.times), generator=seeded(2))
 
     labels, noise = drawn_labels(6, seeded(2))
     kept = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64), 0)
@@ -199,8 +199,8 @@ def test_the_loss_of_ncsn_is_that_of_its_sde_at_the_knots():
     sde = NCSN.geometric(sigma_min=0.01, sigma_max=50.0, N=100)
     score = FunctionScore(lambda x, t: torch.sin(x), sde)
     x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
-    law = Knots(sde.times)
-    ours = 0.5 * dsm_loss(score, x0, time_law=law, generator=seeded(2), reduction="sum")
+    law = TableTimes(sde.times)
+    ours = 0.5 * dsm_loss(score, x0, time_sampler=law, generator=seeded(2), reduction="sum")
 
     labels, noise = drawn_labels(6, seeded(2))
     ladder = torch.linspace(math.log(50.0), math.log(0.01), 100, dtype=torch.float64).exp()
@@ -287,8 +287,8 @@ def test_the_exact_score_leaves_the_irreducible_error_and_any_other_more(sde, t)
     x0 = score.sample(40_000, generator=seeded(3), dtype=torch.float64)
 
     def errors(score):
-        law = Knots(torch.tensor([t], dtype=torch.float64))
-        return dsm_loss(score, x0, time_law=law, generator=seeded(4), reduction="none")
+        law = TableTimes(torch.tensor([t], dtype=torch.float64))
+        return dsm_loss(score, x0, time_sampler=law, generator=seeded(4), reduction="none")
 
     exact = errors(score)
     standard_error = float(exact.std()) / math.sqrt(len(exact))
@@ -304,7 +304,7 @@ def test_the_exact_score_leaves_the_irreducible_error_and_any_other_more(sde, t)
 # --- laws of the time
 
 
-@pytest.mark.parametrize("sde", [family() for family in sdes.FAMILY], ids=repr)
+@pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
 @pytest.mark.parametrize("law", [Uniform(), ImportanceSampled(), Stratified()], ids=repr)
 def test_the_weight_of_a_law_restores_the_uniform_expectation(sde, law):
     """A midpoint rule in the levels, so no chance is involved."""
@@ -360,7 +360,7 @@ def test_every_single_stratified_draw_follows_the_law():
 def test_knots_are_drawn_equally_often():
     """χ² of 10⁴ draws over 10 knots; false alarms one in 10⁶."""
     knots = torch.linspace(0.1, 1.0, 10)
-    t, weight = Knots(knots).draw(VPSDE(), 10_000, seeded())
+    t, weight = TableTimes(knots).draw(VPSDE(), 10_000, seeded())
     counts = np.unique(t.numpy(), return_counts=True)[1]
     assert len(counts) == 10
     assert stats.chisquare(counts).pvalue > 1e-6
@@ -388,7 +388,7 @@ def second_moments(variance, sde):
     low, high = sde.t_min, sde.T
 
     def weight(t):
-        return float(Likelihood()(sde, torch.tensor([t], dtype=torch.float64)))
+        return float(LikelihoodWeighting()(sde, torch.tensor([t], dtype=torch.float64)))
 
     def error(t):
         signal = float(sde.alpha(t)) ** 2 * variance
@@ -417,8 +417,8 @@ def test_importance_sampling_cuts_the_variance_of_the_likelihood_loss():
         return dsm_loss(
             score,
             x0,
-            weighting=Likelihood(),
-            time_law=law,
+            weighting=LikelihoodWeighting(),
+            time_sampler=law,
             generator=seeded(seed),
             reduction="none",
         )
@@ -439,7 +439,7 @@ def test_laws_agree_on_the_loss(law):
     loss, uniform, _ = second_moments(0.25, sde)
     score = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.25), sde)
     x0 = score.sample(50_000, generator=seeded(1), dtype=torch.float64)
-    value = dsm_loss(score, x0, weighting=Likelihood(), time_law=law, generator=seeded(2))
+    value = dsm_loss(score, x0, weighting=LikelihoodWeighting(), time_sampler=law, generator=seeded(2))
     assert abs(float(value) - loss) < 5 * math.sqrt(uniform / len(x0))
 
 
@@ -462,8 +462,8 @@ def test_the_likelihood_loss_bounds_the_divergence_of_the_reverse_sde(off):
         return dsm_loss(
             score,
             x0,
-            weighting=Likelihood(),
-            time_law=ImportanceSampled(),
+            weighting=LikelihoodWeighting(),
+            time_sampler=ImportanceSampled(),
             generator=seeded(2),
             reduction="none",
         )
@@ -479,11 +479,11 @@ def test_the_likelihood_loss_bounds_the_divergence_of_the_reverse_sde(off):
     error = float(matching.std()) / math.sqrt(len(x0))
     assert abs(float(matching.mean()) - expected) <= 5 * error + 1e-12
 
-    def spread(s, v):  # dV/ds of the reverse SDE, s = 1 − t
+    def std(s, v):  # dV/ds of the reverse SDE, s = 1 − t
         t = 1 - s
         return rate(t) * v - 2 * rate(t) * (1 + off) / marginal(t) * v + rate(t)
 
-    final = solve_ivp(spread, (0, 1 - 1e-3), [1.0], rtol=1e-10, atol=1e-12, method="LSODA").y[0, -1]
+    final = solve_ivp(std, (0, 1 - 1e-3), [1.0], rtol=1e-10, atol=1e-12, method="LSODA").y[0, -1]
     divergence = gaussian_kl(marginal(1e-3), final)
     bound = float(matching.mean()) + 5 * error + gaussian_kl(marginal(1.0), 1.0)
     assert divergence <= bound + 1e-9
@@ -523,11 +523,11 @@ def test_a_generator_decides_everything_and_leaves_the_global_one_alone(law, dev
     score = ScoreModel(Linear(), VPSDE()).to(device)
     x0 = torch.randn(8, 5, generator=seeded()).to(device)
     before = torch.random.get_rng_state()
-    losses = [dsm_loss(score, x0, time_law=law, generator=seeded(s)) for s in (1, 1, 2)]
+    losses = [dsm_loss(score, x0, time_sampler=law, generator=seeded(s)) for s in (1, 1, 2)]
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
-    on_device = dsm_loss(score, x0, time_law=law, generator=seeded(1, device))
+    on_device = dsm_loss(score, x0, time_sampler=law, generator=seeded(1, device))
     assert bool(on_device.isfinite())
 
 
@@ -588,27 +588,27 @@ def loss_on(x0=None, score=None, **arguments):
         (lambda: loss_on(reduction="avg"), ValueError, "reduction: expected 'mean'"),
         (lambda: loss_on(weighting=Simple), TypeError, "weighting: .*parentheses"),
         (lambda: loss_on(weighting="simple"), TypeError, "weighting: expected"),
-        (lambda: loss_on(time_law=Uniform), TypeError, "time_law: .*parentheses"),
+        (lambda: loss_on(time_sampler=Uniform), TypeError, "time_sampler: .*parentheses"),
         (lambda: loss_on(score=Bare()), TypeError, "score: .*ScoreModel"),
         (
             lambda: loss_on(score=FunctionScore(lambda x, t: x, general_sde())),
             TypeError,
             "GaussianSDE",
         ),
-        (lambda: EDM(0.0), ValueError, "sigma_data"),
-        (lambda: ClippedSNR(-1.0), ValueError, "gamma"),
-        (lambda: Matching("noise"), TypeError, "prediction: expected NOISE"),
+        (lambda: EDMWeighting(0.0), ValueError, "sigma_data"),
+        (lambda: MinSNR(-1.0), ValueError, "gamma"),
+        (lambda: PredictionWeighting("noise"), TypeError, "prediction: expected NOISE"),
         (lambda: LogNormal(std=0.0), ValueError, "std"),
         (lambda: LogNormal(mean=math.nan), ValueError, "mean"),
         (lambda: LogNormal(80.0).draw(EDMSDE(), 3), ValueError, "mean, std: .*-6.21 … 4.38"),
         (lambda: LogNormal(-80.0).draw(EDMSDE(), 3), ValueError, "mean, std: .*-6.21 … 4.38"),
         (lambda: Stratified(Uniform), TypeError, "law: .*parentheses"),
-        (lambda: Knots([0.5]), TypeError, "times: expected a torch.Tensor"),
-        (lambda: Knots(torch.tensor([1, 2])), TypeError, "times"),
-        (lambda: Knots(torch.tensor([])), ValueError, "times"),
-        (lambda: Knots(torch.ones(2, 2)), ValueError, "times"),
-        (lambda: Knots(torch.tensor([-0.1])), ValueError, "times"),
-        (lambda: loss_on(time_law=Knots(torch.tensor([2.0]))), ValueError, "t: expected times in"),
+        (lambda: TableTimes([0.5]), TypeError, "times: expected a torch.Tensor"),
+        (lambda: TableTimes(torch.tensor([1, 2])), TypeError, "times"),
+        (lambda: TableTimes(torch.tensor([])), ValueError, "times"),
+        (lambda: TableTimes(torch.ones(2, 2)), ValueError, "times"),
+        (lambda: TableTimes(torch.tensor([-0.1])), ValueError, "times"),
+        (lambda: loss_on(time_sampler=TableTimes(torch.tensor([2.0]))), ValueError, "t: expected times in"),
     ],
 )
 def test_bad_input_is_named(call, error, message):
@@ -631,5 +631,5 @@ def test_quantiles_of_log_normal_noise_levels_are_those_of_the_cut_normal(
 
 def test_the_last_knot_is_drawn_at_level_one() -> None:
     knots = torch.tensor([0.2, 0.5, 0.9])
-    t, _ = Knots(knots).at(VPSDE(), torch.tensor([0.0, 0.34, 1.0]))
+    t, _ = TableTimes(knots).at(VPSDE(), torch.tensor([0.0, 0.34, 1.0]))
     torch.testing.assert_close(t, knots.double())

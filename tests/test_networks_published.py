@@ -219,9 +219,9 @@ def test_convolutions_after_filters_see_the_filtered_image_beyond_the_border():
     np.testing.assert_allclose(down(x)[0, 0].detach(), expected, atol=1e-7)
     up = DoubleAndConvolve(1, 1, TAPS).double()
     weight = up.Conv2d_0.weight[0, 0].detach().numpy()
-    spread = np.zeros((2 * image.shape[0], 2 * image.shape[1]))
-    spread[::2, ::2] = image
-    plane = signal.correlate2d(signal.convolve2d(spread, 4 * kernel), weight)
+    std = np.zeros((2 * image.shape[0], 2 * image.shape[1]))
+    std[::2, ::2] = image
+    plane = signal.correlate2d(signal.convolve2d(std, 4 * kernel), weight)
     expected = plane[16 + 2 : 16 + 2 + 12, 16 + 2 : 16 + 2 + 16]
     np.testing.assert_allclose(up(x)[0, 0].detach(), expected, atol=1e-7)
 

@@ -13,10 +13,10 @@ from scoresde.operators import (
     AveragePool,
     Bicubic,
     Blur,
-    Diagonalised,
+    DiagonalizedOperator,
     Downsampling,
     FunctionOperator,
-    Grey,
+    Grayscale,
     LinearOperator,
     Mask,
     Matrix,
@@ -39,8 +39,8 @@ CASES = [
     (Bicubic(4, dimensions=3), (4, 8, 4)),
     (Blur(KERNEL), (2, 5, 6)),
     (Blur(torch.tensor([0.2, 0.7, 0.1])), (4,)),
-    (Grey(), (3, 4, 2)),
-    (Grey((0.2, 0.5)), (2,)),
+    (Grayscale(), (3, 4, 2)),
+    (Grayscale((0.2, 0.5)), (2,)),
     (Matrix(randn(3, 5)), (5,)),
     (Matrix(randn(2, 3) @ torch.ones(3, 6, dtype=torch.float64), (2, 3)), (2, 3)),  # rank 1
     (FunctionOperator(lambda x: x[:, 1:] - x[:, :-1], (5,)), (5,)),
@@ -50,7 +50,7 @@ MEMBERS = pytest.mark.parametrize(("operator", "event"), CASES, ids=str)
 
 
 def test_every_member_is_tried():
-    abstract = {LinearOperator, Diagonalised, Downsampling}
+    abstract = {LinearOperator, DiagonalizedOperator, Downsampling}
     members = {getattr(operators, name) for name in operators.__all__} - abstract
     assert {type(operator) for operator, _ in CASES} == members
 
@@ -136,8 +136,8 @@ def test_least_squares_by_its_own_solve():
         (lambda: Blur(torch.tensor(1.0)), ValueError, "kernel: expected odd"),
         (lambda: Blur(torch.ones(3))(randn(1, 2)), ValueError, ">= 3"),
         (lambda: Blur.gaussian(-1.0), ValueError, "std"),
-        (lambda: Grey((0.0, 0.0)), ValueError, "weights"),
-        (lambda: Grey()(randn(1, 4, 2, 2)), ValueError, "one weight per channel"),
+        (lambda: Grayscale((0.0, 0.0)), ValueError, "weights"),
+        (lambda: Grayscale()(randn(1, 4, 2, 2)), ValueError, "one weight per channel"),
         (lambda: Matrix(torch.ones(3)), ValueError, "values: expected a matrix"),
         (lambda: Matrix(torch.full((1, 1), math.nan)), ValueError, "values: expected finite"),
         (lambda: Matrix(torch.ones(2, 6), (2, 2)), ValueError, "event_shape: expected 6"),

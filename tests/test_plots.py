@@ -77,8 +77,8 @@ def test_a_forward_path_has_the_law_of_the_diffusion(sde: VPSDE | VESDE) -> None
     scale, _ = sde.transition(0.3, 0.7)
     early, late = (states[k, :, 0] - states[k].mean() for k in (1, 2))
     slope = float((early @ late) / (early @ early))
-    spread = float((late - slope * early).std() / early.std()) / n**0.5
-    assert abs(slope - float(scale)) < 5 * spread
+    std = float((late - slope * early).std() / early.std()) / n**0.5
+    assert abs(slope - float(scale)) < 5 * std
 
 
 def test_forward_paths_repeat_with_their_generator() -> None:

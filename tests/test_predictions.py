@@ -28,10 +28,11 @@ from scoresde import (
     by_time,
     edm,
 )
-from scoresde.predictions import DENOISER, LogSNRLabel, Prediction, TimeLabel, by_ratio
-from scoresde.sdes import FAMILY
+from scoresde.scores.labels import LogSNRLabel, TimeLabel, by_ratio
+from scoresde.scores.predictions import DENOISER, Prediction
+from scoresde.sdes import MEMBERS
 
-MEMBERS = pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.__qualname__)
+MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 SIGMA_DATA = 0.6
 ROUNDING = 4e-15
 """Of x and αx̂, whose difference is σε: 4e-9 for sub-VP at t = 1e-5, below 1e-10 elsewhere."""
@@ -142,7 +143,7 @@ def test_targets_come_back_from_the_data(member, source, target):
     sde = member()
     truth = draw(sde, times(sde))
     score = FunctionScore(lambda x, t: truth.data, sde, DATA)
-    value = score._read(source, truth.x, truth.t)
+    value = score.predict(source, truth.x, truth.t)
     expected = target(truth)
     bound = (1e-10 + ROUNDING / truth.sigma) * expected.abs().amax(1, keepdim=True)
     assert ((value - expected).abs() <= bound).all()
@@ -175,7 +176,7 @@ def test_the_edm_network_sees_inputs_and_targets_of_unit_size(member):
         scaled = x / sde.alpha(t) / torch.sqrt(SIGMA_DATA**2 + ratio**2)
         torch.testing.assert_close(network.seen[0], scaled)
         assert abs(float(network.seen[0].square().mean()) - 1) < 6 * math.sqrt(2 / n)
-        target = FunctionScore(lambda x, t: data, sde, DATA)._read(edm(SIGMA_DATA), x, t)
+        target = FunctionScore(lambda x, t: data, sde, DATA).predict(edm(SIGMA_DATA), x, t)
         assert abs(float(target.square().mean()) - 1) < 6 * math.sqrt(2 / n)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoresde import _random as random
+from scoresde._core import random
 
 SHAPED = [random.normal, random.uniform, random.rademacher]
 LIKE = [random.normal_like, random.uniform_like, random.rademacher_like]

@@ -9,10 +9,10 @@ import torch
 import scoresde
 import scoresde.samplers as samplers
 from scoresde import VESDE, VPSDE, FunctionScore, GaussianMixture, SubVPSDE
-from scoresde.samplers import FAMILY, sample
+from scoresde.samplers import MEMBERS, sample
 
 NAMES = vars(scoresde) | vars(samplers) | {"inf": math.inf}
-MEMBERS = pytest.mark.parametrize("sampler", FAMILY, ids=repr)
+MEMBERS = pytest.mark.parametrize("sampler", MEMBERS, ids=repr)
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from scoresde import EDMSDE, VESDE, VPSDE, FunctionScore, GaussianMixture, Moments, SubVPSDE
+from scoresde.flow import LogSNR, Rectified, Standardized, VarianceExploding, Windowed, fixed_grid
 from scoresde.samplers import (
     HEUN,
     HEUN3,
@@ -24,20 +25,14 @@ from scoresde.samplers import (
     RK4,
     AdamsBashforth,
     Ancestral,
-    Exploding,
     Exponential,
     Heun,
     LogMobius,
-    LogSNR,
-    OnGrid,
     ProbabilityFlow,
-    Rectified,
     RungeKutta,
-    Standardised,
+    Scheduled,
     Tableau,
     UniformLogSNR,
-    Windowed,
-    chart,
     edm_heun,
     half_step,
     sample,
@@ -45,7 +40,7 @@ from scoresde.samplers import (
 )
 
 EULER = Tableau((1.0,), ())
-COORDINATES = [Windowed(), Standardised(0.7), Exploding(), LogSNR(), Rectified(2.0)]
+COORDINATES = [Windowed(), Standardized(0.7), VarianceExploding(), LogSNR(), Rectified(2.0)]
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
 
 
@@ -125,14 +120,14 @@ ORDERS = [
     (AdamsBashforth(coordinates=Windowed(0.08, 4.0)), 4, 160),
     (AdamsBashforth(2, corrector=3, coordinates=Rectified()), 3, 160),
     (AdamsBashforth(2, corrector=0, coordinates=LogSNR()), 2, 160),
-    (AdamsBashforth(3, corrector=0, coordinates=Exploding()), 3, 160),
+    (AdamsBashforth(3, corrector=0, coordinates=VarianceExploding()), 3, 160),
     (RungeKutta(HEUN), 2, 40),
     (RungeKutta(MIDPOINT), 2, 40),
     (RungeKutta(RALSTON), 2, 40),
     (RungeKutta(HEUN3), 3, 40),
     (RungeKutta(RK4), 4, 40),
     (RungeKutta(RK4, LogSNR()), 4, 40),
-    (RungeKutta(HEUN, Exploding()), 2, 40),
+    (RungeKutta(HEUN, VarianceExploding()), 2, 40),
     (RungeKutta(KUTTA3, Rectified()), 3, 80),
 ]
 
@@ -175,9 +170,9 @@ def plain(sde):
 @SDES
 def test_heun_and_euler_in_sigma(sde):
     score, times, x, *_ = setup(sde)
-    agree(run(RungeKutta(HEUN, Exploding()), score, x, times), run(Heun(), score, x, times))
+    agree(run(RungeKutta(HEUN, VarianceExploding()), score, x, times), run(Heun(), score, x, times))
     agree(
-        run(AdamsBashforth(1, 0, Exploding()), score, x, times),
+        run(AdamsBashforth(1, 0, VarianceExploding()), score, x, times),
         run(Exponential(1), score, x, times),
     )
 
@@ -186,7 +181,7 @@ def test_heun_and_euler_in_sigma(sde):
 def test_linear_multistep_of_k_diffusion(sde):
     """sample_lms: Adams–Bashforth in σ, the polynomials integrated by quadrature."""
     score, times, x, alphas, rho = setup(sde)
-    ours = run(AdamsBashforth(3, 0, Exploding(), reach=100.0), score, x, times)
+    ours = run(AdamsBashforth(3, 0, VarianceExploding(), reach=100.0), score, x, times)
     y, ds = x / alphas[0], []
     for i in range(len(rho) - 1):
         d = (y - score.denoised(alphas[i] * y, times[i])) / rho[i]
@@ -236,7 +231,7 @@ def test_velocity_prediction_is_the_slope_in_the_angle():
     t, s = double(0.6, 0.55)
     angles = [math.atan2(float(sde.sigma(v)), float(sde.alpha(v))) for v in (t, s)]
     want = x + (angles[1] - angles[0]) * score.velocity(x, t)
-    agree(run(RungeKutta(EULER, Standardised()), score, x, torch.stack([t, s])), want)
+    agree(run(RungeKutta(EULER, Standardized()), score, x, torch.stack([t, s])), want)
 
 
 @SDES
@@ -244,7 +239,7 @@ def test_the_first_step_takes_its_slope_in_the_middle(sde):
     """Where z rests: its slope is asked for half way, where z is still what it was."""
     score = plain(sde)
     times = sde.time_at(double(-2.0, -0.5, 0.0))
-    x, coordinates = draw(4, 2) * sde.sigma(times[0]), Standardised(0.7)
+    x, coordinates = draw(4, 2) * sde.sigma(times[0]), Standardized(0.7)
     rho, alpha = torch.exp(-sde.half_logsnr(times)), sde.alpha(times)
     z = x / alpha[0] / torch.sqrt(1 + rho[0] ** 2)
     tau = torch.atan(rho / 0.7)
@@ -274,8 +269,8 @@ def test_where_there_is_data_the_first_slope_is_that_of_the_start():
     for lambdas in ((3.0, 2.5), (-1.0, -0.5)):
         times = VESDE().time_at(double(*lambdas))
         x = draw(4, 2) + draw(4, 2, seed=1) * VESDE().sigma(times[0])
-        ours = run(AdamsBashforth(1, 0, Standardised()), score, x, times)
-        agree(ours, run(RungeKutta(EULER, Standardised()), score, x, times))
+        ours = run(AdamsBashforth(1, 0, Standardized()), score, x, times)
+        agree(ours, run(RungeKutta(EULER, Standardized()), score, x, times))
 
 
 def quadrature(nodes, start, end):
@@ -345,7 +340,7 @@ def test_what_is_made_ready_at_once_is_what_is_made_step_by_step(moments, sample
             x, state = sampler.step(score, x, t, s, state, torch.zeros_like)
         agree(x, together, 1e-12)
         for block in (1, 7):
-            monkeypatch.setattr(chart, "_BLOCK", block)
+            monkeypatch.setattr(fixed_grid, "_BLOCK", block)
             agree(run(sampler, score, start, way), together, 1e-12)
             monkeypatch.undo()
     fine = LogMobius()(exact.sde, 160)
@@ -361,7 +356,7 @@ def test_few_steps_are_accurate(sde):
     ours, theirs = (
         float((run(s, score, start, grid) - exact).square().mean(1).sqrt().median())
         for s, grid in (
-            (AdamsBashforth(), AdamsBashforth().grid(sde, 20, score.moments.spread)),
+            (AdamsBashforth(), AdamsBashforth().grid(sde, 20, score.moments.std)),
             (Exponential(2), UniformLogSNR()(sde, 20)),
         )
     )
@@ -407,7 +402,7 @@ def by_the_last_polynomial(score, x, t):
     """The end of :func:`test_denoising_is_a_choice` again, as a step on to where no noise is."""
     whole = VESDE(1e-9, score.sde.sigma_max)
     low = float(whole.time_at(double(18.0)))
-    grid = AdamsBashforth().grid(score.sde, 5, score.moments.spread)
+    grid = AdamsBashforth().grid(score.sde, 5, score.moments.std)
     times = whole.time_at(score.sde.half_logsnr(grid))
     times[-1] = low
     return run(AdamsBashforth(), mixture(whole), 50 * draw(4, 2), times)
@@ -418,7 +413,7 @@ def by_the_last_polynomial(score, x, t):
     [
         (AdamsBashforth(), by_the_last_polynomial),
         (AdamsBashforth(coordinates=LogSNR()), half_step),
-        (OnGrid(RungeKutta(), LogMobius()), half_step),
+        (Scheduled(RungeKutta(), LogMobius()), half_step),
         (ProbabilityFlow(), half_step),
         (Ancestral(), lambda score, x, t: score.denoised(x, t)),
         (Exponential(), lambda score, x, t: score.denoised(x, t)),
@@ -489,7 +484,7 @@ def test_the_default_sampler_is_named_nowhere():
         (lambda: RungeKutta(coordinates=None), TypeError, "coordinates: expected some such"),
         (lambda: Tableau((0.5, 0.4), ((1.0,),)), ValueError, "weights, matrix: expected weights"),
         (lambda: Tableau((0.5, 0.5)), ValueError, "weights, matrix: expected weights"),
-        (lambda: Standardised(0.0), ValueError, "pivot: expected a positive"),
+        (lambda: Standardized(0.0), ValueError, "pivot: expected a positive"),
         (lambda: Rectified(-1.0), ValueError, "pivot: expected a positive"),
         (
             lambda: sample(

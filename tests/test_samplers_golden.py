@@ -18,10 +18,10 @@ from scoresde.samplers import (
     Ancestral,
     AnnealedLangevin,
     EulerMaruyama,
-    Knots,
     Langevin,
     PredictorCorrector,
     ReverseDiffusion,
+    Timesteps,
     UniformTime,
     walk,
 )
@@ -116,7 +116,7 @@ def test_grids_and_ladders(name, golden):
     if "grid_beta_ladder" in arrays:
         table = sde.discretize(N)
         np.testing.assert_allclose(table.betas, arrays["grid_beta_ladder"], rtol=1e-5)
-        knots = table.index_at(Knots()(table, N - 1)).round().int()
+        knots = table.index_at(Timesteps()(table, N - 1)).round().int()
         assert knots.tolist() == arrays["grid_index"].tolist()
 
 

@@ -13,10 +13,10 @@ from scoresde import DDPM, NCSN, SDE, VESDE, VPSDE
 from scoresde.samplers import (
     Angle,
     Karras,
-    Knots,
     LogMobius,
-    OnGrid,
     ReverseDiffusion,
+    Scheduled,
+    Timesteps,
     UniformLogSNR,
     UniformTime,
     sample,
@@ -57,10 +57,10 @@ def test_grids_fall_from_one_end_to_the_other(grid, sde, steps):
     sde=st.one_of(*STRATEGIES.values()),
     steps=st.integers(1, 60),
     first=st.floats(0.1, 4.0),
-    spread=st.floats(0.1, 10.0),
+    std=st.floats(0.1, 10.0),
 )
-def test_grids_through_the_last_time_fall_too(grid, sde, steps, first, spread):
-    times = grid.through(sde, steps, spread, first)
+def test_grids_through_the_last_time_fall_too(grid, sde, steps, first, std):
+    times = grid.through(sde, steps, std, first)
     assert times.shape == (steps + 1,)
     assert (float(times[0]), float(times[-1])) == (sde.T, sde.t_min)
     assert bool((times.diff() < 0).all())
@@ -117,18 +117,18 @@ def test_quadratic_times():
 
 @pytest.mark.parametrize("sde", [DDPM.linear(N=50), NCSN.geometric(0.01, 50.0, 50)], ids=repr)
 def test_knots_are_those_of_the_table(sde):
-    assert torch.equal(Knots()(sde, 49), sde.times.flip(0))
-    seven = Knots()(sde, 7)
+    assert torch.equal(Timesteps()(sde, 49), sde.times.flip(0))
+    seven = Timesteps()(sde, 7)
     assert torch.equal(seven, sde.times[[49, 42, 35, 28, 21, 14, 7, 0]])
-    few = Knots()(sde, 11)
+    few = Timesteps()(sde, 11)
     assert bool(torch.isin(few, sde.times).all())
     assert (float(few[0]), float(few[-1])) == (1.0, float(sde.times[0]))
 
 
 def test_a_sampler_can_be_put_on_a_grid():
     sde = DDPM.linear(N=50)
-    assert torch.equal(OnGrid(ReverseDiffusion(), Knots(), 49).grid(sde, 49), Knots()(sde, 49))
-    assert OnGrid(ReverseDiffusion(), Knots(), 49).default_steps == 49
+    assert torch.equal(Scheduled(ReverseDiffusion(), Timesteps(), 49).grid(sde, 49), Timesteps()(sde, 49))
+    assert Scheduled(ReverseDiffusion(), Timesteps(), 49).default_steps == 49
 
 
 def test_a_general_sde_has_uniform_times_only():
@@ -152,12 +152,12 @@ def test_a_general_sde_has_uniform_times_only():
         (lambda: Angle(pivot=0), ValueError, "pivot: expected a positive"),
         (lambda: LogMobius(lower=4.0, upper=0.2), ValueError, "lower, upper: expected 0 <= lower"),
         (lambda: LogMobius(lower=-0.5), ValueError, "lower, upper: expected 0 <= lower"),
-        (lambda: Knots()(VPSDE(), 3), TypeError, "sde: expected a discretised diffusion"),
-        (lambda: Knots()(DDPM.linear(N=10), 10), ValueError, "steps: expected at most 9"),
+        (lambda: Timesteps()(VPSDE(), 3), TypeError, "sde: expected a discretised diffusion"),
+        (lambda: Timesteps()(DDPM.linear(N=10), 10), ValueError, "steps: expected at most 9"),
         (lambda: Karras()(VPSDE(), 0), ValueError, "steps: expected an integer, at least 1"),
-        (lambda: OnGrid(ReverseDiffusion(), None), TypeError, "spacing: expected a Grid"),
-        (lambda: OnGrid(None, Karras()), TypeError, "sampler: expected a Sampler"),
-        (lambda: OnGrid(ReverseDiffusion(), Karras(), 0), ValueError, "count: expected an integer"),
+        (lambda: Scheduled(ReverseDiffusion(), None), TypeError, "spacing: expected a Grid"),
+        (lambda: Scheduled(None, Karras()), TypeError, "sampler: expected a Sampler"),
+        (lambda: Scheduled(ReverseDiffusion(), Karras(), 0), ValueError, "count: expected an integer"),
     ],
 )
 def test_bad_input(call, error, message):

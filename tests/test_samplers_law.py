@@ -11,6 +11,7 @@ import torch
 
 from scoresde import VESDE, VPSDE, GaussianMixture, SubVPSDE
 from scoresde.samplers import (
+    MALA,
     AdaptiveSDE,
     Ancestral,
     AnnealedLangevin,
@@ -19,7 +20,6 @@ from scoresde.samplers import (
     Exponential,
     Heun,
     Langevin,
-    MetropolisLangevin,
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
@@ -48,7 +48,7 @@ SAMPLERS = [
     Ancestral(variance=1.0),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
     PredictorCorrector(EulerMaruyama(), AnnealedLangevin()),
-    PredictorCorrector(Ancestral(), MetropolisLangevin()),
+    PredictorCorrector(Ancestral(), MALA()),
 ]
 FEW = [Exponential(3), Exponential(2, eta=1.0), Heun(), Heun(eta=1.0), Churn(Heun(), gamma=0.1)]
 ADAPTIVE = [AdaptiveSDE(0.03), AdaptiveSDE(0.05, eta=0.5, first=3.0), ProbabilityFlow()]
@@ -164,7 +164,7 @@ def test_the_checks_can_fail(exact):
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 @pytest.mark.parametrize(
-    "corrector", [Langevin(0.1), AnnealedLangevin(0.1), MetropolisLangevin(0.5)], ids=repr
+    "corrector", [Langevin(0.1), AnnealedLangevin(0.1), MALA(0.5)], ids=repr
 )
 def test_correctors_keep_the_law(corrector, sde):
     """Many small corrections of exact samples, several relaxation times long, change nothing."""

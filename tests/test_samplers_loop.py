@@ -7,12 +7,12 @@ from torch.distributions import Independent, Laplace
 
 from scoresde import MLP, SDE, VESDE, VPSDE, FunctionScore, GaussianMixture, ScoreModel
 from scoresde.samplers import (
+    MALA,
     AdaptiveSDE,
     Ancestral,
     AnnealedLangevin,
     EulerMaruyama,
     Langevin,
-    MetropolisLangevin,
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
@@ -152,7 +152,7 @@ def test_a_condition_goes_with_its_rows(sampler, steps):
         torch.nn.init.normal_(parameter, std=0.1)
     model = model.given(classes=torch.arange(5))
     start = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
-    one, two = (model.rows(slice(i, i + 1)).denoised(start[:1], 0.5) for i in (0, 1))
+    one, two = (model.select(slice(i, i + 1)).denoised(start[:1], 0.5) for i in (0, 1))
     assert not torch.allclose(one, two)
     whole, chunks = (
         sample(model, None, sampler, start=start, steps=steps, generator=generator(), batch_size=b)
@@ -161,7 +161,7 @@ def test_a_condition_goes_with_its_rows(sampler, steps):
     torch.testing.assert_close(whole, chunks, rtol=1e-4, atol=1e-4)
     if sampler.deterministic:
         alone = [
-            sample(model.rows(slice(i, i + 1)), None, sampler, start=start[i : i + 1], steps=steps)
+            sample(model.select(slice(i, i + 1)), None, sampler, start=start[i : i + 1], steps=steps)
             for i in range(5)
         ]
         torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-4, atol=1e-4)
@@ -235,7 +235,7 @@ def test_a_nan_of_the_last_evaluation_is_told_with_its_time():
 
 
 def test_correctors_are_known_as_such():
-    assert all(m.corrects for m in (Langevin(), AnnealedLangevin(), MetropolisLangevin()))
+    assert all(m.corrects for m in (Langevin(), AnnealedLangevin(), MALA()))
     assert not any(m.corrects for m in (Ancestral(), ProbabilityFlow(), TorchSDE()))
 
 

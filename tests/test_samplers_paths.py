@@ -18,18 +18,18 @@ from scoresde import (
     SubVPSDE,
 )
 from scoresde.samplers import (
+    MALA,
     RK4,
     AdamsBashforth,
     AdaptiveSDE,
     Ancestral,
     Exponential,
     Heun,
-    Knots,
-    MetropolisLangevin,
     PredictorCorrector,
     ProbabilityFlow,
     RungeKutta,
     SamplingError,
+    Timesteps,
     annealed_langevin,
     ddim,
     ddpm,
@@ -160,7 +160,7 @@ def test_interpolating_keeps_the_rows_of_a_condition():
     model = model.given(classes=torch.arange(4))
     x0, x1 = torch.randn(2, 4, 2)
     together = interpolate(model, x0, x1, [0.3], Exponential(2), steps=5)
-    alone = interpolate(model.rows(slice(2, 3)), x0[2:3], x1[2:3], [0.3], Exponential(2), steps=5)
+    alone = interpolate(model.select(slice(2, 3)), x0[2:3], x1[2:3], [0.3], Exponential(2), steps=5)
     torch.testing.assert_close(together[:, 2:3], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -253,7 +253,7 @@ def test_presets_are_finite_in_any_number_of_steps(preset, steps):
 def test_ddpm_on_its_own_table():
     sde = DDPM.linear(N=20)
     score = mixture(sde)
-    preset = ddpm(grid=Knots(), steps=19)
+    preset = ddpm(grid=Timesteps(), steps=19)
     times, _ = trajectory(score, (2, 2), preset, generator=generator())
     assert torch.equal(times, sde.times.flip(0))
 
@@ -265,12 +265,12 @@ def evaluations(sampler, score, start, seed=1):
     """Run and count, per sample, how many points were looked at."""
     counts = torch.zeros(len(start))
 
-    class Counting(samplers.chunked.Chunked):
+    class Counting(samplers.chunked.ChunkedScore):
         def __init__(self, inner, rows):
             super().__init__(inner, 10**6)
             self.index = rows
 
-        def rows(self, index):
+        def select(self, index):
             return Counting(self.score, self.index[index])
 
         def denoised(self, x, t):
@@ -325,8 +325,8 @@ def test_a_refused_step_keeps_its_noise():
         samplers.adaptive._Walk.settle = original
     assert refusals[0] > 0.5
     exact = float(sde.alpha(s) ** 2 * variance + sde.sigma(s) ** 2)
-    spread = 4 * math.sqrt(2 / 20000)
-    assert float(x.square().mean()) / exact == pytest.approx(1.0, abs=spread + 0.02)
+    std = 4 * math.sqrt(2 / 20000)
+    assert float(x.square().mean()) / exact == pytest.approx(1.0, abs=std + 0.02)
 
 
 def test_stored_pieces_of_a_path_add_up():
@@ -371,14 +371,14 @@ def test_metropolis_needs_a_density_and_takes_a_given_one():
     score = mixture(VPSDE())
     plain = FunctionScore(lambda x, t: score(x, t), VPSDE())
     with pytest.raises(TypeError, match="log_prob: expected a function"):
-        sample(plain, (2, 2), PredictorCorrector(Ancestral(), MetropolisLangevin()), steps=2)
+        sample(plain, (2, 2), PredictorCorrector(Ancestral(), MALA()), steps=2)
     own, given = (
         sample(
             s, (5, 2), PredictorCorrector(Ancestral(), corrector), steps=5, generator=generator()
         )
         for s, corrector in (
-            (score, MetropolisLangevin()),
-            (plain, MetropolisLangevin(log_prob=score.log_prob)),
+            (score, MALA()),
+            (plain, MALA(log_prob=score.log_prob)),
         )
     )
     torch.testing.assert_close(own, given)
@@ -398,7 +398,7 @@ def test_metropolis_proposes_a_langevin_step():
     def noise(like):  # z, and then numbers so low that all is accepted that can be
         return z if like.shape == z.shape else torch.full_like(like, -30.0)
 
-    got, _ = MetropolisLangevin(0.3, density).step(score, x, t, t, None, noise)
+    got, _ = MALA(0.3, density).step(score, x, t, t, None, noise)
     torch.testing.assert_close(got, torch.where(refused.unsqueeze(1), x, moved))
 
 

@@ -224,9 +224,9 @@ def test_annealed_langevin_keeps_the_law_as_its_steps_shrink(sde):
     exact = sde.alpha(t) ** 2 * VARIANCE + sde.sigma(t) ** 2
     errors = []
     for snr in (0.16, 0.08, 0.04):
-        slope, shift, spread = affine(AnnealedLangevin(snr), score, t, t)
+        slope, shift, std = affine(AnnealedLangevin(snr), score, t, t)
         assert abs(shift / (1 - slope) - sde.alpha(t) * MEAN) < 1e-9
-        errors.append(float(spread.square().sum() / (1 - slope**2) / exact - 1))
+        errors.append(float(std.square().sum() / (1 - slope**2) / exact - 1))
     assert 0 < errors[0] < 0.03
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)

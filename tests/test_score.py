@@ -39,7 +39,7 @@ from scoresde import (
     by_time,
     edm,
 )
-from scoresde.predictions import LogSNRLabel, TimeLabel
+from scoresde.scores.labels import LogSNRLabel, TimeLabel
 
 EVENTS = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
 
@@ -87,7 +87,7 @@ def test_one_method_makes_a_score(event, dtype):
         velocity = alpha * noise - sigma * 0.5 * x
         torch.testing.assert_close(score.velocity(x, t), velocity, rtol=1e-5, atol=1e-6)
         assert score(x, t).dtype == dtype
-    assert score.rows(slice(0, 2)) is score
+    assert score.select(slice(0, 2)) is score
     assert not score.moments.known
 
 
@@ -157,9 +157,9 @@ def test_rows_take_their_conditions_along():
     x, shift = torch.randn(4, 2), torch.randn(4, 2)
     whole = model.given(shift=shift).noise(x, 0.5)
     for index in (slice(1, 3), torch.tensor([3, 0])):
-        part = model.given(shift=shift).rows(index)
+        part = model.given(shift=shift).select(index)
         torch.testing.assert_close(part.noise(x[index], 0.5), whole[index])
-    shared = model.given(shift=1.0).rows(slice(0, 1))
+    shared = model.given(shift=1.0).select(slice(0, 1))
     torch.testing.assert_close(shared.noise(x[:1], 0.5), model.given(shift=1.0).noise(x, 0.5)[:1])
 
 

@@ -14,9 +14,9 @@ from mpmath import mpf
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from scoresde import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, GaussianSDE, SubVPSDE
-from scoresde.sdes import FAMILY
+from scoresde.sdes import MEMBERS
 
-MEMBERS = pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.__qualname__)
+MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 EVENTS = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
 TIMES = np.geomspace(1e-5, 1.0, 26)
 

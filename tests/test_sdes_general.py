@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from torch.distributions import Independent, Normal
 
 from scoresde import SDE, FunctionScore
-from scoresde._shapes import as_time, like_time
+from scoresde._core.shapes import as_time, like_time
 
 
 class OrnsteinUhlenbeck(SDE):
@@ -31,8 +31,8 @@ class OrnsteinUhlenbeck(SDE):
     def law(self, t, mean: float, variance: float):
         """Mean and variance at t from those at 0."""
         fade = torch.exp(-self.theta * torch.as_tensor(t, dtype=torch.float64))
-        spread = self.D / self.theta
-        return self.mu + fade * (mean - self.mu), spread + fade**2 * (variance - spread)
+        std = self.D / self.theta
+        return self.mu + fade * (mean - self.mu), std + fade**2 * (variance - std)
 
     def prior(self, event_shape, *, dtype=None, device=None):
         mean = torch.full(tuple(event_shape), self.mu, dtype=dtype, device=device)

@@ -11,9 +11,9 @@ import torchdiffeq
 import torchsde
 
 from scoresde import VESDE, VPSDE, GaussianSDE, SubVPSDE
-from scoresde.sdes import FAMILY
+from scoresde.sdes import MEMBERS
 
-MEMBERS = pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.__qualname__)
+MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 
 
 def gaussian_score(sde: GaussianSDE, variance: float) -> Callable:

@@ -14,18 +14,18 @@ import torch
 from scipy import stats
 
 from scoresde import solvers
-from scoresde._streams import Streams
-from scoresde.solvers import FAMILY, Adams, SciPy, Solution, Status, TorchDiffEq
+from scoresde._core.counter_rng import CounterRNG
+from scoresde.solvers import MEMBERS, Adams, SciPy, Solution, Status, TorchDiffEq
 from scoresde.solvers.adams import _exponential_moments, _factor, _noise, _roughness
 from scoresde.solvers.torchdiffeq import _March
 from scoresde.testing import check_solver
 
-MEMBERS = pytest.mark.parametrize("solver", FAMILY, ids=repr)
-ADAPTERS = pytest.mark.parametrize("solver", FAMILY[1:], ids=repr)
+EACH_MEMBER = pytest.mark.parametrize("solver", MEMBERS, ids=repr)
+ADAPTERS = pytest.mark.parametrize("solver", MEMBERS[1:], ids=repr)
 METHODS = pytest.mark.parametrize(
     "solver",
     [
-        *FAMILY,
+        *MEMBERS,
         *(TorchDiffEq(m) for m in ("dopri8", "bosh3", "adaptive_heun")),
         *(SciPy(m) for m in ("RK23", "DOP853", "Radau", "BDF", "LSODA")),
         *(Adams(order=k) for k in (2, 6)),
@@ -298,7 +298,7 @@ def test_a_failing_sample_fails_alone(solver, kind):
         assert (solution.state[1] - math.exp(-tau)).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("solver", [*FAMILY[1:], SciPy("BDF"), SciPy("LSODA")], ids=repr)
+@pytest.mark.parametrize("solver", [*MEMBERS[1:], SciPy("BDF"), SciPy("LSODA")], ids=repr)
 @pytest.mark.parametrize("kind", ["nan", "nan at once", "nan integrand"])
 def test_a_slope_that_is_not_finite_is_named(solver, kind):
     z = torch.ones(3, 2, dtype=torch.float64)
@@ -346,7 +346,7 @@ def test_a_failing_sample_fails_alone_far_from_the_origin(solver):
     assert int(solution.status[1]) in FAILED
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_every_sample_failing_is_no_error(solver):
     def field(tau, z, rows, node):
         return z * math.nan, z, None
@@ -390,7 +390,7 @@ def test_the_cap_on_evaluations_holds(solver):
     assert (solution.integral - 2 * (1 - torch.exp(-tau[:, 0]))).abs().max() < 1e-2
 
 
-@MEMBERS
+@EACH_MEMBER
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError, ZeroDivisionError])
 @pytest.mark.parametrize("call", [1, 4, 9])
 def test_errors_of_the_field_itself_reach_the_caller(solver, error, call):
@@ -427,7 +427,7 @@ def test_times_stay_within_the_interval(solver, start, end):
     assert float(times.max()) <= 1.0
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_nothing_to_do(solver):
     problem = Logistic(3, 2)
     solution = solve(solver, problem, 0.7, 0.7, 1e-5)
@@ -438,7 +438,7 @@ def test_nothing_to_do(solver):
     assert solution.evaluations.max() <= 4
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_devices_and_dtypes(solver, device):
     z = torch.ones(2, 2, dtype=torch.float64, device=device)
 
@@ -455,12 +455,12 @@ def test_devices_and_dtypes(solver, device):
 # --- the noise of the integrand
 
 
-def noisy(problem, streams, k, scale):
+def noisy(problem, rng, k, scale):
     """The field with ``k`` estimates of q, each with noise of its own at every node."""
 
     def field(tau, z, rows, node):
         v, q, a = problem.field(tau, z, rows, node)
-        return v, q + scale * streams.at(rows, node).normals((k,)), a
+        return v, q + scale * rng.at(rows, node).normals((k,)), a
 
     return field
 
@@ -472,7 +472,7 @@ def test_standard_errors_under_fresh_noise():
     for name in ("rate", "omega", "origin"):
         setattr(problem, name, getattr(problem, name).expand(n, 2))
     for k in (1, 2, 4):
-        field = noisy(problem, Streams.draw(n, generator(k)), k, 3.0)
+        field = noisy(problem, CounterRNG.draw(n, generator(k)), k, 3.0)
         z = problem.at(0.0)
         solution = Adams().solve(field, z, 0.0, 2.0, tolerance=1e-5, noisy=True)
         assert not solution.status.any()
@@ -490,7 +490,7 @@ def test_standard_errors_under_fixed_noise(solver):
     problem = Logistic(1, 2)
     for name in ("rate", "omega", "origin"):
         setattr(problem, name, getattr(problem, name).expand(n, 2))
-    field = noisy(problem, Streams.draw(n, generator(1)), k, 3.0)
+    field = noisy(problem, CounterRNG.draw(n, generator(1)), k, 3.0)
     solution = solver.solve(field, problem.at(0.0), 0.0, 1.0, tolerance=1e-4, noisy=True)
     score = (solution.integral - problem.integral(0.0, 1.0)) / solution.standard_error
     assert stats.kstest(score, stats.t(k - 1).cdf).pvalue > 1e-4
@@ -590,14 +590,14 @@ def test_torchdiffeq_remains_differentiable():
     torch.testing.assert_close(gradient, end * (1 - end) / (y * (1 - y)), rtol=1e-6, atol=1e-6)
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_members_print_as_they_are_made(solver):
     assert eval(repr(solver), vars(solvers)) == solver
     with pytest.raises(dataclasses.FrozenInstanceError):
         solver.max_evaluations = 3
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_without_integrals_there_is_no_noise(solver):
     def decay(tau, z, rows, node):
         return -z, z.new_zeros(len(z), 0), None
@@ -732,13 +732,13 @@ def test_early_nodes_count_in_the_doubt_about_a_standard_error():
     """The same variance of the mean, told by two estimates at each node or by a thousand."""
 
     def field(k):
-        spread = torch.ones(k, dtype=torch.float64)
-        spread[: k // 2] = -1.0
-        spread = spread * math.sqrt(1.0 if k == 2 else k * (k - 1) / k)
+        std = torch.ones(k, dtype=torch.float64)
+        std[: k // 2] = -1.0
+        std = std * math.sqrt(1.0 if k == 2 else k * (k - 1) / k)
 
         def of(tau, z, rows, node):
             wave = torch.cos(9 * column(tau))
-            return wave * z, wave + spread.expand(len(z), k), None
+            return wave * z, wave + std.expand(len(z), k), None
 
         return of
 

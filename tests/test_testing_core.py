@@ -16,8 +16,8 @@ import scoresde
 import scoresde.testing.sdes
 from scoresde import VPSDE
 from scoresde.testing import (
-    BrokenLawError,
-    Family,
+    BrokenPropertyError,
+    PropertySuite,
     check_sde,
     checks,
     close,
@@ -37,7 +37,7 @@ class Doubled(VPSDE):
 
 
 def message_of(call) -> str:
-    with pytest.raises(BrokenLawError) as caught:
+    with pytest.raises(BrokenPropertyError) as caught:
         call()
     return str(caught.value)
 
@@ -73,20 +73,20 @@ def test_a_search_depends_on_its_seed_alone():
 
 
 def test_a_strategy_of_subjects_is_shrunk_too():
-    family = Family("number")
+    family = PropertySuite("number")
 
-    @family.owes("small", "n + m < 100", "size", m=lambda n: st.integers(0, n), examples=50)
+    @family.property("small", "n + m < 100", "size", m=lambda n: st.integers(0, n), examples=50)
     def small(n, m):
         holds(n + m < 100, f"n + m is {n + m}")
 
-    with pytest.raises(BrokenLawError) as caught:
+    with pytest.raises(BrokenPropertyError) as caught:
         family.check(st.integers(0, 1000))
     (found,) = caught.value.counterexamples
     assert found.subject + found.case["m"] == 100
     assert caught.value.names == ("small",)
     family.check(st.integers(0, 49))
     family.check(70, fixed={"m": 3})
-    with pytest.raises(BrokenLawError, match="n \\+ m is 173"):
+    with pytest.raises(BrokenPropertyError, match="n \\+ m is 173"):
         family.check(70, fixed={"m": 103})
 
 
@@ -102,14 +102,14 @@ def test_an_exception_is_a_broken_law():
 
 def test_looking_for_the_simplest_ends():
     """After ten times the usual number of cases the simplest so far is told."""
-    family, runs = Family("number"), []
+    family, runs = PropertySuite("number"), []
 
-    @family.owes("never", "n < 0", "all", m=lambda n: st.integers(), examples=3)
+    @family.property("never", "n < 0", "all", m=lambda n: st.integers(), examples=3)
     def never(n, m):
         runs.append(m)
         raise AssertionError(str(m))
 
-    with pytest.raises(BrokenLawError) as caught:
+    with pytest.raises(BrokenPropertyError) as caught:
         family.check(1)
     assert len(runs) <= 1 + 10 * 3
     assert caught.value.counterexamples[0].case["m"] in runs
@@ -157,20 +157,20 @@ class Number:
     value: int
 
 
-NUMBERS = Family("number")
+NUMBERS = PropertySuite("number")
 
 
 @family_of.register
-def _(subject: Number) -> Family:
+def _(subject: Number) -> PropertySuite:
     return NUMBERS
 
 
-@NUMBERS.owes("positive", "n > 0", "a sign")
+@NUMBERS.property("positive", "n > 0", "a sign")
 def positive(n):
     holds(n.value > 0, f"n is {n.value}")
 
 
-@NUMBERS.owes("even", "n = 2 k", "an odd number", applies=lambda n: n.value < 100)
+@NUMBERS.property("even", "n = 2 k", "an odd number", applies=lambda n: n.value < 100)
 def even(n):
     holds(n.value % 2 == 0, f"n is {n.value}")
 
@@ -179,7 +179,7 @@ def test_checks_are_named_functions():
     found = dict(checks(Number(7), examples=3))
     assert list(found) == ["positive", "even"]
     found["positive"]()
-    with pytest.raises(BrokenLawError, match="even: Number"):
+    with pytest.raises(BrokenPropertyError, match="even: Number"):
         found["even"]()
     assert [name for name, _ in checks(Number(101))] == ["positive"]
     assert {"moment equations", "rows"} <= dict(checks(VPSDE())).keys()

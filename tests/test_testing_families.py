@@ -33,7 +33,7 @@ def numbers(family, dear=()):
 
 
 @parametrize_with_checks(
-    [*(member() for member in sdes.FAMILY), OrnsteinUhlenbeck(), DoubleWell()], examples=FEW
+    [*(member() for member in sdes.MEMBERS), OrnsteinUhlenbeck(), DoubleWell()], examples=FEW
 )
 def test_diffusions(check):
     check()
@@ -43,18 +43,18 @@ DEAR = ("order of the flow", "limit", "inverse", "Gaussian data", "weak order", 
 
 
 @parametrize_with_checks(  # the last needs a density, which not every score has
-    [*samplers.FAMILY, samplers.MetropolisLangevin()], examples=numbers(SAMPLERS, DEAR)
+    [*samplers.MEMBERS, samplers.MALA()], examples=numbers(SAMPLERS, DEAR)
 )
 def test_samplers(check):
     check()
 
 
-@parametrize_with_checks(solvers.FAMILY, examples=numbers(SOLVERS))
+@parametrize_with_checks(solvers.MEMBERS, examples=numbers(SOLVERS))
 def test_solvers(check):
     check()
 
 
-@parametrize_with_checks(traces.FAMILY, examples=FEW)
+@parametrize_with_checks(traces.MEMBERS, examples=FEW)
 def test_traces(check):
     check()
 
@@ -62,14 +62,14 @@ def test_traces(check):
 ALL_BUT_SHAPES = {law.name for law in LIKELIHOODS.properties} - {"shapes"}
 
 
-@parametrize_with_checks(likelihood.FAMILY, examples=numbers(LIKELIHOODS, ALL_BUT_SHAPES))
+@parametrize_with_checks(likelihood.MEMBERS, examples=numbers(LIKELIHOODS, ALL_BUT_SHAPES))
 def test_likelihoods(check):
     check()
 
 
 @pytest.mark.parametrize(
     "member",
-    [*samplers.FAMILY, *solvers.FAMILY, *traces.FAMILY, *likelihood.FAMILY],
+    [*samplers.MEMBERS, *solvers.MEMBERS, *traces.MEMBERS, *likelihood.MEMBERS],
     ids=repr,
 )
 def test_recipes_cannot_be_changed(member):

@@ -15,13 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Moments, log_likelihood, traces
-from scoresde._streams import Streams
-from scoresde.coordinates import PlainFlow
-from scoresde.likelihood import FlowIntegral, Query
-from scoresde.likelihood.door import _trace_for
+from scoresde._core.counter_rng import CounterRNG
+from scoresde.flow.probability_flow import GeneralProbabilityFlow
+from scoresde.likelihood import FlowIntegral, LikelihoodSettings
+from scoresde.likelihood.log_likelihood import _trace_for
 from scoresde.solvers import TorchDiffEq
 from scoresde.traces import (
-    FAMILY,
+    MEMBERS,
     ExactTrace,
     Gaussian,
     Hutchinson,
@@ -34,8 +34,8 @@ from scoresde.traces import (
 from scoresde.traces.base import Tape
 
 LIMIT = 5.0
-MEMBERS = pytest.mark.parametrize("trace", FAMILY, ids=repr)
-LINEAR = [trace for trace in FAMILY if not isinstance(trace, HutchPlusPlus | XTrace)]
+EACH_MEMBER = pytest.mark.parametrize("trace", MEMBERS, ids=repr)
+LINEAR = [trace for trace in MEMBERS if not isinstance(trace, HutchPlusPlus | XTrace)]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 D = 6
 
@@ -44,8 +44,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def streams(n, seed=0):
-    return Streams.draw(n, generator(seed))
+def rng(n, seed=0):
+    return CounterRNG.draw(n, generator(seed))
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -76,25 +76,25 @@ def divergence(field, x):
 def draws(trace, J, n, seed=0):
     """``n`` independent values of the mean estimate for one matrix."""
     x = J.new_zeros(n, len(J))
-    return trace(linear(J), x, streams(n, seed))[1].mean(1)
+    return trace(linear(J), x, rng(n, seed))[1].mean(1)
 
 
 # --- beside the laws that test_testing_families.py looks at
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_members_print_as_they_are_made(trace):
     assert eval(repr(trace), vars(traces)) == trace
 
 
 @pytest.mark.parametrize(
     "trace",
-    [*FAMILY[:2], *FAMILY[5:], Hutchinson(2, Sphere()), Hutchinson(1, Orthogonal())],
+    [*MEMBERS[:2], *MEMBERS[5:], Hutchinson(2, Sphere()), Hutchinson(1, Orthogonal())],
     ids=repr,
 )
 def test_one_dimension_leaves_no_noise(trace):
     x = randn(5, 1)
-    value, estimates = trace(lambda x: x**3, x, streams(5))
+    value, estimates = trace(lambda x: x**3, x, rng(5))
     torch.testing.assert_close(value, x**3)
     torch.testing.assert_close(estimates, 3 * x**2 * torch.ones_like(estimates))
 
@@ -106,7 +106,7 @@ def test_gaussian_probes_in_one_dimension_are_unbiased():
     assert abs(values.var() - 4.0) < 0.5  # 2 J²/k with k = 2
 
 
-@MEMBERS
+@EACH_MEMBER
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_fields_that_do_not_depend_on_x_have_no_divergence(trace, differentiable):
     weight = randn(D).requires_grad_()
@@ -116,14 +116,14 @@ def test_fields_that_do_not_depend_on_x_have_no_divergence(trace, differentiable
         lambda x: weight.expand(len(x), D),  # a graph, but not to x
         lambda x: 0 * x,
     ):
-        value, estimates = trace(field, x, streams(3), differentiable=differentiable)
+        value, estimates = trace(field, x, rng(3), differentiable=differentiable)
         assert torch.equal(value, field(x))
         assert not estimates.any()
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_works_where_gradients_are_off(trace):
-    field, x, s = curved(), randn(3, D), streams(3)
+    field, x, s = curved(), randn(3, D), rng(3)
     expected = trace(field, x, s)[1]
     with torch.no_grad():
         value, estimates = trace(field, x, s)
@@ -132,14 +132,14 @@ def test_works_where_gradients_are_off(trace):
     assert not value.requires_grad
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_parameters_receive_no_gradient_unless_asked(trace):
     layer = nn.Linear(D, D).double()
-    trace(layer, randn(3, D), streams(3))
+    trace(layer, randn(3, D), rng(3))
     assert all(p.grad is None for p in layer.parameters())
 
 
-@MEMBERS
+@EACH_MEMBER
 @pytest.mark.parametrize("d", [2, 5, 40])
 def test_products_are_counted(trace, d, monkeypatch):
     counted = []
@@ -150,7 +150,7 @@ def test_products_are_counted(trace, d, monkeypatch):
         return product(self, v, **options)
 
     monkeypatch.setattr(Tape, "product", count)
-    trace(lambda x: x**2, randn(2, d), streams(2))
+    trace(lambda x: x**2, randn(2, d), rng(2))
     assert sum(counted) == trace.products(d)
 
 
@@ -172,14 +172,14 @@ EXACT_IN_D = [ExactTrace(), ExactTrace(chunk=2), HutchPlusPlus(3 * D), XTrace(2 
 @pytest.mark.parametrize("trace", [*EXACT_IN_D, Hutchinson(D, Orthogonal())], ids=repr)
 def test_gradient_of_the_divergence_in_closed_form(trace):
     x = randn(3, D).requires_grad_()
-    _, estimates = trace(cubic, x, streams(3), differentiable=True)
+    _, estimates = trace(cubic, x, rng(3), differentiable=True)
     (gradient,) = torch.autograd.grad(estimates.sum(), x)
     torch.testing.assert_close(gradient, closed_form_gradient(x))
 
 
 @pytest.mark.parametrize("trace", [ExactTrace(), *LINEAR[1:]], ids=repr)
 def test_gradcheck(trace):
-    field, s = curved(d=3), streams(2)
+    field, s = curved(d=3), rng(2)
 
     def results(x):
         return trace(field, x, s, differentiable=True)
@@ -191,27 +191,27 @@ def test_gradcheck(trace):
 def test_gradients_with_a_constant_basis_are_unbiased(trace):
     n = 4000
     x = randn(1, D).expand(n, D).clone().requires_grad_()
-    _, estimates = trace(cubic, x, streams(n), differentiable=True)
+    _, estimates = trace(cubic, x, rng(n), differentiable=True)
     (gradient,) = torch.autograd.grad(estimates.sum(), x)
     error = (gradient.mean(0) - closed_form_gradient(x[:1])[0]).abs()
     assert bool((error <= LIMIT * gradient.std(0) / n**0.5).all())
     assert gradient.std() > 1e-3
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_parameters_learn_from_the_divergence(trace):
     """d/dW of tr ∂(xWᵀ)/∂x = tr W is the identity, of which the estimate's gradient is unbiased."""
     n, W = 4000, randn(D, D).requires_grad_()
-    _, estimates = trace(linear(W), torch.zeros(n, D).double(), streams(n), differentiable=True)
+    _, estimates = trace(linear(W), torch.zeros(n, D).double(), rng(n), differentiable=True)
     (gradient,) = torch.autograd.grad(estimates.mean(), W)
     noise = 0.0 if trace.exact else 8.0 / n**0.5  # vvᵀ has entries of variance at most 2
     assert (gradient - torch.eye(D).double()).abs().max() <= noise + 1e-10
 
 
 def test_the_gradient_survives_a_jacobian_of_no_rank():
-    for trace in FAMILY:
+    for trace in MEMBERS:
         x = torch.zeros(2, D, dtype=torch.float64, requires_grad=True)
-        _, estimates = trace(lambda x: x**3, x, streams(2), differentiable=True)
+        _, estimates = trace(lambda x: x**3, x, rng(2), differentiable=True)
         (gradient,) = torch.autograd.grad(estimates.sum(), x)
         assert torch.equal(gradient, torch.zeros_like(x))
 
@@ -255,7 +255,7 @@ def test_no_noise_where_the_law_has_none():
 @pytest.mark.parametrize("law", [Rademacher(), Gaussian(), Sphere(), Orthogonal()], ids=repr)
 def test_probes_have_unit_second_moments(law):
     n, k = 4000, 3
-    v = law.draw(streams(n), k, D)
+    v = law.draw(rng(n), k, D)
     assert (v.shape, v.dtype) == ((n, k, D), torch.float64)
     moments = torch.einsum("nki,nkj->nkij", v, v)
     score = (moments.mean(0) - torch.eye(D)) / moments.std(0).clamp(min=1e-12) * n**0.5
@@ -265,7 +265,7 @@ def test_probes_have_unit_second_moments(law):
 
 @pytest.mark.parametrize("k", [1, 2, D])
 def test_orthogonal_probes_are_orthogonal(k):
-    v = Orthogonal().draw(streams(10), k, D)
+    v = Orthogonal().draw(rng(10), k, D)
     torch.testing.assert_close(v @ v.mT, D * torch.eye(k, dtype=v.dtype).expand(10, k, k))
 
 
@@ -282,7 +282,7 @@ def test_orthogonal_probes_are_exact_once_they_span():
 def test_hutchpp_is_the_published_estimator():
     """Meyer et al. 2021, algorithm 1, for Jᵀ, written out for one row."""
     J, n, budget = randn(9, 9, seed=5), 4, 8
-    s = streams(n)
+    s = rng(n)
     estimates = HutchPlusPlus(budget)(linear(J), J.new_zeros(n, 9), s)[1][:, 0]
     A, k = J.T, budget // 3
     for sketch, probes, estimate in zip(
@@ -298,7 +298,7 @@ def test_hutchpp_is_the_published_estimator():
 def test_xtrace_is_the_published_estimator():
     """Epperly et al. 2024, eq. 2.4 and section 2.3, for Jᵀ: one QR for each probe left out."""
     J, n, budget = randn(9, 9, seed=5), 4, 8
-    s = streams(n)
+    s = rng(n)
     estimates = XTrace(budget)(linear(J), J.new_zeros(n, 9), s)[1][:, 0]
     A, k = J.T, budget // 2
     for row, probes in enumerate(s.normals((k, 9))):
@@ -350,7 +350,7 @@ def test_the_rank_that_is_promised_is_the_largest_without_noise(trace, d, rank):
         )
         jacobian = left @ right.T
         x = torch.zeros(20, d, dtype=torch.float64)
-        _, estimates = trace(lambda v: v @ jacobian.T, x, streams(20))
+        _, estimates = trace(lambda v: v @ jacobian.T, x, rng(20))
         return float((estimates.mean(1) - jacobian.trace()).abs().max())
 
     if rank:
@@ -374,14 +374,14 @@ def test_a_steep_spectrum_is_told_better_than_by_hutchinson(trace):
 def test_chunks_do_not_matter(chunk, dtype):
     d, field = 7, curved(d=7, dtype=dtype)
     x = randn(3, d, dtype=dtype)
-    value, estimates = ExactTrace(chunk)(field, x, streams(3))
+    value, estimates = ExactTrace(chunk)(field, x, rng(3))
     torch.testing.assert_close(value, field(x))
     torch.testing.assert_close(estimates[:, 0], divergence(field, x))
 
 
-@pytest.mark.parametrize("trace", [*FAMILY, ExactTrace(chunk=D), ExactTrace(chunk=D - 1)], ids=repr)
+@pytest.mark.parametrize("trace", [*MEMBERS, ExactTrace(chunk=D), ExactTrace(chunk=D - 1)], ids=repr)
 def test_a_jacobian_that_comes_for_nothing_is_the_jacobian(trace):
-    field, x, s = curved(), randn(3, D), streams(3)
+    field, x, s = curved(), randn(3, D), rng(3)
     value, estimates, matrix = trace.linearize(field, x, s)
     torch.testing.assert_close((value, estimates), trace(field, x, s))
     assert (matrix is not None) == trace.exact
@@ -412,7 +412,7 @@ def test_memory_of_the_exact_trace_grows_with_the_chunk_alone(chunk):
         return torch.tanh(x @ A) @ B
 
     with Sizes() as sizes:
-        _, estimates = ExactTrace(chunk)(field, torch.zeros(m, d), streams(m))
+        _, estimates = ExactTrace(chunk)(field, torch.zeros(m, d), rng(m))
     torch.testing.assert_close(estimates[:, 0], (A @ B).trace().expand(m), rtol=1e-4, atol=1e-4)
     assert sizes.largest <= 4 * max(chunk, width) * m * d
 
@@ -457,17 +457,17 @@ def test_divergence_through_attention(trace, differentiable, dtype, device):
     with sdpa_kernel(SDPBackend.MATH):
         expected_value, expected = layer(x), divergence(layer, x)
     before = backends()
-    draw = Streams.draw(2, generator(), device)
+    draw = CounterRNG.draw(2, generator(), device)
     value, estimates = trace(layer, x, draw, differentiable=differentiable)
     assert backends() == before
     torch.testing.assert_close(value, expected_value)
     torch.testing.assert_close(estimates[:, 0], expected)
 
 
-@MEMBERS
+@EACH_MEMBER
 def test_second_derivatives_through_attention(trace):
     torch.manual_seed(0)
-    layer, s = Attention().double(), streams(2)
+    layer, s = Attention().double(), rng(2)
     x = randn(2, 32).requires_grad_()
 
     def estimate(x):
@@ -489,7 +489,7 @@ def test_kernels_are_given_back_when_a_field_fails():
 
     before = backends()
     with pytest.raises(RuntimeError, match="out of paper"):
-        ExactTrace()(field, randn(2, 3), streams(2))
+        ExactTrace()(field, randn(2, 3), rng(2))
     assert backends() == before
 
 
@@ -507,7 +507,7 @@ def test_only_a_single_product_goes_through_the_fused_kernel(probes, device):
 
     layer = Attention()
     with Names():
-        Hutchinson(probes)(layer, randn(2, 32, dtype=torch.float32), streams(2))
+        Hutchinson(probes)(layer, randn(2, 32, dtype=torch.float32), rng(2))
     assert any("flash_attention" in name for name in names) == (probes == 1)
 
 
@@ -547,7 +547,7 @@ class Unbatched(torch.autograd.Function):
 @pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(probes=3)], ids=str)
 def test_operations_without_a_rule_for_batches(trace):
     x = randn(4, D)
-    found = trace(Unbatched.apply, x, streams(4))[1]
+    found = trace(Unbatched.apply, x, rng(4))[1]
     torch.testing.assert_close(found, (3 * x**2).sum(1, keepdim=True).expand_as(found))
 
 
@@ -568,8 +568,8 @@ def test_fresh_probes_have_a_third_of_the_noise_at_equal_cost(d, sde):
     prior = Independent(
         Normal(torch.zeros(d).double(), torch.tensor(sde.prior_scale()).double()), 1
     )
-    flow, solver = PlainFlow(score, (d,)), TorchDiffEq(rtol=1e-5, atol=1e-5)
-    query = Query(flow, Hutchinson(), solver, 1e-3, prior, streams(300, 2))
+    flow, solver = GeneralProbabilityFlow(score, (d,)), TorchDiffEq(rtol=1e-5, atol=1e-5)
+    query = LikelihoodSettings(flow, Hutchinson(), solver, 1e-3, prior, rng(300, 2))
     with torch.no_grad():
         usual = FlowIntegral()(query, x, torch.arange(300))
     cost = int(usual.evaluations.max())

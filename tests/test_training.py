@@ -19,9 +19,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from scoresde import MLP, NOISE, VPSDE, FunctionScore, GaussianMixture, Moments, ScoreModel, edm
-from scoresde.losses import EDM, Knots, Likelihood, LogNormal, Uniform, dsm_loss
 from scoresde.training import fit
 from scoresde.training.data import order
+from scoresde.training.losses import (
+    EDMWeighting,
+    LikelihoodWeighting,
+    LogNormal,
+    TableTimes,
+    Uniform,
+    dsm_loss,
+)
 
 
 def seeded(seed=0):
@@ -94,9 +101,9 @@ def test_it_finds_the_least_squares_solution(shape, dtype, device):
     """
     score = affine().to(device, dtype)
     x = samples(2000, shape, dtype).to(device)
-    law = Knots(torch.tensor([0.4]))
-    train(score, x, steps=400, batch_size=512, lr=0.02, time_law=law, ema=0.99)
-    result = train(score, x, steps=500, batch_size=512, lr=0.002, time_law=law, ema=0.99)
+    law = TableTimes(torch.tensor([0.4]))
+    train(score, x, steps=400, batch_size=512, lr=0.02, time_sampler=law, ema=0.99)
+    result = train(score, x, steps=500, batch_size=512, lr=0.002, time_sampler=law, ema=0.99)
     mean, variance = float(x.mean()), float(x.var())
     alpha, sigma = float(score.sde.alpha(0.4)), float(score.sde.sigma(0.4))
     gain = sigma / (alpha**2 * variance + sigma**2)
@@ -127,13 +134,13 @@ def test_it_approaches_the_exact_score_of_a_mixture():
 @pytest.mark.parametrize(
     ("prediction", "weighting", "law"),
     [
-        (edm(0.5), EDM(0.5), LogNormal()),
-        (NOISE, Likelihood(), LogNormal()),
-        (NOISE, lambda sde, t: t, Knots(torch.tensor([0.1, 0.9]))),
+        (edm(0.5), EDMWeighting(0.5), LogNormal()),
+        (NOISE, LikelihoodWeighting(), LogNormal()),
+        (NOISE, lambda sde, t: t, TableTimes(torch.tensor([0.1, 0.9]))),
     ],
 )
 def test_any_prediction_weighting_and_law(prediction, weighting, law):
-    result = train(model(prediction=prediction), weighting=weighting, time_law=law)
+    result = train(model(prediction=prediction), weighting=weighting, time_sampler=law)
     assert bool(weights(result.score).isfinite().all())
     assert not torch.equal(weights(result.score), weights(model()))
 
@@ -280,7 +287,7 @@ def test_dropout_has_nothing_to_do_with_the_times():
     score.network.forward = lambda x, label: (
         pairs.append((label, torch.rand(len(label), dtype=torch.float64))) or score.network.gain * x
     )
-    train(score, steps=4, time_law=Uniform())
+    train(score, steps=4, time_sampler=Uniform())
     for times, other in pairs:
         assert not torch.isclose(times.double(), other, rtol=1e-3).all()
 
@@ -388,12 +395,12 @@ def test_the_null_class_of_our_networks_is_known():
 
 
 def test_vector_conditions_are_dropped_by_row():
-    class Guided(Affine):
+    class PosteriorScoreSampling(Affine):
         def forward(self, x, label, y):
             self.given.append(y)
             return self.gain * x + self.bias
 
-    score = ScoreModel(Guided(), VPSDE())
+    score = ScoreModel(PosteriorScoreSampling(), VPSDE())
     y = torch.rand(64, 3, generator=seeded()) + 1
     options = {"condition": "y", "condition_dropout": 0.5, "null": 0.0}
     train(score, (samples(), y), steps=10, **options)
@@ -596,7 +603,7 @@ def test_foreign_files_are_refused_and_not_run(tmp_path, monkeypatch):
     [
         ({"lr": 0.5}, r"lr=0\.001 \(now 0\.5\)"),
         ({"seed": 8}, "seed=0"),
-        ({"time_law": LogNormal()}, "time_law=Stratified"),
+        ({"time_sampler": LogNormal()}, "time_sampler=Stratified"),
         ({"cosine": True}, "decay_steps"),
     ],
 )
@@ -719,7 +726,7 @@ def test_bad_input_is_named(call, error, message):
 TORCHRUN = """
     import os, sys, torch
     from scoresde import VPSDE, ScoreModel
-    from scoresde.losses import Knots
+    from scoresde.training.losses import TableTimes
     from scoresde.training import fit
 
     class Affine(torch.nn.Module):
@@ -739,7 +746,7 @@ TORCHRUN = """
     x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(1)) * 0.5 + 1.0
     score = ScoreModel(network, VPSDE())
     result = fit(score, x, steps=steps, batch_size=512, lr=0.02, ema=0.99, held_out=x[:600],
-                 time_law=Knots(torch.tensor([0.4])), checkpoint=f"{folder}/run", progress=False,
+                 time_sampler=TableTimes(torch.tensor([0.4])), checkpoint=f"{folder}/run", progress=False,
                  warmup=0, checkpoint_every=100)
     torch.save({"raw": result.raw.state_dict(), "score": result.score.state_dict(),
                 "history": vars(result.history), "seen": network.seen[0],

@@ -19,7 +19,7 @@ import torch
 from scoresde import VPSDE, GaussianMixture, sample
 from scoresde.samplers import Sampler, UniformLogSNR
 from scoresde.samplers.base import place
-from scoresde.testing import BrokenLawError, check_sampler, checks
+from scoresde.testing import BrokenPropertyError, check_sampler, checks
 from scoresde.testing.adapters import FunctionSampler
 
 # %% [markdown]
@@ -67,8 +67,8 @@ class ThirdOrder(Sampler):
     deterministic = True
     convergence_order = 3.0
 
-    def grid(self, sde, steps, spread=1.0):
-        return UniformLogSNR()(sde, steps, spread)
+    def grid(self, sde, steps, std=1.0):
+        return UniformLogSNR()(sde, steps, std)
 
     def init(self, score, x, t):
         return ()
@@ -120,7 +120,7 @@ print(f"widths {float(left.std()):.2f} and {float(right.std()):.2f}, expected 0.
 try:
     check_sampler(ThirdOrder(), only="order of the flow")
     raise SystemExit("the wrong coefficient was not found")
-except BrokenLawError as broken:
+except BrokenPropertyError as broken:
     print(broken)
 
 # %% [markdown]

@@ -29,9 +29,9 @@ from scoresde import (
     sample,
 )
 from scoresde.likelihood import discrete_bound
-from scoresde.losses import Knots as KnotTimes
 from scoresde.plots import COLOURS, figure, style
-from scoresde.samplers import Knots, annealed_langevin, ddim, ddpm
+from scoresde.samplers import Timesteps, annealed_langevin, ddim, ddpm
+from scoresde.training.losses import TableTimes
 
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
@@ -106,12 +106,12 @@ def published(model, x0, draws):
 
 models = {"DDPM": new_model(chain), "NCSN": new_model(ladder)}
 for name, model in models.items():
-    law = KnotTimes(model.sde.times)
+    law = TableTimes(model.sde.times)
     with torch.no_grad():
-        ours = dsm_loss(model, data, time_law=law, generator=torch.Generator().manual_seed(1))
+        ours = dsm_loss(model, data, time_sampler=law, generator=torch.Generator().manual_seed(1))
         theirs = published(model, data, torch.Generator().manual_seed(1))
     print(f"{name}: loss {ours:.6f}, as published {theirs:.6f}")
-    result = fit(model, data, steps=1000, lr=3e-3, cosine=True, time_law=law, progress=False)
+    result = fit(model, data, steps=1000, lr=3e-3, cosine=True, time_sampler=law, progress=False)
     models[name] = result.score
 
 # %% [markdown]
@@ -125,12 +125,12 @@ for name, model in models.items():
 count = 500
 drawn = {
     "DDPM, ancestral, 1000 steps": sample(
-        models["DDPM"], (count, 2), ddpm(grid=Knots(), steps=999), generator=generator
+        models["DDPM"], (count, 2), ddpm(grid=Timesteps(), steps=999), generator=generator
     ),
     "NCSN, Langevin, 5 x 200": sample(
         models["NCSN"],
         (count, 2),
-        annealed_langevin(0.2, corrections=5, grid=Knots(), steps=199),
+        annealed_langevin(0.2, corrections=5, grid=Timesteps(), steps=199),
         generator=generator,
     ),
     "DDPM, DDIM, 20 steps": sample(

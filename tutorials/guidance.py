@@ -29,8 +29,8 @@ from scoresde.guidance import (
     GuidanceInterval,
     Mixture,
     Product,
-    classifier_free,
-    classifier_guided,
+    classifier_free_guidance,
+    classifier_guidance,
 )
 
 torch.manual_seed(0)
@@ -106,9 +106,9 @@ describe("conditional model", draw(model.given(classes=0)))
 
 # %%
 for weight in (1.0, 2.0, 4.0):
-    describe(f"weight {weight:g}", draw(classifier_free(model.given(classes=0), weight)))
+    describe(f"weight {weight:g}", draw(classifier_free_guidance(model.given(classes=0), weight)))
 interval = GuidanceInterval(4.0, low=0.1, high=1.5)
-describe("weight 4 in an interval", draw(classifier_free(model.given(classes=0), interval)))
+describe("weight 4 in an interval", draw(classifier_free_guidance(model.given(classes=0), interval)))
 
 # %% [markdown]
 # ## 4. Classifier guidance
@@ -118,7 +118,7 @@ describe("weight 4 in an interval", draw(classifier_free(model.given(classes=0),
 # (`NoisyClassifier` and `classification_loss` train one.)
 
 # %%
-led = classifier_guided(everything, everything.log_shares, labels=0)
+led = classifier_guidance(everything, everything.log_shares, labels=0)
 describe("exact score and classifier", draw(led))
 probe = torch.randn(100, 2, generator=generator)
 error = (led(probe, 0.3) - classes[0](probe, 0.3)).abs().max()

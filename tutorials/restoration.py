@@ -30,7 +30,14 @@ from scoresde import (
     restore,
     super_resolve,
 )
-from scoresde.guidance import MMPS, Guided, Observation, Weighted, ddnm, twisted
+from scoresde.inverse_problems import (
+    MMPS,
+    Observation,
+    ParticleSampling,
+    PosteriorScoreSampling,
+    ddnm,
+    twisted_smc,
+)
 from scoresde.operators import AveragePool, Matrix
 from scoresde.plots import COLOURS, figure, sample_grid, style
 
@@ -62,9 +69,9 @@ print(f"exact posterior:       {upper:.2f} of the samples are above")
 
 # %%
 methods = {
-    "DDNM": Guided(ddnm),
-    "MMPS": Guided(MMPS),
-    "particles": Weighted(MMPS, particles=1000),
+    "DDNM": PosteriorScoreSampling(ddnm),
+    "MMPS": PosteriorScoreSampling(MMPS),
+    "particles": ParticleSampling(MMPS, particles=1000),
 }
 drawn = {}
 for name, method in methods.items():
@@ -77,7 +84,7 @@ for name, method in methods.items():
 # compared; and they print what they are worth.
 
 # %%
-cloud = twisted(MMPS(prior, seen), (1000, 2), generator=generator)
+cloud = twisted_smc(MMPS(prior, seen), (1000, 2), generator=generator)
 print(cloud)
 
 # %% [markdown]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, FunctionScore, GaussianMixture, Score, ScoreModel, SubVPSDE
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.commands import demo
 from scoresde.commands.data import digits, evaluation_set
-from scoresde.coordinates import PlainFlow
-from scoresde.likelihood import FlowIntegral, Query
+from scoresde.flow.probability_flow import GeneralProbabilityFlow
+from scoresde.likelihood import FlowIntegral, LikelihoodSettings
 from scoresde.networks import MLP
 from scoresde.solvers import SciPy
 from scoresde.traces import ExactTrace, Hutchinson, Trace
@@ -60,7 +60,7 @@ def jacobian_trace(score: Score) -> Callable[[Tensor, Tensor], Tensor]:
         def field(z: Tensor) -> Tensor:
             return score(z.reshape(x.shape), t).flatten(1)
 
-        _, trace = ExactTrace()(field, x.detach().flatten(1), Streams.draw(len(x), None))
+        _, trace = ExactTrace()(field, x.detach().flatten(1), CounterRNG.draw(len(x), None))
         return trace.squeeze(1)
 
     return divergence
@@ -198,13 +198,13 @@ def converged(name: str, single: Score, copy: Score, x: Tensor, quick: bool) -> 
     prior = double.sde.prior(x.shape[1:], dtype=torch.float64)
     exact = traced(double, jacobian_trace(double))
     rtol = 1e-6 if quick else 1e-9
-    query = Query(
-        PlainFlow(exact, x.shape[1:]),
+    query = LikelihoodSettings(
+        GeneralProbabilityFlow(exact, x.shape[1:]),
         OneProductTrace(),
         SciPy("DOP853", rtol=rtol, atol=rtol, coupled=True),
         1e-3,
         prior,
-        Streams.draw(len(x), torch.Generator().manual_seed(0)),
+        CounterRNG.draw(len(x), torch.Generator().manual_seed(0)),
     )
     with torch.no_grad():
         truth = FlowIntegral()(query, x, torch.arange(len(x))).log_prob

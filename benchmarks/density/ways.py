@@ -20,8 +20,8 @@ from torchdiffeq import odeint
 from zuko.utils import odeint as zuko_odeint
 
 from scoresde import Likelihood, Score, log_likelihood
-from scoresde._streams import Streams
-from scoresde.coordinates import PlainFlow
+from scoresde._core.counter_rng import CounterRNG
+from scoresde.flow.probability_flow import GeneralProbabilityFlow
 from scoresde.solvers import SciPy
 from scoresde.traces import Trace
 
@@ -44,9 +44,9 @@ class RightHandSide:
     def __init__(
         self, score: Score, x: Tensor, trace: Trace, seed: int = 0, cap: int = 20_000
     ) -> None:
-        self.flow = PlainFlow(score, x.shape[1:])
+        self.flow = GeneralProbabilityFlow(score, x.shape[1:])
         self.trace, self.left, self.count = trace, cap, 0
-        self.streams = Streams.draw(len(x), torch.Generator().manual_seed(seed))
+        self.rng = CounterRNG.draw(len(x), torch.Generator().manual_seed(seed))
 
     def __call__(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return dx/dt ``(batch, d)`` and its divergence ``(batch,)``."""
@@ -54,7 +54,7 @@ class RightHandSide:
             raise Capped
         self.count += 1
         time = torch.as_tensor(t, dtype=torch.float64).clamp(self.flow.start, self.flow.end)
-        found = self.flow.slope(time.expand(len(x)), x, slice(None), self.trace, self.streams)
+        found = self.flow.slope(time.expand(len(x)), x, slice(None), self.trace, self.rng)
         return found.velocity.to(x), found.integrand.mean(1).to(x)
 
 

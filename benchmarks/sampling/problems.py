@@ -63,8 +63,8 @@ class Problem:
         centred = y.unsqueeze(0) - means.to(y.dtype).unsqueeze(1)
         pulls = centred @ precisions  # (K, n, d)
         logits = heights.unsqueeze(1) - 0.5 * (centred * pulls).sum(2)
-        shares = torch.softmax(logits, dim=0)
-        return y - float(ratio) ** 2 * torch.einsum("kn,knd->nd", shares, pulls)
+        weights_at = torch.softmax(logits, dim=0)
+        return y - float(ratio) ** 2 * torch.einsum("kn,knd->nd", weights_at, pulls)
 
     @cached_property
     def _spectra(self) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
 
 __all__ = [
     "Command",
@@ -131,10 +131,10 @@ def event_shape_of(model: ScoreModel) -> tuple[int, ...]:
     return tuple(model.moments.mean.shape)
 
 
-def writable(option: str, path: str, *suffixes: str, cure: str = "") -> Path:
+def writable(option: str, path: str, *suffixes: str, hint: str = "") -> Path:
     """Return the path of a file to write, if its folder exists and its kind is known.
 
-    What to do about another kind is told by ``cure``.
+    What to do about another kind is told by ``hint``.
 
     Raises:
         ValueError: if it has none of the suffixes.
@@ -144,7 +144,7 @@ def writable(option: str, path: str, *suffixes: str, cure: str = "") -> Path:
     if file.suffix not in suffixes:
         raise ValueError(
             f"{option}: expected a file name that ends in {' or '.join(suffixes)}, got {path!r}"
-            + (f"; {cure}" if cure else "")
+            + (f"; {hint}" if hint else "")
         )
     if file.is_dir():
         raise IsADirectoryError(f"{option}: expected a file name, got the folder {path!r}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scoresde._checks import check_integer, check_integers, describe
+from scoresde._core.checks import check_integer, check_integers, summarize
 from scoresde.commands.base import Command, add_seed, need
 
 __all__ = ["COMMAND"]
@@ -134,7 +134,7 @@ def member(found: Any, family_of: Callable[[object], Any]) -> Any:
             return FromTorchSDE(found)
         raise TypeError(
             f"OBJECT: expected an SDE, a Score, a Sampler, a Solver, a Trace or a likelihood "
-            f"Method, got {describe(found)}; derive from one of them, or wrap it in an adapter of "
+            f"Method, got {summarize(found)}; derive from one of them, or wrap it in an adapter of "
             "scoresde.testing.adapters"
         ) from None
     return found
@@ -153,15 +153,15 @@ def _made(maker: Any) -> Any:
     )
     if needed:
         name = getattr(maker, "__name__", "it")
-        cure = _ADAPTERS.get(needed, "")
-        cure = (
-            f"scoresde.testing.adapters has {cure.replace('function', name)}"
-            if cure and not inspect.isclass(maker)
+        hint = _ADAPTERS.get(needed, "")
+        hint = (
+            f"scoresde.testing.adapters has {hint.replace('function', name)}"
+            if hint and not inspect.isclass(maker)
             else f"write a line such as checked = {name}(…) and name that"
         )
         raise TypeError(
             f"OBJECT: expected an object, or a class or function without arguments, got {name}"
-            f"({', '.join(needed)}); {cure}"
+            f"({', '.join(needed)}); {hint}"
         )
     try:
         return maker()

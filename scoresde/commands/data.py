@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from scoresde._checks import check_integer, check_ordered
+from scoresde._core.checks import check_integer, check_ordered
 from scoresde.commands.base import need
 from scoresde.dequantization import dequantize, quantize
 

@@ -30,7 +30,7 @@ from scoresde.plots import (
     style,
 )
 from scoresde.samplers import ProbabilityFlow, Trajectory, pc, sample, trajectory
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
 from scoresde.sdes import VPSDE
 from scoresde.traces import ExactTrace, Hutchinson
 from scoresde.training import FitResult, fit
@@ -164,12 +164,12 @@ def learn(levels: Tensor, effort: Effort, seed: int) -> FitResult[ScoreModel]:
     """
     torch.manual_seed(seed)
     data = training_set(levels, LEVELS)
-    spread = float(data.tensors[0].std())
+    std = float(data.tensors[0].std())
     network = UNet(
         1, effort.width, multipliers=(1,), blocks=1, attention=(), label_scale=LABEL_SCALE
     )
-    model = new_model(VPSDE(), network, spread)
-    aim = objective("likelihood", spread)
+    model = new_model(VPSDE(), network, std)
+    aim = objective("likelihood", std)
     return fit(
         model,
         data,
@@ -178,7 +178,7 @@ def learn(levels: Tensor, effort: Effort, seed: int) -> FitResult[ScoreModel]:
         lr=3e-3,
         cosine=True,
         weighting=aim.weighting,
-        time_law=aim.time_law,
+        time_sampler=aim.time_sampler,
         seed=seed,
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from scoresde._checks import check_file
+from scoresde._core.checks import check_file
 from scoresde.commands.base import Command
 from scoresde.interop import diffusers, score_sde
 from scoresde.interop._files import read_pickle

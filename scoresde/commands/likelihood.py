@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde._checks import check_integer, check_positive
-from scoresde._streams import Streams
+from scoresde._core.checks import check_integer, check_positive
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.commands.base import (
     Command,
     add_device,
@@ -42,12 +42,12 @@ from scoresde.likelihood import (
     FlowIntegral,
     ItoEstimate,
     Method,
+    MethodComparison,
     PathIntegral,
-    SideBySide,
     VariationalBound,
     log_likelihood,
 )
-from scoresde.score import Score, ScoreModel
+from scoresde.scores import Score, ScoreModel
 from scoresde.traces import ExactTrace, Hutchinson, Trace
 
 __all__ = ["COMMAND", "Recipe", "Record", "records", "summary", "write"]
@@ -117,7 +117,7 @@ class Recipe:
     def probes(self, first: int) -> torch.Generator:
         """Return the source of the probes, at the place of row ``first``."""
         generator = self._generator(_SEED_OF_PROBES, 0)
-        Streams.draw(first, generator)
+        CounterRNG.draw(first, generator)
         return generator
 
     def _generator(self, purpose: int, row: int) -> torch.Generator:
@@ -137,7 +137,7 @@ def records(
             score,
             x,
             trace=recipe.trace,
-            method=SideBySide(tuple(METHODS[name] for name in recipe.methods)),
+            method=MethodComparison(tuple(METHODS[name] for name in recipe.methods)),
             tolerance=recipe.tolerance,
             generator=recipe.probes(first),
         )
@@ -191,7 +191,7 @@ class Partial:
         self.path = path
         self.finished: list[Record] = []
         if path.exists() and not restart:
-            self.finished = self._read(run)
+            self.finished = self.predict(run)
         with replacing(path) as scratch:  # without a last line cut short
             scratch.write_text("".join(_line(each) for each in (run, *self.finished)))
 
@@ -203,7 +203,7 @@ class Partial:
             os.fsync(file.fileno())
         self.finished += records
 
-    def _read(self, run: dict[str, str]) -> list[Record]:
+    def predict(self, run: dict[str, str]) -> list[Record]:
         first, *lines = self.path.read_text().split("\n")
         try:
             kept = dict(json.loads(first))

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer, check_nonnegative
-from scoresde._random import normal_like
+from scoresde._core.checks import check_integer, check_nonnegative
+from scoresde._core.random import normal_like
 from scoresde.commands.base import (
     Command,
     add_device,
@@ -24,38 +24,38 @@ from scoresde.commands.base import (
     writable,
 )
 from scoresde.commands.data import add_data, bins_of, evaluation_set, open_data
-from scoresde.guidance import (
+from scoresde.inverse_problems import (
     DPS,
     MMPS,
+    ConstrainedSampling,
     DiffPIR,
-    Guided,
     Imputation,
     Observation,
+    ParticleSampling,
     PiGDM,
+    PosteriorSampler,
+    PosteriorScoreSampling,
     RePaint,
-    Restorer,
-    Stepwise,
-    Weighted,
     ddnm,
     denoise,
     restore,
 )
-from scoresde.operators import AveragePool, Blur, Grey, LinearOperator, Mask
+from scoresde.operators import AveragePool, Blur, Grayscale, LinearOperator, Mask
 from scoresde.plots import figure, sample_grid, style
 from scoresde.samplers import Ancestral
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
 
 __all__ = ["COMMAND"]
 
-METHODS: dict[str, Callable[[Namespace], Restorer]] = {
-    "mmps": lambda options: Guided(MMPS, steps=options.steps),
-    "pigdm": lambda options: Guided(PiGDM, steps=options.steps),
-    "dps": lambda options: Guided(DPS, Ancestral(), options.steps),
-    "diffpir": lambda options: Guided(DiffPIR, steps=options.steps),
-    "ddnm": lambda options: Guided(ddnm, steps=options.steps),
-    "imputation": lambda options: Stepwise(partial(Imputation, Ancestral()), options.steps),
-    "repaint": lambda options: Stepwise(partial(RePaint, Ancestral()), options.steps),
-    "particles": lambda options: Weighted(MMPS, options.particles, options.steps),
+METHODS: dict[str, Callable[[Namespace], PosteriorSampler]] = {
+    "mmps": lambda options: PosteriorScoreSampling(MMPS, steps=options.steps),
+    "pigdm": lambda options: PosteriorScoreSampling(PiGDM, steps=options.steps),
+    "dps": lambda options: PosteriorScoreSampling(DPS, Ancestral(), options.steps),
+    "diffpir": lambda options: PosteriorScoreSampling(DiffPIR, steps=options.steps),
+    "ddnm": lambda options: PosteriorScoreSampling(ddnm, steps=options.steps),
+    "imputation": lambda options: ConstrainedSampling(partial(Imputation, Ancestral()), options.steps),
+    "repaint": lambda options: ConstrainedSampling(partial(RePaint, Ancestral()), options.steps),
+    "particles": lambda options: ParticleSampling(MMPS, options.particles, options.steps),
 }
 
 _SHOWN = 20
@@ -115,7 +115,7 @@ def _super_resolve(options: Namespace, event_shape: tuple[int, ...]) -> LinearOp
 
 
 def _colorize(options: Namespace, event_shape: tuple[int, ...]) -> LinearOperator:
-    return Grey()
+    return Grayscale()
 
 
 def _deblur(options: Namespace, event_shape: tuple[int, ...]) -> LinearOperator:
@@ -253,8 +253,8 @@ def run(options: Namespace) -> None:
         raise ValueError(
             "--out, --grid: expected at least one of them; try --grid restored.png for a picture"
         )
-    cure = "--grid draws a picture"
-    out = None if options.out is None else writable("--out", options.out, ".npz", cure=cure)
+    hint = "--grid draws a picture"
+    out = None if options.out is None else writable("--out", options.out, ".npz", hint=hint)
     grid = None if options.grid is None else writable("--grid", options.grid, ".png", ".pdf")
     count = check_integer("-n", options.number, 1)
     rows = open_data(options.data, options.key)

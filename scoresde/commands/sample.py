@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 from scoresde.commands.base import (
     Command,
     add_device,
@@ -128,8 +128,8 @@ def run(options: Namespace) -> None:
         raise ValueError(
             "--out, --grid: expected at least one of them; try --grid samples.png for a picture"
         )
-    cure = "--grid draws a picture"
-    out = None if options.out is None else writable("--out", options.out, ".npz", ".npy", cure=cure)
+    hint = "--grid draws a picture"
+    out = None if options.out is None else writable("--out", options.out, ".npz", ".npy", hint=hint)
     grid = None if options.grid is None else writable("--grid", options.grid, ".png", ".pdf")
     count = check_integer("-n", options.number, 1)
     bins = None if options.levels is None else Bins(options.levels, *options.range)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from scoresde._checks import check_state
+from scoresde._core.checks import check_state
 from scoresde.commands.base import (
     Command,
     add_device,
@@ -26,19 +26,10 @@ from scoresde.commands.data import (
     split,
     training_set,
 )
-from scoresde.losses import (
-    EDM,
-    ImportanceSampled,
-    Likelihood,
-    LogNormal,
-    Simple,
-    Stratified,
-    TimeLaw,
-    Weighting,
-)
 from scoresde.networks import MLP, UNet
-from scoresde.predictions import by_half_logsnr, edm
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
+from scoresde.scores.labels import by_half_logsnr
+from scoresde.scores.predictions import edm
 from scoresde.sdes import (
     EDMSDE,
     VESDE,
@@ -49,6 +40,16 @@ from scoresde.sdes import (
     SubVPSDE,
 )
 from scoresde.training import fit
+from scoresde.training.losses import (
+    EDMWeighting,
+    ImportanceSampled,
+    LikelihoodWeighting,
+    LogNormal,
+    Simple,
+    Stratified,
+    TimeSampler,
+    Weighting,
+)
 
 __all__ = ["COMMAND", "Objective", "count_parameters", "new_model", "objective"]
 
@@ -71,19 +72,19 @@ class Objective:
     """What is minimised: a weighting and the law of the times."""
 
     weighting: Weighting
-    time_law: TimeLaw
+    time_sampler: TimeSampler
 
 
-def objective(name: str, spread: float) -> Objective:
-    """Return the objective of a name, for data of standard deviation ``spread``."""
+def objective(name: str, std: float) -> Objective:
+    """Return the objective of a name, for data of standard deviation ``std``."""
     return {
-        "likelihood": Objective(Likelihood(), Stratified(ImportanceSampled())),
+        "likelihood": Objective(LikelihoodWeighting(), Stratified(ImportanceSampled())),
         "simple": Objective(Simple(), Stratified()),
-        "edm": Objective(EDM(spread), Stratified(LogNormal())),
+        "edm": Objective(EDMWeighting(std), Stratified(LogNormal())),
     }[name]
 
 
-def new_model(sde: GaussianSDE, network: nn.Module, spread: float) -> ScoreModel:
+def new_model(sde: GaussianSDE, network: nn.Module, std: float) -> ScoreModel:
     """Return an untrained model in the preconditioning that makes all diffusions look alike.
 
     The network sees x/√(α² σ_d² + σ²), of unit variance, and the log-SNR, and what it has to put
@@ -94,7 +95,7 @@ def new_model(sde: GaussianSDE, network: nn.Module, spread: float) -> ScoreModel
         network: any network for events of this shape.
         spread: σ_d, the standard deviation of the data.
     """
-    return ScoreModel(network, sde, prediction=edm(spread), label=by_half_logsnr)
+    return ScoreModel(network, sde, prediction=edm(std), label=by_half_logsnr)
 
 
 def network_for(event_shape: tuple[int, ...], options: Namespace) -> nn.Module:
@@ -239,16 +240,16 @@ def run(options: Namespace) -> None:
     bins = bins_of(rows, options)
     learned, held_out = split(rows.read(), options.held_out, options.seed)
     data = training_set(learned, bins)
-    spread = float(check_state("data", data.tensors[0]).std())
+    std = float(check_state("data", data.tensors[0]).std())
     torch.manual_seed(options.seed)  # the initial weights
     network = network_for(rows.shape[1:], options)
-    model = new_model(SDES[options.sde](), network, spread).to(device_of(options.device))
+    model = new_model(SDES[options.sde](), network, std).to(device_of(options.device))
     print(
         f"{rows.name}: {len(learned)} samples of shape {rows.shape[1:]} to learn, {len(held_out)} "
         f"held out, {'float data' if bins is None else bins}"
     )
     print(f"{type(network).__name__}, {count_parameters(network):,} parameters; {model.sde}")
-    aim = objective(options.weighting, spread)
+    aim = objective(options.weighting, std)
     result = fit(
         model,
         data,
@@ -259,7 +260,7 @@ def run(options: Namespace) -> None:
         cosine=True,
         ema=options.ema,
         weighting=aim.weighting,
-        time_law=aim.time_law,
+        time_sampler=aim.time_sampler,
         held_out=evaluation_set(held_out, bins) if len(held_out) else None,
         checkpoint=options.checkpoint,
         seed=options.seed,

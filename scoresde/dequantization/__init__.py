@@ -28,7 +28,7 @@ References:
 from scoresde.dequantization.bins import dequantization_log_prob, dequantize, quantize
 from scoresde.dequantization.bounds import DequantizedBound, bits_per_dim, dequantized_bound
 from scoresde.dequantization.detection import check_dequantized, looks_quantized
-from scoresde.dequantization.laws import (
+from scoresde.dequantization.noise import (
     Dequantization,
     TruncatedNormalDequantization,
     UniformDequantization,

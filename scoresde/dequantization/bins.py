@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import (
+from scoresde._core.checks import (
     check_finite,
     check_floating,
     check_integer,
@@ -16,9 +16,9 @@ from scoresde._checks import (
     check_positive,
     check_state,
     check_tensor,
-    describe,
+    summarize,
 )
-from scoresde.dequantization.laws import UNIFORM, Dequantization
+from scoresde.dequantization.noise import UNIFORM, Dequantization
 
 Coefficient = float | Tensor
 """A number, or a tensor that broadcasts against the event shape."""
@@ -43,7 +43,7 @@ def coefficient(
     except RuntimeError:
         raise ValueError(
             f"{name}: expected a number or a tensor that broadcasts to the event shape "
-            f"{event_shape}, got {describe(value)}; add trailing dimensions of size one"
+            f"{event_shape}, got {summarize(value)}; add trailing dimensions of size one"
         ) from None
 
 
@@ -82,7 +82,7 @@ def _check_levels(x: object, count: int) -> Tensor:
     """Integer levels ``(batch, *event)`` as float64."""
     x = check_tensor("x", x)
     if x.is_complex():
-        raise TypeError(f"x: expected integer levels, got {describe(x)}; pass real numbers")
+        raise TypeError(f"x: expected integer levels, got {summarize(x)}; pass real numbers")
     k = check_state("x", x.to(torch.float64))
     expected = f"x: expected integers from 0 to {count - 1} (levels={count})"
     if not torch.equal(k, k.round()):
@@ -102,13 +102,13 @@ def _draw(law: Dequantization, k: Tensor, bins: Bins, generator: torch.Generator
     """Positions u from ``law``, checked and kept off the edges of the bins."""
     if isinstance(law, type) or not hasattr(law, "sample"):
         raise TypeError(
-            f"law: expected an object with sample(...) and log_prob(...), got {describe(law)}; "
+            f"law: expected an object with sample(...) and log_prob(...), got {summarize(law)}; "
             "pass an instance such as UniformDequantization()"
         )
     u = law.sample(bins.point(k, 0.0), bins.width, generator)
     if u.shape != k.shape or not bool((u.abs() <= 0.5).all()):
         raise ValueError(
-            f"law: expected positions of shape {tuple(k.shape)} in [-1/2, 1/2], got {describe(u)} "
+            f"law: expected positions of shape {tuple(k.shape)} in [-1/2, 1/2], got {summarize(u)} "
             f"of largest size {float(u.abs().max()):.3g}; measure u in bin widths from the centre"
         )
     return _OFF_THE_EDGE * u

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_floating, check_integer, check_integers, describe
+from scoresde._core.checks import check_floating, check_integer, check_integers, summarize
 from scoresde.dequantization.bins import (
     Coefficient,
     coefficient,
     dequantization_log_prob,
     dequantize,
 )
-from scoresde.dequantization.laws import UNIFORM, Dequantization
+from scoresde.dequantization.noise import UNIFORM, Dequantization
 
 
 def bits_per_dim(
@@ -108,13 +108,13 @@ class DequantizedBound:
         log_weights = check_floating("log_weights", log_weights)
         if log_weights.dim() != 2 or log_weights.numel() == 0:
             raise ValueError(
-                f"log_weights: expected shape (K, batch), not empty, got {describe(log_weights)}; "
+                f"log_weights: expected shape (K, batch), not empty, got {summarize(log_weights)}; "
                 "stack the K draws in the first dimension"
             )
         samples = len(log_weights)
         log_prob = torch.logsumexp(log_weights, 0) - math.log(samples)
-        spread = ((log_weights - log_prob).exp() - 1).square().sum(0)
-        error = (spread / (samples * (samples - 1))).sqrt()  # 0/0 for a single draw
+        std = ((log_weights - log_prob).exp() - 1).square().sum(0)
+        error = (std / (samples * (samples - 1))).sqrt()  # 0/0 for a single draw
         error = torch.where(error.isnan(), math.inf, error)
         return cls(log_prob, error, check_integers("event_shape", event_shape, 1), samples)
 
@@ -187,7 +187,7 @@ def dequantized_bound(
         if log_p.shape != point.shape[:1]:
             raise ValueError(
                 f"log_density: expected values of shape ({len(point)},), one per sample, got "
-                f"{describe(log_p)}; sum over the event dimensions"
+                f"{summarize(log_p)}; sum over the event dimensions"
             )
         log_q = dequantization_log_prob(point, levels, scale=scale, shift=shift, law=law)
         log_weights.append(log_p.to(torch.float64) - log_q)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_state, check_tensor, describe
+from scoresde._core.checks import check_state, check_tensor, summarize
 
 _SAMPLES, _FEWEST, _CHANCE = 64, 16, 1e-12
 """Rows looked at, fewest values that tell anything, accepted chance of a false alarm."""
@@ -87,7 +87,7 @@ def check_dequantized(name: str, x: Tensor) -> Tensor:
     """
     if looks_quantized(x):
         raise ValueError(
-            f"{name}: expected continuous data, got {describe(x)} whose values lie on a lattice; "
+            f"{name}: expected continuous data, got {summarize(x)} whose values lie on a lattice; "
             "a density at quantised values can be arbitrarily large and bounds no probability, so "
             "bits/dim would mean nothing: spread the levels over their bins with dequantize(...), "
             "or ask dequantized_bound(...) for a bound on log P"

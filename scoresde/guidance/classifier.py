@@ -16,16 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde._checks import check_positive, check_state, check_tensor, describe
-from scoresde._random import normal_like
-from scoresde._shapes import Time, as_time, can_look, check_batch, expand, flatten, per_sample
+from scoresde._core.checks import check_positive, check_state, check_tensor, summarize
+from scoresde._core.random import normal_like
+from scoresde._core.shapes import (
+    Time,
+    as_time,
+    check_batch,
+    expand,
+    flatten,
+    has_concrete_value,
+    per_sample,
+)
 from scoresde.guidance.product import Product, Weight
-from scoresde.losses import TimeLaw, Uniform
-from scoresde.predictions import SCORE, by_half_logsnr
 from scoresde.samplers.base import gaussian
-from scoresde.score import LabelFunction, PredictionScore, Score
+from scoresde.scores import LabelFunction, PredictionScore, Score
+from scoresde.scores.labels import by_half_logsnr
+from scoresde.scores.predictions import SCORE
 from scoresde.sdes import SDE, GaussianSDE
 from scoresde.traces.base import Tape
+from scoresde.training.losses import TimeSampler, Uniform
 
 
 class NoisyClassifier(nn.Module):
@@ -42,7 +51,7 @@ class NoisyClassifier(nn.Module):
 
     Raises:
         TypeError: if the network is not callable or the diffusion not Gaussian.
-        ValueError: if ``spread`` is not positive; when called, if what comes is not ``(batch, K)``.
+        ValueError: if ``std`` is not positive; when called, if what comes is not ``(batch, K)``.
 
     Example:
         >>> from scoresde import VPSDE
@@ -62,17 +71,17 @@ class NoisyClassifier(nn.Module):
         self,
         network: Callable[[Tensor, Tensor], Tensor],
         sde: GaussianSDE,
-        spread: float = 1.0,
+        std: float = 1.0,
         label: LabelFunction = by_half_logsnr,
     ) -> None:
         super().__init__()
         if not callable(network):
             raise TypeError(
-                f"network: expected a module (x, label) -> logits, got {describe(network)}"
+                f"network: expected a module (x, label) -> logits, got {summarize(network)}"
             )
         self.network: Any = network
         self.sde: Any = gaussian(sde)
-        self.spread = check_positive("spread", spread)
+        self.std = check_positive("spread", std)
         self.label = label
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
@@ -80,7 +89,7 @@ class NoisyClassifier(nn.Module):
         time = self.sde.interior(t)
         check_batch(time, x)
         alpha, sigma = self.sde.log_alpha(time).exp(), self.sde.log_sigma(time).exp()
-        size = torch.sqrt(alpha**2 * self.spread**2 + sigma**2)
+        size = torch.sqrt(alpha**2 * self.std**2 + sigma**2)
         parameter = next(self.network.parameters(), x) if isinstance(self.network, nn.Module) else x
         label = per_sample(self.label(self.sde, time), x)
         label = label.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -93,7 +102,7 @@ def classification_loss(
     x0: Tensor,
     labels: Tensor,
     *,
-    time_law: TimeLaw = Uniform(),
+    time_sampler: TimeSampler = Uniform(),
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the cross entropy E[−log p(y|x_t)] on a batch of clean data, ``()``.
@@ -105,7 +114,7 @@ def classification_loss(
         classifier: the classifier, which knows its diffusion.
         x0: clean data ``(batch, *event)``.
         labels: integers ``(batch,)`` in 0 … K − 1.
-        time_law: the law of t.
+        time_sampler: the law of t.
         generator: source of randomness; None for PyTorch's global one.
 
     Raises:
@@ -136,7 +145,7 @@ def classification_loss(
         section 4.
     """
     check_state("x0", x0)
-    t, weight = time_law.draw(classifier.sde, x0.shape[0], generator, x0.device)
+    t, weight = time_sampler.draw(classifier.sde, x0.shape[0], generator, x0.device)
     x = classifier.sde.perturb(x0, t, normal_like(x0, generator))
     value = _log_prob(classifier(x, t), _check_labels(labels, x0.shape[0]))
     return -(weight.to(value) * value).mean()
@@ -168,7 +177,7 @@ class ClassifierScore(PredictionScore):
         super().__init__(sde, SCORE)
         if not callable(classifier):
             raise TypeError(
-                f"classifier: expected a function (x, t) -> logits, got {describe(classifier)}"
+                f"classifier: expected a function (x, t) -> logits, got {summarize(classifier)}"
             )
         self.classifier: Any = classifier
         self.labels = _check_integers(torch.as_tensor(labels))
@@ -188,7 +197,7 @@ class ClassifierScore(PredictionScore):
         (slope,) = tape.product(torch.ones_like(tape.value).unsqueeze(0))
         return slope.reshape(x.shape)
 
-    def rows(self, index: Tensor | slice) -> ClassifierScore:
+    def select(self, index: Tensor | slice) -> ClassifierScore:
         """Return the score of a part of the batch, with its labels."""
         if self.labels.ndim == 0:
             return self
@@ -200,7 +209,7 @@ class ClassifierScore(PredictionScore):
         return f"labels={self.labels.item() if self.labels.ndim == 0 else tuple(self.labels.shape)}"
 
 
-def classifier_guided(
+def classifier_guidance(
     score: Score,
     classifier: Callable[[Tensor, Tensor], Tensor],
     labels: int | Tensor,
@@ -225,7 +234,7 @@ def classifier_guided(
     Example:
         >>> from scoresde import FunctionScore, VPSDE
         >>> prior = FunctionScore(lambda x, t: -x, VPSDE())
-        >>> guided = classifier_guided(prior, lambda x, t: torch.cat([-x, x], dim=1), labels=1)
+        >>> guided = classifier_guidance(prior, lambda x, t: torch.cat([-x, x], dim=1), labels=1)
         >>> guided(torch.zeros(1, 1), 0.5)
         tensor([[1.]])
 
@@ -234,14 +243,14 @@ def classifier_guided(
         arXiv:2105.05233, section 4.
     """
     if not isinstance(score, Score):
-        raise TypeError(f"score: expected a Score such as ScoreModel(…), got {describe(score)}")
+        raise TypeError(f"score: expected a Score such as ScoreModel(…), got {summarize(score)}")
     return Product([score, ClassifierScore(classifier, score.sde, labels)], [1.0, scale])
 
 
 def _check_integers(labels: Tensor) -> Tensor:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
-            f"labels: expected integers, got {describe(labels)}; convert them with labels.long()"
+            f"labels: expected integers, got {summarize(labels)}; convert them with labels.long()"
         )
     if labels.ndim > 1:
         raise ValueError(
@@ -271,7 +280,7 @@ def _log_prob(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log p(y) ``(batch,)``; NaN for labels out of range, where looking is not free."""
     count = logits.shape[1]
     known = (labels >= 0) & (labels < count)
-    if can_look(labels) and not bool(known.all()):
+    if has_concrete_value(labels) and not bool(known.all()):
         wrong = int(labels[~known][0])
         raise ValueError(
             f"labels: expected integers in 0 … {count - 1}, the classifier's classes, got {wrong}"

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_tensor
-from scoresde._shapes import Time, as_time
-from scoresde.guidance.combination import Combination, check_scores
-from scoresde.moments import Moments
-from scoresde.score import Score
+from scoresde._core.checks import check_tensor
+from scoresde._core.shapes import Time, as_time
+from scoresde.scores import Score
+from scoresde.scores.combination import Combination, check_scores
+from scoresde.scores.moments import Moments
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
 """log p_t(x) ``(batch,)`` of ``x`` ``(batch, *event)`` at ``t``, row by row."""
@@ -84,13 +84,13 @@ class Mixture(Combination):
         """
         return torch.log_softmax(self._log_weighted(x, t), dim=1).to(x.dtype)
 
-    def shares(self, x: Tensor, t: Tensor) -> list[Tensor]:
+    def weights_at(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Return the responsibilities r_i, each ``(batch,)``."""
         return list(torch.softmax(self._log_weighted(x, t), dim=1).unbind(1))
 
-    def rows(self, index: Tensor | slice) -> Mixture:
+    def select(self, index: Tensor | slice) -> Mixture:
         """Return the mixture of a part of the batch."""
-        scores = [part.rows(index) for part in self.scores]  # type: ignore[operator]
+        scores = [part.select(index) for part in self.scores]  # type: ignore[operator]
         if all(new is old for new, old in zip(scores, self.scores, strict=True)):
             return self
         return Mixture(scores, self.weights, self.log_probs, self.moments)

@@ -20,7 +20,7 @@ from none of them, s_∅ + Σ_i w_i (s_i − s_∅): ``Product([first, second, n
 Who wants the product itself corrects: Langevin steps
 (:class:`~scoresde.samplers.AnnealedLangevin`, :class:`~scoresde.samplers.PredictorCorrector`) keep
 the density whose score this is at each level, and with enough of them the samples follow the
-sequence down to the product. :class:`~scoresde.samplers.MetropolisLangevin` does so without bias
+sequence down to the product. :class:`~scoresde.samplers.MALA` does so without bias
 where the densities of the parts are known.
 """
 
@@ -34,17 +34,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._checks import (
+from scoresde._core.checks import (
     check_finite,
     check_floating,
     check_nonnegative,
     check_number,
     check_positive,
 )
-from scoresde._shapes import can_look
-from scoresde.guidance.combination import Combination
-from scoresde.moments import Moments
-from scoresde.score import Score
+from scoresde._core.shapes import has_concrete_value
+from scoresde.scores import Score
+from scoresde.scores.combination import Combination
+from scoresde.scores.moments import Moments
 
 Weight = float | Tensor | Callable[[Tensor], Tensor | float]
 """A number, one per sample ``(batch,)``, or a function of the noise level ρ = σ/α."""
@@ -146,16 +146,16 @@ class Product(Combination):
                 f"{type(self.sde).__name__}, got a function"
             )
 
-    def shares(self, x: Tensor, t: Tensor) -> list[Tensor]:
+    def weights_at(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Return the weights at ``t``, completed to 1."""
         known = [None if w is None else _value(w, self.sde, x, t) for w in self.weights]
         rest = torch.ones((), dtype=torch.float64) - sum(w for w in known if w is not None)
         completed = known if any(w is None for w in known) else [*known, None]
         return [rest if w is None else w for w in completed]
 
-    def rows(self, index: Tensor | slice) -> Product:
+    def select(self, index: Tensor | slice) -> Product:
         """Return the product of a part of the batch: rows of the scores and of the weights."""
-        scores = [part.rows(index) for part in self.scores]  # type: ignore[operator]
+        scores = [part.select(index) for part in self.scores]  # type: ignore[operator]
         return Product(scores, [_rows(weight, index) for weight in self.weights], self.moments)
 
     def extra_repr(self) -> str:
@@ -163,13 +163,13 @@ class Product(Combination):
         return f"weights={self.weights}"
 
 
-def autoguided(score: Score, base: Score, weight: Weight) -> Product:
+def autoguidance(score: Score, base: Score, weight: Weight) -> Product:
     r"""Return a score pushed away from another: s_base + w (s − s_base).
 
     The density at each level is p_t (p_t/p_{base,t})^{w−1}. With w = 1 it is the score itself, with
     w = 0 the other, to the last bit and at the price of that one alone. If ``base`` is a worse
     model of the same data (smaller, or trained for less long), this is autoguidance; if it is the
-    model without its condition, classifier-free guidance (:func:`classifier_free`). Neither samples
+    model without its condition, classifier-free guidance (:func:`classifier_free_guidance`). Neither samples
     p^w p_base^{1−w} of clean data, as :mod:`scoresde.guidance.product` tells.
 
     Args:
@@ -182,7 +182,7 @@ def autoguided(score: Score, base: Score, weight: Weight) -> Product:
         >>> from scoresde import FunctionScore, VPSDE
         >>> sde = VPSDE()
         >>> good, bad = (FunctionScore(lambda x, t, c=c: -c * x, sde) for c in (2.0, 1.0))
-        >>> autoguided(good, bad, weight=3.0)(torch.ones(1, 2), 0.5)
+        >>> autoguidance(good, bad, weight=3.0)(torch.ones(1, 2), 0.5)
         tensor([[-4., -4.]])
 
     References:
@@ -241,7 +241,7 @@ def _value(weight: Weight, sde: Any, x: Tensor, t: Tensor) -> Tensor:
     if callable(weight) and not isinstance(weight, Tensor):
         ratio = torch.exp(-sde.half_logsnr(sde.interior(t)))
         value = torch.as_tensor(weight(ratio), dtype=torch.float64)
-        if can_look(value):
+        if has_concrete_value(value):
             check_finite("weights", value)
     else:
         value = torch.as_tensor(weight, dtype=torch.float64)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from scoresde._checks import describe
+from scoresde._core.checks import summarize
 
 Weights = dict[str, Tensor]
 
@@ -40,7 +40,7 @@ def read_json(name: str, path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise ValueError(
-            f"{name}: expected a JSON object in {path}, got {describe(content)}; a configuration "
+            f"{name}: expected a JSON object in {path}, got {summarize(content)}; a configuration "
             "has names and values"
         )
     return content
@@ -139,7 +139,7 @@ def check_numbers(name: str, key: str, value: object) -> Tensor:
     """
     whole = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     if not isinstance(value, Tensor) or not whole or not value.is_floating_point():
-        raise ValueError(f"{name}: expected a tensor of numbers {key!r}, got {describe(value)}")
+        raise ValueError(f"{name}: expected a tensor of numbers {key!r}, got {summarize(value)}")
     return value.detach()
 
 

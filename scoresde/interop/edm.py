@@ -24,11 +24,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scoresde._checks import check_tensor
-from scoresde._shapes import as_time, can_look, check_batch, expand
-from scoresde.predictions import DENOISER, by_ratio
+from scoresde._core.checks import check_tensor
+from scoresde._core.shapes import as_time, check_batch, expand, has_concrete_value
 from scoresde.samplers import Grid, Karras
-from scoresde.score import Score, ScoreModel
+from scoresde.scores import Score, ScoreModel
+from scoresde.scores.labels import by_ratio
+from scoresde.scores.predictions import DENOISER
 from scoresde.sdes import EDMSDE, GaussianSDE
 
 __all__ = ["Denoiser", "to_kdiffusion", "wrap"]
@@ -124,7 +125,7 @@ class Denoiser(nn.Module):
         return torch.as_tensor(sigma)
 
     def _check_range(self, asked: Tensor, known: Tensor) -> None:
-        if can_look(asked) and bool(((asked - known).abs() > _BEYOND * known).any()):
+        if has_concrete_value(asked) and bool(((asked - known).abs() > _BEYOND * known).any()):
             raise ValueError(
                 f"sigma: expected noise levels up to {self.sigma_max:g}, and not below those of the"
                 f" diffusion, got {float(asked.min()):g} … {float(asked.max()):g}; choose the "

@@ -39,20 +39,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scoresde._checks import check_file, describe
+from scoresde._core.checks import check_file, summarize
 from scoresde.interop._architecture import TAPS, Design, inferred
 from scoresde.interop._files import Weights, check_names_and_shapes, check_numbers, read_pickle
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
-from scoresde.predictions import (
-    NOISE,
-    SCORE,
-    Label,
-    Prediction,
-    TimeLabel,
-    by_index,
-    by_sigma,
-)
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
+from scoresde.scores.labels import Label, TimeLabel, by_index, by_sigma
+from scoresde.scores.predictions import NOISE, SCORE, Prediction
 from scoresde.sdes import NCSN, VESDE, VPSDE, GaussianSDE, SubVPSDE
 
 __all__ = ["DescendingIndex", "load"]
@@ -113,7 +106,7 @@ def load(
     """
     file = check_file("path", path)
     told = _flat(config)
-    content = _read(file)
+    content = predict(file)
     weights = _weights(content)
     ladder = _ladder(weights, told)
     design = _design(weights, told)
@@ -184,10 +177,10 @@ def contents(state: Mapping[str, Any]) -> Contents:
 # --- the file
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def predict(path: Path) -> Mapping[str, Any]:
     content = read_pickle("path", path, "a checkpoint of score_sde_pytorch")
     if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
-        found = sorted(map(str, content)) if isinstance(content, dict) else describe(content)
+        found = sorted(map(str, content)) if isinstance(content, dict) else summarize(content)
         raise ValueError(
             f"path: expected a dictionary with 'model' and 'ema', got {path} with {found}; "
             "checkpoints of other programs need their own reader"
@@ -199,7 +192,7 @@ def _part(content: Mapping[str, Any], name: str, kind: type) -> Any:
     """Return an entry of a dictionary of the file, or say that it isn't there."""
     value = content.get(name)
     if not isinstance(value, kind):
-        came = describe(value) if name in content else "none"
+        came = summarize(value) if name in content else "none"
         raise ValueError(
             f"path: expected an entry {name!r} ({kind.__name__}) in the file, got {came}; "
             "with ema=False the averages are not needed"
@@ -229,7 +222,7 @@ def _averages(content: Mapping[str, Any], network: nn.Module) -> Weights:
         if not isinstance(value, Tensor) or value.shape != parameter.shape:
             raise ValueError(
                 f"ema: expected entry {index} to be the average of {name}, of shape "
-                f"{tuple(parameter.shape)}, got {describe(value)}; ema=False reads the raw weights"
+                f"{tuple(parameter.shape)}, got {summarize(value)}; ema=False reads the raw weights"
             )
     return {n: check_numbers("ema", n, value) for n, value in zip(trained, shadow, strict=True)}
 
@@ -244,7 +237,7 @@ def _flat(config: Config | None) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise TypeError(
             "config: expected a dictionary of official entries such as "
-            f"{{'training.sde': 'vpsde'}}, got {describe(config)}; call config.to_dict()"
+            f"{{'training.sde': 'vpsde'}}, got {summarize(config)}; call config.to_dict()"
         )
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -257,7 +250,7 @@ def _ladder(weights: Weights, told: Config) -> Tensor:
     """Return the ladder of the file, largest first, unless it is none or not the one told."""
     ladder = weights.get("sigmas")
     if ladder is None or ladder.ndim != 1 or len(ladder) < 2 or not bool((ladder > 0).all()):
-        came = "none" if ladder is None else describe(ladder)
+        came = "none" if ladder is None else summarize(ladder)
         raise ValueError(
             f"model: expected a tensor 'sigmas' of positive noise levels in the file, got {came}; "
             "every network of score_sde_pytorch has one"

@@ -1,26 +1,26 @@
 """Data → log p, with an error budget for every sample."""
 
-from scoresde.likelihood.base import Likelihood, Method, Query
+from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.likelihood.bound import VariationalBound, variational_bound
+from scoresde.likelihood.comparison import Comparison, MethodComparison
 from scoresde.likelihood.discrete_bound import DiscreteBound, discrete_bound
 from scoresde.likelihood.distribution import ScoreDistribution
-from scoresde.likelihood.door import log_likelihood
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.likelihood.ito import ItoEstimate
+from scoresde.likelihood.log_likelihood import log_likelihood
 from scoresde.likelihood.path_integral import PathIntegral
-from scoresde.likelihood.side_by_side import Comparison, SideBySide
 
-FAMILY = (
+MEMBERS = (
     FlowIntegral(),
     PathIntegral(),
     VariationalBound(),
     ItoEstimate(),
-    SideBySide((PathIntegral(), VariationalBound())),
+    MethodComparison((PathIntegral(), VariationalBound())),
 )
 """The methods, ready to use; a line here enrols one in the contract tests."""
 
 __all__ = [
-    "FAMILY",
+    "MEMBERS",
     "Comparison",
     "DiscreteBound",
     "FlowIntegral",
@@ -28,9 +28,9 @@ __all__ = [
     "Likelihood",
     "Method",
     "PathIntegral",
-    "Query",
+    "LikelihoodSettings",
     "ScoreDistribution",
-    "SideBySide",
+    "MethodComparison",
     "VariationalBound",
     "discrete_bound",
     "log_likelihood",

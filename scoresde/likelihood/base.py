@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scoresde._streams import Streams
-from scoresde.coordinates import Flow
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.dequantization import bits_per_dim, check_dequantized
-from scoresde.likelihood.replay import slope
+from scoresde.flow.probability_flow import Flow
+from scoresde.likelihood.checkpointing import slope
 from scoresde.solvers import Solver
 from scoresde.solvers.base import Evaluation
 from scoresde.traces import Trace
 
 
 @dataclass(frozen=True)
-class Query:
+class LikelihoodSettings:
     """Everything a method needs besides the points.
 
     Attributes:
@@ -43,10 +43,10 @@ class Query:
     solver: Solver
     tolerance: float
     prior: Distribution | None
-    streams: Streams
+    rng: CounterRNG
 
     def slope(
-        self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor, framed: bool = False
+        self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor, local_coordinates: bool = False
     ) -> Evaluation:
         """Evaluate the flow and its divergence at some rows' points.
 
@@ -57,14 +57,14 @@ class Query:
             node: the position of their streams, ``(m,)``: another one, fresh probes.
             framed: whether to give the frame of the flow where the trace tells it.
         """
-        return slope(self.flow, tau, z, rows, self.trace, self.streams.at(rows, node), framed)
+        return slope(self.flow, tau, z, rows, self.trace, self.rng.at(rows, node), local_coordinates)
 
 
 class Method(ABC):
     """A way from points to log-densities; members are frozen dataclasses."""
 
     @abstractmethod
-    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return the likelihood of some rows.
 
         Args:

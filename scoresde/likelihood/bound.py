@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scoresde._checks import check_integer
-from scoresde._shapes import expand, flatten
-from scoresde.coordinates import standard_normal
-from scoresde.likelihood.base import Likelihood, Method, Query
-from scoresde.likelihood.door import log_likelihood
-from scoresde.likelihood.replay import replayed
-from scoresde.score import Score
+from scoresde._core.checks import check_integer
+from scoresde._core.shapes import expand, flatten
+from scoresde.flow.probability_flow import standard_normal
+from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
+from scoresde.likelihood.checkpointing import replayed
+from scoresde.likelihood.log_likelihood import log_likelihood
+from scoresde.scores import Score
 
 _PER_STRATUM = 4
 """Evaluations in each stratum: two independent draws, for the variance, each with ε and −ε."""
@@ -78,7 +78,7 @@ class VariationalBound(Method):
                 "are drawn in every stratum"
             )
 
-    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return an estimate of the bound for some rows."""
         flow = query.flow
         if not flow.score.sde.gaussian:
@@ -88,7 +88,7 @@ class VariationalBound(Method):
                 f"{type(flow.score.sde).__name__}"
             )
         strata = self.samples // _PER_STRATUM
-        score = flow.score.rows(rows.repeat(2))
+        score = flow.score.select(rows.repeat(2))
         draws = [self._draw(query, score, x.double(), rows, i, strata) for i in range(2 * strata)]
         values = torch.stack([value for value, _ in draws]).unflatten(0, (strata, 2))
         mismatch = torch.stack([mismatch for _, mismatch in draws]).mean(0)
@@ -110,23 +110,23 @@ class VariationalBound(Method):
         )
 
     def _draw(
-        self, query: Query, score: Score, x: Tensor, rows: Tensor, i: int, strata: int
+        self, query: LikelihoodSettings, score: Score, x: Tensor, rows: Tensor, i: int, strata: int
     ) -> tuple[Tensor, Tensor]:
         """Return what draw ``i`` estimates beyond log N_0(x), and the prior's mismatch, ``(m,)``.
 
         Draws 2j and 2j + 1 are of stratum j.
         """
         flow, sde, m = query.flow, score.sde, len(x)
-        streams = query.streams.at(rows, torch.full_like(rows, i))
-        noise = streams.normals((flow.dimension,))
+        rng = query.rng.at(rows, torch.full_like(rows, i))
+        noise = rng.normals((flow.dimension,))
         noise = torch.cat([noise, -noise])
         both = torch.cat([x, x])
         high, low = float(sde.half_logsnr(sde.interior(flow.t_min))), float(sde.half_logsnr(sde.T))
-        place = (i // 2 + streams.uniforms(())) / strata
+        place = (i // 2 + rng.uniforms(())) / strata
         time = sde.time_at(high + (low - high) * place).clamp(flow.t_min, sde.T).repeat(2)
 
         def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
-            return (_excess(score.rows(index), x, noise[index], flow.t_min, time[index]),)
+            return (_excess(score.select(index), x, noise[index], flow.t_min, time[index]),)
 
         (excess,) = replayed(evaluate, score, both)
         last = _diffused(score, both, noise, flow.t_min, torch.full_like(time, sde.T))[0]

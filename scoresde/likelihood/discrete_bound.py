@@ -33,19 +33,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde._checks import (
+from scoresde._core.checks import (
     check_between,
     check_floating,
     check_integer,
     check_positive,
     check_state,
     check_tensor,
-    describe,
+    summarize,
 )
-from scoresde._shapes import check_like, expand, flatten
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
+from scoresde._core.shapes import check_like, expand, flatten
 from scoresde.dequantization import bits_per_dim, dequantize
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 
 VarianceFunction = Callable[[Tensor, Tensor], Tensor]
@@ -191,7 +191,7 @@ def discrete_bound(
         points,
         edges,
         variance if callable(variance) else _constant(variance),
-        Streams.draw(len(points), generator, points.device),
+        CounterRNG.draw(len(points), generator, points.device),
         None if strata is None else check_integer("strata", strata, minimum=1),
     )
     check_integer("draws", draws, minimum=1)
@@ -271,7 +271,7 @@ class _Bound:
     points: Tensor
     edges: tuple[Tensor, Tensor] | None
     variance: VarianceFunction
-    streams: Streams
+    rng: CounterRNG
     strata: int | None
 
     def draws(self, number: int, size: int, progress: bool) -> Tensor:
@@ -282,7 +282,7 @@ class _Bound:
         with tqdm(total=len(jobs), disable=not progress, unit="evaluation") as bar:
             for job in jobs.split(size):
                 node, rows = job // n, job % n
-                found.append(self._term(node // number, rows, self.streams.at(rows, node)))
+                found.append(self._term(node // number, rows, self.rng.at(rows, node)))
                 bar.update(len(job))
         return torch.cat(found).reshape(count, number, n).permute(2, 0, 1)
 
@@ -293,13 +293,13 @@ class _Bound:
         std = self.chain.sigma[-1] / scale
         return 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)
 
-    def _term(self, term: Tensor, rows: Tensor, streams: Streams) -> Tensor:
+    def _term(self, term: Tensor, rows: Tensor, rng: CounterRNG) -> Tensor:
         """Return one draw each of some terms of some rows, ``(m,)``."""
-        knot, weight = self._knot(term, streams)
+        knot, weight = self._knot(term, rng)
         x0, alpha, sigma = self.points[rows], self.chain.alpha[knot], self.chain.sigma[knot]
-        noise = streams.normals((math.prod(x0.shape[1:]),)).reshape(x0.shape)
+        noise = rng.normals((math.prod(x0.shape[1:]),)).reshape(x0.shape)
         x, time = expand(alpha, x0) * x0 + expand(sigma, x0) * noise, self.chain.times[knot]
-        mean = self.score.rows(rows).denoised(x, time)
+        mean = self.score.select(rows).denoised(x, time)
         share = check_like("variance", self.variance(x, time), x)
         ratio = share.double() * expand(self.chain.log_ratio[knot], x)
         last = knot == 0
@@ -309,13 +309,13 @@ class _Bound:
         nats[~last] = _step(x0[~last] - mean[~last], ratio[~last], gained)
         return weight * flatten(nats).sum(1)
 
-    def _knot(self, term: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
+    def _knot(self, term: Tensor, rng: CounterRNG) -> tuple[Tensor, Tensor]:
         """Return the knot where a term, or the step drawn for a stratum, begins, and its weight."""
         if self.strata is None:
             return term, torch.ones_like(self.chain.times[term])
         half_logsnr = self.chain.half_logsnr
         length = half_logsnr[0] - half_logsnr[-1]
-        level = half_logsnr[0] - length * (term - 1 + streams.uniforms(())) / self.strata
+        level = half_logsnr[0] - length * (term - 1 + rng.uniforms(())) / self.strata
         knot = torch.searchsorted(-half_logsnr, -level).clamp(1, len(half_logsnr) - 1)
         weight = length / (self.strata * (half_logsnr[knot - 1] - half_logsnr[knot]))
         decodes = term == 0
@@ -379,7 +379,7 @@ def _check_times(times: object, sde: GaussianSDE) -> Tensor:
     rising = knots.ndim == 1 and len(knots) > 1 and bool((knots.diff() > 0).all())
     if not rising or not 0 < float(knots[0]) <= float(knots[-1]) <= sde.T * (1 + 1e-6):
         raise ValueError(
-            f"times: expected at least two rising times in (0, {sde.T:g}], got {describe(knots)}; "
+            f"times: expected at least two rising times in (0, {sde.T:g}], got {summarize(knots)}; "
             "t_1, where the decoder begins, comes first"
         )
     return knots.detach()

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from scoresde._checks import check_floating, check_integers, check_positive
-from scoresde._modules import evaluating
-from scoresde._random import normal, standing_in
-from scoresde.coordinates import flow_of
+from scoresde._core.checks import check_floating, check_integers, check_positive
+from scoresde._core.modules import evaluation_mode
+from scoresde._core.random import normal, temporarily_seeded
+from scoresde.flow.probability_flow import probability_flow
 from scoresde.likelihood.base import Likelihood, Method
-from scoresde.likelihood.door import log_likelihood
-from scoresde.likelihood.replay import slope
-from scoresde.score import Score
+from scoresde.likelihood.checkpointing import slope
+from scoresde.likelihood.log_likelihood import log_likelihood
+from scoresde.scores import Score
 from scoresde.solvers import Adams, Solver
 from scoresde.solvers.base import Evaluation
 from scoresde.traces import Trace
@@ -237,7 +237,7 @@ class ScoreDistribution(Distribution):
         self, score: Score, shape: tuple[int, ...], *, generator: torch.Generator | None
     ) -> Tensor:
         """Draw from the law at T that log_prob assumes, and follow the flow to t_min."""
-        flow = flow_of(score, self.event_shape, self.t_min)
+        flow = probability_flow(score, self.event_shape, self.t_min)
         device = score.moments.mean.device
 
         def velocity(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:
@@ -249,11 +249,11 @@ class ScoreDistribution(Distribution):
             )
         else:
             prior = self.prior or score.sde.prior(self.event_shape, dtype=torch.float64)
-            with standing_in(generator):
+            with temporarily_seeded(generator):
                 draw = prior.rsample if prior.has_rsample else prior.sample
                 latent = draw(torch.Size(shape[:1])).to(device)
             z = flow.enter(latent, flow.end)
-        with evaluating(score):
+        with evaluation_mode(score):
             solution = self._solver.solve(
                 velocity, z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE
             )

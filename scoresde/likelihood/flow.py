@@ -1,6 +1,6 @@
 r"""The density of the probability flow.
 
-Along the flow, told in the standardised variable z of :mod:`scoresde.coordinates`,
+Along the flow, told in the standardised variable z of :mod:`scoresde.flow.probability_flow`,
 
     log p_{t_min}(x) = log p_z(z_T) + ∫ ∇·(dz/dτ) dτ − Σ log S_x(t_min),
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.coordinates import Flow
-from scoresde.likelihood.base import Likelihood, Method, Query
+from scoresde.flow.probability_flow import Flow
+from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.solvers import Status
 from scoresde.solvers.base import Evaluation
 
@@ -48,12 +48,12 @@ class FlowIntegral(Method):
         Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, eq. 39.
     """
 
-    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return the likelihood of some rows by the flow."""
         flow, nats = query.flow, query.tolerance * math.log(2)
 
         def field(tau: Tensor, z: Tensor, index: Tensor, node: Tensor) -> Evaluation:
-            return query.slope(tau, z, rows[index], node, query.solver.framed)
+            return query.slope(tau, z, rows[index], node, query.solver.local_coordinates)
 
         solution = query.solver.solve(
             field,

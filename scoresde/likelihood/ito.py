@@ -30,12 +30,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
-from scoresde._shapes import flatten
-from scoresde.likelihood.base import Likelihood, Method, Query
-from scoresde.likelihood.replay import replayed
-from scoresde.score import Score
-from scoresde.variables import Standardised
+from scoresde._core.checks import check_integer
+from scoresde._core.shapes import flatten
+from scoresde.flow.coordinates import Standardized
+from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
+from scoresde.likelihood.checkpointing import replayed
+from scoresde.scores import Score
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ItoEstimate(Method):
                 "paths in half as many steps"
             )
 
-    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return the estimate for some rows."""
         flow = query.flow
         if not flow.score.sde.gaussian:
@@ -107,10 +107,10 @@ class ItoEstimate(Method):
         log_prob = torch.logsumexp(log_weights, 1) - math.log(self.paths)
         told = (coarse - fine).detach().unflatten(0, (len(x), self.paths)).mean(1).abs()
         weights = torch.softmax(log_weights.detach(), 1)  # w over K times their mean
-        spread = self.paths / (self.paths - 1) * ((weights - 1 / self.paths) ** 2).sum(1)
+        std = self.paths / (self.paths - 1) * ((weights - 1 / self.paths) ** 2).sum(1)
         return Likelihood(
             log_prob=log_prob.to(x.dtype),
-            standard_error=spread.sqrt().to(x.dtype),
+            standard_error=std.sqrt().to(x.dtype),
             solver_error=told.nan_to_num(math.inf).to(x.dtype),
             prior_mismatch=mismatch.unflatten(0, (len(x), self.paths)).mean(1).to(x.dtype),
             latent=shrink * x,
@@ -121,22 +121,22 @@ class ItoEstimate(Method):
             points=x,
         )
 
-    def _walk(self, query: Query, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _walk(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise x along K paths each; return where they end ``(m K, *event)``, and Σ log p/q.
 
         The sum comes twice ``(m K,)``: of all steps, and of the steps from every second node.
         """
         row = rows.repeat_interleave(self.paths)
         path = torch.arange(self.paths, device=x.device).repeat(len(x))
-        score = query.flow.score.rows(row)
+        score = query.flow.score.select(row)
         x = x.repeat_interleave(self.paths, dim=0)
         fine = coarse = x.new_zeros(len(x))
         times = self._times(query).to(x.device)
         for k in range(0, self.steps, 2):
             joint = torch.zeros_like(x)
             for i in (k, k + 1):
-                streams = query.streams.at(row, path * self.steps + i)
-                noise = streams.normals((query.flow.dimension,)).reshape(x.shape)
+                rng = query.rng.at(row, path * self.steps + i)
+                noise = rng.normals((query.flow.dimension,)).reshape(x.shape)
                 scale, std = score.sde.transition(times[i], times[i + 1])
                 x, joint = scale * x + std * noise, scale * joint + std * noise
                 pull = _score(score, x, times[i + 1])
@@ -145,10 +145,10 @@ class ItoEstimate(Method):
             coarse = coarse + _log_ratio(score, joint / std, pull, times[k], times[k + 2])
         return x, fine, coarse
 
-    def _times(self, query: Query) -> Tensor:
+    def _times(self, query: LikelihoodSettings) -> Tensor:
         """Return the times of the nodes, ``(steps + 1,)``."""
         score = query.flow.score
-        angle = Standardised(score.moments.spread)
+        angle = Standardized(score.moments.std)
         ends = torch.tensor([query.flow.t_min, score.sde.T], dtype=torch.float64)
         first, last = angle.time(torch.exp(-score.sde.half_logsnr(score.sde.interior(ends))))
         place = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)[1:-1]
@@ -160,7 +160,7 @@ def _score(score: Score, x: Tensor, t: Tensor) -> Tensor:
     """Return the score at one time for all rows, shaped like ``x``."""
 
     def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
-        return (score.rows(index)(x, t),)
+        return (score.select(index)(x, t),)
 
     return replayed(evaluate, score, x)[0]
 

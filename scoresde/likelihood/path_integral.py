@@ -5,7 +5,7 @@ For any path z(τ), whether the flow takes it or not, the densities of a diffusi
     d log p_z(z(τ), τ)/dτ = −∇·v + a · (z′ − v),        v = dz/dτ of the flow,  a = ∇_z log p_z,
 
 since the flow transports them. Along the path z = const, the one that the flow of Gaussian data
-would take (:mod:`scoresde.coordinates`),
+would take (:mod:`scoresde.flow.probability_flow`),
 
     log p_{t_min}(x) = log p_z(z, τ_T) + ∫ (∇·v + a · v) dτ − Σ log S_x(t_min).
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
-from scoresde.likelihood.base import Likelihood, Method, Query
+from scoresde._core.checks import check_integer
+from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.traces import Trace
 
 _KRONROD_NODES = (
@@ -115,7 +115,7 @@ class PathIntegral(Method):
     def __post_init__(self) -> None:
         check_integer("max_evaluations", self.max_evaluations, minimum=_NODES)
 
-    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return the likelihood of some rows by the path integral."""
         flow = query.flow
         z = flow.enter(x, flow.start)
@@ -159,7 +159,7 @@ class PathIntegral(Method):
             points=x,
         )
 
-    def _evaluate(self, query: Query, z: Tensor, rows: Tensor, panels: _Panels) -> _Panels:
+    def _evaluate(self, query: LikelihoodSettings, z: Tensor, rows: Tensor, panels: _Panels) -> _Panels:
         """Fill in the integrals of new panels: one batch of 15 nodes each."""
         kronrod, gauss, nodes = _rule(z)
         row, index = panels.row.repeat_interleave(_NODES), panels.index.repeat_interleave(_NODES)
@@ -231,10 +231,10 @@ def _rule(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _discrepancy(values: Tensor, kronrod: Tensor, gauss: Tensor) -> Tensor:
     """Estimated error of the Kronrod rule on [−1, 1] ``(P,)`` for values ``(P, 15)``."""
     mean = 0.5 * (kronrod * values).sum(1, keepdim=True)
-    spread = (kronrod * (values - mean).abs()).sum(1)
+    std = (kronrod * (values - mean).abs()).sum(1)
     apart = ((kronrod - gauss) * values).sum(1).abs()
-    relative = apart / spread.clamp(min=torch.finfo(spread.dtype).tiny)
-    return spread * (_CAUTION * relative**1.5).clamp(max=1.0)
+    relative = apart / std.clamp(min=torch.finfo(std.dtype).tiny)
+    return std * (_CAUTION * relative**1.5).clamp(max=1.0)
 
 
 def _variance(trace: Trace, tau: Tensor, estimates: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_floating, check_integers, check_tensor, describe
-from scoresde._shapes import can_look
+from scoresde._core.checks import check_floating, check_integers, check_tensor, summarize
+from scoresde._core.shapes import has_concrete_value
 
 
 def check_widths(name: str, multipliers: Sequence[int]) -> tuple[int, ...]:
@@ -84,14 +84,14 @@ def check_classes(classes: Tensor, count: int, batch: int) -> None:
     check_tensor("classes", classes)
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(
-            f"classes: expected integers, got {describe(classes)}; convert them with classes.long()"
+            f"classes: expected integers, got {summarize(classes)}; convert them with classes.long()"
         )
     if classes.shape != (batch,):
         raise ValueError(
             f"classes: expected shape ({batch},), got {tuple(classes.shape)}; give one class per "
             f"sample, classes.expand({batch}) repeats a single one"
         )
-    if not can_look(classes) or batch == 0:
+    if not has_concrete_value(classes) or batch == 0:
         return
     low, high = (int(value) for value in torch.aminmax(classes))
     if low < 0 or high > count:
@@ -106,7 +106,7 @@ def check_index(name: str, index: Tensor, count: int) -> None:
 
     Values are looked at where that is free: on the CPU, outside compiled and vectorised code.
     """
-    if not can_look(index) or index.numel() == 0:
+    if not has_concrete_value(index) or index.numel() == 0:
         return
     low, high = (float(value) for value in torch.aminmax(index.detach()))
     if not (low >= 0 and high < count):
@@ -120,6 +120,6 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(
-            f"{name}: expected one of {', '.join(map(repr, choices))}, got {describe(value)}; "
+            f"{name}: expected one of {', '.join(map(repr, choices))}, got {summarize(value)}; "
             "check the spelling"
         )

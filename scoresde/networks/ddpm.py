@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 from scoresde.networks.ncsnpp import NCSNpp
 
 __all__ = ["DDPMUNet"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde._checks import check_between, check_integer, check_positive
+from scoresde._core.checks import check_between, check_integer, check_positive
 from scoresde.networks._inputs import check_input
 from scoresde.networks.blocks import Conditioning, attention, recompute
 from scoresde.networks.embeddings import PositionalEmbedding

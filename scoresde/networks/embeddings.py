@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scoresde._checks import check_integer, check_positive
+from scoresde._core.checks import check_integer, check_positive
 
 __all__ = ["FourierEmbedding", "PositionalEmbedding"]
 

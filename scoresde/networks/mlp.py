@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde._checks import check_between, check_integer, check_integers, check_positive
-from scoresde._shapes import flatten
+from scoresde._core.checks import check_between, check_integer, check_integers, check_positive
+from scoresde._core.shapes import flatten
 from scoresde.networks._inputs import check_input
 from scoresde.networks.blocks import Conditioning
 from scoresde.networks.initialization import zero_

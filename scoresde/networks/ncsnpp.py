@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde._checks import check_between, check_integer, check_nonnegative, check_positive
-from scoresde._shapes import expand
+from scoresde._core.checks import check_between, check_integer, check_nonnegative, check_positive
+from scoresde._core.shapes import expand
 from scoresde.networks._inputs import check_choice, check_input, check_levels, check_widths
 from scoresde.networks.blocks import AttentionBlock, ResidualBlock, group_norm, recompute
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.initialization import scaled_
-from scoresde.networks.ladder import LadderNetwork
+from scoresde.networks.noise_levels import NoiseLevelNetwork
 from scoresde.networks.resampling import (
     Double,
     DoubleAndConvolve,
@@ -47,7 +47,7 @@ from scoresde.networks.resampling import (
 __all__ = ["NCSNpp"]
 
 
-class NCSNpp(LadderNetwork):
+class NCSNpp(NoiseLevelNetwork):
     r"""The U-Net family of score SDEs.
 
     Images of any height and width are welcome: inside, they are padded at the bottom and on the

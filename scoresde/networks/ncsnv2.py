@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde._checks import check_integer
-from scoresde._shapes import expand
+from scoresde._core.checks import check_integer
+from scoresde._core.shapes import expand
 from scoresde.networks._inputs import check_input
-from scoresde.networks.ladder import LadderNetwork
+from scoresde.networks.noise_levels import NoiseLevelNetwork
 from scoresde.networks.resampling import pad_to_multiple
 
 __all__ = ["NCSNv2"]
@@ -63,7 +63,7 @@ STAGES = {
 }
 
 
-class NCSNv2(LadderNetwork):
+class NCSNv2(NoiseLevelNetwork):
     """The noise-conditional score network, version 2.
 
     Images of any height and width are welcome: inside, they are padded at the bottom and on the

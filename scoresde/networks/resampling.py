@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde._checks import check_number
+from scoresde._core.checks import check_number
 from scoresde.networks.initialization import scaled_
 
 Taps = tuple[float, ...]

@@ -1,9 +1,9 @@
 """Linear observations of data: masks, fewer pixels, blurs, grey images, any matrix or function."""
 
-from scoresde.operators.base import Diagonalised, LinearOperator
+from scoresde.operators.base import DiagonalizedOperator, LinearOperator
 from scoresde.operators.blur import Blur
-from scoresde.operators.colour import Grey
 from scoresde.operators.downsampling import AveragePool, Bicubic, Downsampling
+from scoresde.operators.grayscale import Grayscale
 from scoresde.operators.mask import Mask
 from scoresde.operators.matrix import FunctionOperator, Matrix
 
@@ -11,10 +11,10 @@ __all__ = [
     "AveragePool",
     "Bicubic",
     "Blur",
-    "Diagonalised",
+    "DiagonalizedOperator",
     "Downsampling",
     "FunctionOperator",
-    "Grey",
+    "Grayscale",
     "LinearOperator",
     "Mask",
     "Matrix",

@@ -19,18 +19,18 @@ from typing import final
 import torch
 from torch import Tensor
 
-from scoresde._linalg import conjugate_gradients
-from scoresde._modules import ExactModule
-from scoresde._shapes import Time, expand, flatten
+from scoresde._core.conjugate_gradients import conjugate_gradients
+from scoresde._core.modules import FixedDtypeModule
+from scoresde._core.shapes import Time, expand, flatten
 
 Shape = tuple[int, ...]
 
 
-class LinearOperator(ExactModule, ABC):
+class LinearOperator(FixedDtypeModule, ABC):
     """A linear map A from events to observations, of the same law for every row.
 
     A member defines :meth:`observed_shape`, :meth:`forward` and :meth:`adjoint`; if it knows the
-    eigenvalues of A Aᵀ, it is a :class:`Diagonalised`.
+    eigenvalues of A Aᵀ, it is a :class:`DiagonalizedOperator`.
 
     Example:
         >>> import torch
@@ -100,7 +100,7 @@ class LinearOperator(ExactModule, ABC):
         return flatten(self(basis.reshape(d, *event_shape))).T
 
 
-class Diagonalised(LinearOperator):
+class DiagonalizedOperator(LinearOperator):
     """An operator with A Aᵀ = U diag(e) Uᵀ known: U by two rotations, e by its eigenvalues."""
 
     def rotate(self, y: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ def _coefficient(shift: Time, y: Tensor) -> Tensor:
     return expand(torch.as_tensor(shift, dtype=torch.float64), y)
 
 
-def misfit(operator: LinearOperator, expected: str, event_shape: Sequence[int], cure: str) -> None:
+def misfit(operator: LinearOperator, expected: str, event_shape: Sequence[int], hint: str) -> None:
     """Refuse samples that an operator does not take."""
     raise ValueError(
-        f"x: expected samples of shape {expected} for {operator}, got {tuple(event_shape)}; {cure}"
+        f"x: expected samples of shape {expected} for {operator}, got {tuple(event_shape)}; {hint}"
     )

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_finite, check_floating, check_integer, check_positive
-from scoresde.operators.base import Diagonalised, Shape, misfit
+from scoresde._core.checks import check_finite, check_floating, check_integer, check_positive
+from scoresde.operators.base import DiagonalizedOperator, Shape, misfit
 
 
-class Blur(Diagonalised):
+class Blur(DiagonalizedOperator):
     r"""Circular convolution with a kernel over the last axes, diagonal in Fourier space.
 
         y_i = Σ_j k_j x_{i−j},        A Aᵀ = F* diag(|k̂|²) F,

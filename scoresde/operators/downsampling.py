@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scoresde._checks import check_integer
-from scoresde.operators.base import Diagonalised, Shape, misfit
+from scoresde._core.checks import check_integer
+from scoresde.operators.base import DiagonalizedOperator, Shape, misfit
 
 
-class Downsampling(Diagonalised):
+class Downsampling(DiagonalizedOperator):
     """The same matrix M along each of the last axes, A = M ⊗ … ⊗ M: define :meth:`axis`.
 
     Args:

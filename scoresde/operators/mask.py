@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_tensor
-from scoresde.operators.base import Diagonalised, Shape, misfit
+from scoresde._core.checks import check_tensor
+from scoresde.operators.base import DiagonalizedOperator, Shape, misfit
 
 
-class Mask(Diagonalised):
+class Mask(DiagonalizedOperator):
     """The entries where a mask is true, as a vector: A Aᵀ = 1.
 
     Args:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from scoresde._checks import check_finite, check_floating, check_integers
-from scoresde._shapes import flatten
-from scoresde.operators.base import Diagonalised, LinearOperator, Shape, misfit
+from scoresde._core.checks import check_finite, check_floating, check_integers
+from scoresde._core.shapes import flatten
+from scoresde.operators.base import DiagonalizedOperator, LinearOperator, Shape, misfit
 
 _ROUNDING = 1e3
 """How many units in the last place a linear function may miss linearity by."""
 
 
-class Matrix(Diagonalised):
+class Matrix(DiagonalizedOperator):
     """A matrix on flattened samples.
 
     Args:

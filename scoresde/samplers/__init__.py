@@ -1,28 +1,34 @@
 """Noise to data: one loop, and many ways to make its steps."""
 
+from scoresde.flow.coordinates import (
+    Coordinates,
+    LogSNR,
+    Rectified,
+    Standardized,
+    VarianceExploding,
+    Windowed,
+)
 from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.adaptive import AdaptiveSDE
 from scoresde.samplers.ancestral import Ancestral
 from scoresde.samplers.base import Noise, Sampler, half_step
 from scoresde.samplers.churn import Churn
+from scoresde.samplers.encoding import Trajectory, encode, interpolate, trajectory
 from scoresde.samplers.euler_maruyama import EulerMaruyama
 from scoresde.samplers.exponential import DEIS, DDIMNoise, Exponential
 from scoresde.samplers.grids import (
     Angle,
     Grid,
     Karras,
-    Knots,
     LogMobius,
+    Timesteps,
     UniformLogSNR,
     UniformTime,
 )
 from scoresde.samplers.heun import Heun
 from scoresde.samplers.langevin import AnnealedLangevin, Langevin
-from scoresde.samplers.loop import Frame, SamplingError, sample, walk
-from scoresde.samplers.metropolis import MetropolisLangevin
-from scoresde.samplers.on_grid import OnGrid
-from scoresde.samplers.paths import Trajectory, encode, interpolate, trajectory
-from scoresde.samplers.predictor_corrector import PredictorCorrector, Stay
+from scoresde.samplers.mala import MALA
+from scoresde.samplers.predictor_corrector import NoPredictor, PredictorCorrector
 from scoresde.samplers.presets import (
     annealed_langevin,
     ddim,
@@ -46,10 +52,11 @@ from scoresde.samplers.runge_kutta import (
     RungeKutta,
     Tableau,
 )
+from scoresde.samplers.sample import SamplingError, SamplingStep, sample, walk
+from scoresde.samplers.scheduled import Scheduled
 from scoresde.samplers.torch_sde import TorchSDE
-from scoresde.variables import Coordinates, Exploding, LogSNR, Rectified, Standardised, Windowed
 
-FAMILY = (
+MEMBERS = (
     EulerMaruyama(),
     EulerMaruyama(eta=0.0),
     ReverseDiffusion(),
@@ -59,16 +66,16 @@ FAMILY = (
     AnnealedLangevin(),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
     PredictorCorrector(EulerMaruyama(), AnnealedLangevin(), corrections=2),
-    PredictorCorrector(Stay(), AnnealedLangevin()),
+    PredictorCorrector(NoPredictor(), AnnealedLangevin()),
     Exponential(order=1, eta=DDIMNoise(0.5)),
     Exponential(order=2),
     Exponential(order=3, eta=1.0),
     Exponential(order=3, corrector=4),
     DEIS(),
     AdamsBashforth(),
-    AdamsBashforth(order=2, corrector=0, coordinates=Standardised()),
+    AdamsBashforth(order=2, corrector=0, coordinates=Standardized()),
     RungeKutta(),
-    RungeKutta(RK4, Exploding()),
+    RungeKutta(RK4, VarianceExploding()),
     RungeKutta(MIDPOINT, Rectified()),
     Heun(),
     Heun(eta=1.0),
@@ -82,7 +89,7 @@ FAMILY = (
 
 __all__ = [
     "DEIS",
-    "FAMILY",
+    "MEMBERS",
     "HEUN",
     "HEUN3",
     "KUTTA3",
@@ -98,19 +105,19 @@ __all__ = [
     "Coordinates",
     "DDIMNoise",
     "EulerMaruyama",
-    "Exploding",
+    "VarianceExploding",
     "Exponential",
-    "Frame",
+    "SamplingStep",
     "Grid",
     "Heun",
     "Karras",
-    "Knots",
+    "Timesteps",
     "Langevin",
     "LogMobius",
     "LogSNR",
-    "MetropolisLangevin",
+    "MALA",
     "Noise",
-    "OnGrid",
+    "Scheduled",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Rectified",
@@ -118,8 +125,8 @@ __all__ = [
     "RungeKutta",
     "Sampler",
     "SamplingError",
-    "Standardised",
-    "Stay",
+    "Standardized",
+    "NoPredictor",
     "Tableau",
     "TorchSDE",
     "Trajectory",

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde._checks import check_positive
+from scoresde._core.checks import check_positive
+from scoresde.flow.coordinates import Coordinates
+from scoresde.flow.fixed_grid import STRAIGHT, Chart, FlowSampler, Point, check_coordinates
 from scoresde.samplers.base import Noise, half_step
-from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, Point, check_coordinates
 from scoresde.samplers.grids import LogMobius
 from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE
-from scoresde.variables import Coordinates
 
 _FARTHEST = 0.5
 """How far the last polynomial is followed to the end of the flow, in lengths of the step before."""
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(FlowSteps, Multistep):
+class AdamsBashforth(FlowSampler, Multistep):
     r"""The Adams methods: one evaluation a step, on any grid.
 
         z_s = z_t + ∫ P dτ        from τ_t to τ_s,
@@ -75,14 +75,14 @@ class AdamsBashforth(FlowSteps, Multistep):
         check_coordinates(self.coordinates)
         check_positive("reach", self.reach)
 
-    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` that are fine where the data's structure appears.
 
         The first step, which is of order one, is the longest of few and the shortest of many, like
         N⁻², so that its error falls as fast as that of the others.
         """
         first = min(3.5, 30 / steps) if math.isfinite(self.coordinates.rests) else 1.0
-        return LogMobius(lower=0.045, upper=5.0).through(sde, steps, spread, first)
+        return LogMobius(lower=0.045, upper=5.0).through(sde, steps, std, first)
 
     def clock(self, score: Score, x: Tensor, times: Tensor) -> Chart:
         """Return the chart."""

@@ -22,10 +22,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_positive
-from scoresde._shapes import expand, flatten
+from scoresde._core.checks import check_positive
+from scoresde._core.shapes import expand, flatten
 from scoresde.samplers.base import Noise, Sampler, gaussian
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import GaussianSDE
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 2.0
@@ -69,7 +69,7 @@ class AdaptiveSDE(Sampler):
 
     def __post_init__(self) -> None:
         check_positive("tolerance", self.tolerance)
-        check_positive("eta", self.eta, cure="for the flow use ProbabilityFlow()")
+        check_positive("eta", self.eta, hint="for the flow use ProbabilityFlow()")
         check_positive("first", self.first)
         check_positive("longest", self.longest)
 
@@ -105,7 +105,7 @@ class AdaptiveSDE(Sampler):
         self, score: Score, sde: GaussianSDE, walk: _Walk, end: float, smallest: float, z: Tensor
     ) -> _Walk:
         """Try one step for every sample."""
-        score = score.rows(walk.rows)
+        score = score.select(walk.rows)
         walk = walk.look(score)
         length = walk.length.clamp(max=self.longest)
         target = torch.minimum(walk.place + length, walk.knot()).clamp(max=end)
@@ -168,7 +168,7 @@ class _Walk:
         if not len(index):
             return self
         denoised = self.denoised.clone()
-        denoised[index] = score.rows(index).denoised(self.x[index], self.time[index])
+        denoised[index] = score.select(index).denoised(self.x[index], self.time[index])
         return replace(self, denoised=denoised, stale=torch.zeros_like(self.stale))
 
     def knot(self) -> Tensor:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde._checks import check_between
+from scoresde._core.checks import check_between
 from scoresde.samplers.base import Noise, Sampler, place
-from scoresde.score import Score
+from scoresde.scores import Score
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ancestral(Sampler):
         h = there.half_logsnr - here.half_logsnr
         gained = -math.expm1(-2 * h)
         small, large = (end.sigma * math.sqrt(gained) for end in (there, here))
-        spread = small ** (1 - self.variance) * large**self.variance
+        std = small ** (1 - self.variance) * large**self.variance
         mean = x * math.exp(there.log_sigma - here.log_sigma - h)
         mean.add_(score.denoised(x, t), alpha=there.alpha * gained)
-        return mean.add_(noise(x), alpha=spread), None
+        return mean.add_(noise(x), alpha=std), None

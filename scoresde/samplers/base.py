@@ -1,7 +1,7 @@
 r"""What a sampler is: a grid of times, and a step from one of them to the next.
 
 Noise becomes data along times T = t_0 > t_1 > … > t_N = t_min. A member of the family knows how to
-go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.loop` does the rest:
+go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.sample` does the rest:
 
     state = sampler.init(score, x, times)
     for t, s in pairwise(times):
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
-from scoresde.score import Score
+from scoresde._core.checks import check_integer
+from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 
 Noise = Callable[[Tensor], Tensor]
@@ -68,7 +68,7 @@ class Sampler(ABC):
         """Whether a step stays at its time t and moves samples towards p_t."""
         return False
 
-    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the times of ``steps`` steps, here equidistant in t.
 
         Args:

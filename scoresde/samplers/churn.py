@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_nonnegative, check_positive
-from scoresde._shapes import expand
+from scoresde._core.checks import check_nonnegative, check_positive
+from scoresde._core.shapes import expand
 from scoresde.samplers.base import Noise, Sampler, gaussian
 from scoresde.samplers.heun import Heun
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE
 
 
@@ -69,9 +69,9 @@ class Churn(Sampler):
         """That of the sampler where nothing is added; else it depends on how γ goes with N."""
         return None if self.gamma else self.sampler.convergence_order
 
-    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the sampler's grid ``(N+1,)``."""
-        return self.sampler.grid(sde, steps, spread)
+        return self.sampler.grid(sde, steps, std)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
         """Return what the sampler starts with."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde._checks import check_nonnegative
+from scoresde._core.checks import check_nonnegative
 from scoresde.samplers.base import Noise, Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
 
 
 @dataclass(frozen=True)

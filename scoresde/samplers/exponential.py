@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from scoresde._checks import check_between, check_nonnegative
+from scoresde._core.checks import check_between, check_nonnegative
 from scoresde.samplers.base import Noise, Place, Places
 from scoresde.samplers.grids import UniformLogSNR
 from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE
 
 _RECURSION_FROM = 4.0
@@ -74,9 +74,9 @@ class ExponentialMultistep(Multistep):
         """Whether no noise is drawn."""
         return self.eta == 0
 
-    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` equidistant in log-SNR."""
-        return UniformLogSNR()(sde, steps, spread)
+        return UniformLogSNR()(sde, steps, std)
 
     def clock(self, score: Score, x: Tensor, times: Tensor) -> Places:
         """Return the places of the times on the two curves."""
@@ -164,8 +164,8 @@ class Exponential(ExponentialMultistep):
         factor = math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
         base = x * factor
         if eta:
-            spread = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
-            base.add_(noise(x), alpha=spread)
+            std = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
+            base.add_(noise(x), alpha=std)
         return base, Leg(here.time, h, there.alpha, (1 + eta**2) * h, factor)
 
     def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:

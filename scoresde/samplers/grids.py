@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer, check_positive
+from scoresde._core.checks import check_integer, check_positive
 from scoresde.samplers.base import gaussian
 from scoresde.sdes import SDE
 
@@ -33,7 +33,7 @@ class Grid(ABC):
     """
 
     @abstractmethod
-    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the times of ``steps`` steps.
 
         Args:
@@ -66,7 +66,7 @@ class UniformTime(Grid):
     def __post_init__(self) -> None:
         check_positive("power", self.power)
 
-    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         end = sde.t_min if self.end is None else self.end
         if not 0 <= end < sde.T:
             raise ValueError(f"end: expected a time in [0, {sde.T:g}), got {end:g}; T is the start")
@@ -88,11 +88,11 @@ class RatioGrid(Grid):
     def unwarp(self, value: Tensor) -> Tensor:
         """Return the ρ at which :meth:`warp` has this value."""
 
-    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
-        high, low = self._ends(sde, spread)
-        return self._times(sde, _equidistant(high, low, steps), spread)
+    def __call__(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+        high, low = self._ends(sde, std)
+        return self._times(sde, _equidistant(high, low, steps), std)
 
-    def through(self, sde: SDE, steps: int, spread: float = 1.0, first: float = 1.0) -> Tensor:
+    def through(self, sde: SDE, steps: int, std: float = 1.0, first: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` for a method that goes on from t_min to ρ = 0.
 
         They are equidistant as far as ρ = 0, and the last one is t_min instead; where steps are so
@@ -107,23 +107,23 @@ class RatioGrid(Grid):
         part = torch.arange(check_integer("steps", steps, minimum=1) + 1, dtype=torch.float64)
         part[1:] += first - 1
         part /= float(part[-1])
-        high, low = self._ends(sde, spread)
+        high, low = self._ends(sde, std)
         zero = float(self.warp(torch.zeros((), dtype=torch.float64)))
         values = high + (zero - high) * part
         if not values[-2] - low > _ROOM * (low - zero):
             values = high + (low - high) * part
-        return self._times(sde, values, spread)
+        return self._times(sde, values, std)
 
-    def _ends(self, sde: SDE, spread: float) -> list[float]:
+    def _ends(self, sde: SDE, std: float) -> list[float]:
         """Return the warped ρ at T and at t_min."""
         ends = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
-        return self.warp(torch.exp(-gaussian(sde).half_logsnr(ends)) / spread).tolist()
+        return self.warp(torch.exp(-gaussian(sde).half_logsnr(ends)) / std).tolist()
 
-    def _times(self, sde: SDE, values: Tensor, spread: float) -> Tensor:
+    def _times(self, sde: SDE, values: Tensor, std: float) -> Tensor:
         """Return the times at warped ρ, the first being T, the last t_min."""
         times = torch.empty_like(values)
         times[0], times[-1] = sde.T, sde.t_min
-        ratio = self.unwarp(values[1:-1]) * spread
+        ratio = self.unwarp(values[1:-1]) * std
         times[1:-1] = gaussian(sde).time_at(-torch.log(ratio))
         return times
 
@@ -245,7 +245,7 @@ class LogMobius(RatioGrid):
 
 
 @dataclass(frozen=True)
-class Knots(Grid):
+class Timesteps(Grid):
     """The knots of a discretised diffusion: all, or as evenly spread as whole numbers allow.
 
     N steps take N + 1 of the table's times, the first and the last included.
@@ -256,11 +256,11 @@ class Knots(Grid):
 
     Example:
         >>> from scoresde import DDPM
-        >>> Knots()(DDPM.linear(), 999)[:3]
+        >>> Timesteps()(DDPM.linear(), 999)[:3]
         tensor([1.0000, 0.9990, 0.9980], dtype=torch.float64)
     """
 
-    def __call__(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         knots = getattr(sde, "times", None)
         if not isinstance(knots, Tensor):
             raise TypeError(

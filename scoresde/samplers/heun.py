@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde._checks import check_nonnegative
+from scoresde._core.checks import check_nonnegative
 from scoresde.samplers.base import Noise, Sampler, place
 from scoresde.samplers.grids import Karras
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE
 
 
@@ -56,9 +56,9 @@ class Heun(Sampler):
         """Two."""
         return 2.0
 
-    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` on EDM's grid."""
-        return Karras()(sde, steps, spread)
+        return Karras()(sde, steps, std)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
@@ -68,8 +68,8 @@ class Heun(Sampler):
         push = (1 + self.eta**2) * there.alpha * (there.ratio - here.ratio)
         base = x * math.exp(there.log_alpha - here.log_alpha)
         if self.eta:
-            spread = self.eta * there.alpha * math.sqrt(here.ratio**2 - there.ratio**2)
-            base.add_(noise(x), alpha=spread)
+            std = self.eta * there.alpha * math.sqrt(here.ratio**2 - there.ratio**2)
+            base.add_(noise(x), alpha=std)
         slope = score.noise(x, t)
         later = score.noise(base.add(slope, alpha=push), s)
         return base.add_(slope, alpha=0.5 * push).add_(later, alpha=0.5 * push), None

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_nonnegative, check_positive
-from scoresde._shapes import expand, flatten
+from scoresde._core.checks import check_nonnegative, check_positive
+from scoresde._core.shapes import expand, flatten
 from scoresde.samplers.base import Noise, Sampler, gaussian
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import GaussianSDE
 
 _LARGEST = 0.5

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 from scoresde.samplers.base import Noise, Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
 
 _LONGEST = 3.0
 """Steps longer than this many times the one before do not extrapolate: they are of order one."""

@@ -7,19 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 from scoresde.samplers.base import Noise, Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE
 
 
 @dataclass(frozen=True)
-class Stay(Sampler):
+class NoPredictor(Sampler):
     """No prediction, published as the predictor "none", for annealed Langevin dynamics.
 
     Example:
         >>> from scoresde.samplers import AnnealedLangevin
-        >>> PredictorCorrector(Stay(), AnnealedLangevin(0.176), corrections=5).predictor
+        >>> PredictorCorrector(NoPredictor(), AnnealedLangevin(0.176), corrections=5).predictor
         Stay()
     """
 
@@ -79,9 +79,9 @@ class PredictorCorrector(Sampler):
         """Whether the predictor stays at its time, as in annealed Langevin dynamics."""
         return self.predictor.corrects
 
-    def grid(self, sde: SDE, steps: int, spread: float = 1.0) -> Tensor:
+    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the predictor's grid ``(N+1,)``."""
-        return self.predictor.grid(sde, steps, spread)
+        return self.predictor.grid(sde, steps, std)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> tuple[Any, Any]:
         """Return what both start with."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from scoresde._checks import check_nonnegative
+from scoresde._core.checks import check_nonnegative
 from scoresde.samplers.ancestral import Ancestral
 from scoresde.samplers.base import Sampler
 from scoresde.samplers.churn import Churn
@@ -15,15 +15,15 @@ from scoresde.samplers.exponential import DEIS, DDIMNoise, Exponential
 from scoresde.samplers.grids import Grid, Karras, UniformLogSNR, UniformTime
 from scoresde.samplers.heun import Heun
 from scoresde.samplers.langevin import AnnealedLangevin, Langevin
-from scoresde.samplers.on_grid import OnGrid
-from scoresde.samplers.predictor_corrector import PredictorCorrector, Stay
+from scoresde.samplers.predictor_corrector import NoPredictor, PredictorCorrector
 from scoresde.samplers.reverse_diffusion import ReverseDiffusion
+from scoresde.samplers.scheduled import Scheduled
 
 _LARGEST_GAMMA = math.sqrt(2) - 1
 
 
-def ddpm(variance: float = 1.0, grid: Grid = UniformTime(), steps: int = 1000) -> OnGrid:
-    """DDPM's ancestral sampling; on a DDPM's own table take ``grid=Knots(), steps=999``.
+def ddpm(variance: float = 1.0, grid: Grid = UniformTime(), steps: int = 1000) -> Scheduled:
+    """DDPM's ancestral sampling; on a DDPM's own table take ``grid=Timesteps(), steps=999``.
 
     Args:
         variance: 1 for σ² = β ("fixed large", the paper's), 0 for the posterior's.
@@ -37,10 +37,10 @@ def ddpm(variance: float = 1.0, grid: Grid = UniformTime(), steps: int = 1000) -
     References:
         Ho et al. 2020, arXiv:2006.11239, algorithm 2.
     """
-    return OnGrid(Ancestral(variance), grid, steps)
+    return Scheduled(Ancestral(variance), grid, steps)
 
 
-def ddim(eta: float = 0.0, grid: Grid = UniformTime(), steps: int = 50) -> OnGrid:
+def ddim(eta: float = 0.0, grid: Grid = UniformTime(), steps: int = 50) -> Scheduled:
     """DDIM; deterministic with eta = 0, DDPM's posterior with eta = 1.
 
     Args:
@@ -55,7 +55,7 @@ def ddim(eta: float = 0.0, grid: Grid = UniformTime(), steps: int = 50) -> OnGri
     References:
         Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16.
     """
-    return OnGrid(Exponential(order=1, eta=DDIMNoise(eta) if eta else 0.0), grid, steps)
+    return Scheduled(Exponential(order=1, eta=DDIMNoise(eta) if eta else 0.0), grid, steps)
 
 
 def pc(
@@ -64,7 +64,7 @@ def pc(
     predictor: Sampler = ReverseDiffusion(),
     grid: Grid = UniformTime(),
     steps: int = 1000,
-) -> OnGrid:
+) -> Scheduled:
     """Song et al.'s predictor–corrector sampler.
 
     | model | snr |
@@ -89,12 +89,12 @@ def pc(
     References:
         Song et al. 2021, arXiv:2011.13456, algorithms 1 to 5, appendix G and table 5.
     """
-    return OnGrid(PredictorCorrector(predictor, Langevin(snr), corrections), grid, steps)
+    return Scheduled(PredictorCorrector(predictor, Langevin(snr), corrections), grid, steps)
 
 
 def annealed_langevin(
     snr: float = 0.176, corrections: int = 5, grid: Grid = UniformLogSNR(), steps: int = 231
-) -> OnGrid:
+) -> Scheduled:
     """NCSN's annealed Langevin dynamics: no prediction, corrections at falling noise levels.
 
     Args:
@@ -112,7 +112,7 @@ def annealed_langevin(
         Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon, *Improved techniques for
         training score-based generative models*, 2020, arXiv:2006.09011.
     """
-    return OnGrid(PredictorCorrector(Stay(), AnnealedLangevin(snr), corrections), grid, steps)
+    return Scheduled(PredictorCorrector(NoPredictor(), AnnealedLangevin(snr), corrections), grid, steps)
 
 
 def edm_heun(
@@ -122,7 +122,7 @@ def edm_heun(
     inflation: float = 1.003,
     grid: Grid = Karras(),
     steps: int = 17,
-) -> OnGrid:
+) -> Scheduled:
     """EDM's sampler: Heun in σ on the Karras grid, with noise added before each step if asked for.
 
     17 steps and the denoising at the end are the 35 evaluations of the paper's N = 18.
@@ -145,9 +145,9 @@ def edm_heun(
         Karras et al. 2022, arXiv:2206.00364, algorithm 2 and table 5.
     """
     if not check_nonnegative("churn", churn):
-        return OnGrid(Heun(), grid, steps)
+        return Scheduled(Heun(), grid, steps)
     gamma = min(churn / (steps + 1), _LARGEST_GAMMA)
-    return OnGrid(Churn(Heun(), gamma, lowest, highest, inflation), grid, steps)
+    return Scheduled(Churn(Heun(), gamma, lowest, highest, inflation), grid, steps)
 
 
 def dpm_solver(
@@ -156,7 +156,7 @@ def dpm_solver(
     published: bool = False,
     grid: Grid = UniformLogSNR(),
     steps: int = 20,
-) -> OnGrid:
+) -> Scheduled:
     """DPM-Solver++, multistep: 2M and 3M, as an ODE (eta = 0) or an SDE (eta = 1).
 
     Args:
@@ -173,10 +173,10 @@ def dpm_solver(
     References:
         Lu et al. 2022, arXiv:2211.01095, algorithms 2 and 4.
     """
-    return OnGrid(Exponential(order, eta, published=published), grid, steps)
+    return Scheduled(Exponential(order, eta, published=published), grid, steps)
 
 
-def unipc(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> OnGrid:
+def unipc(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> Scheduled:
     """UniPC with exact coefficients ("varying"): every step is remade when its end is known.
 
     Args:
@@ -191,10 +191,10 @@ def unipc(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> OnGr
     References:
         Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2.
     """
-    return OnGrid(Exponential(order, corrector=order + 1), grid, steps)
+    return Scheduled(Exponential(order, corrector=order + 1), grid, steps)
 
 
-def deis(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> OnGrid:
+def deis(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> Scheduled:
     """DEIS, multistep in log ρ.
 
     Args:
@@ -209,12 +209,12 @@ def deis(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> OnGri
     References:
         Zhang & Chen 2023, arXiv:2204.13902, section 3.2.
     """
-    return OnGrid(DEIS(order), grid, steps)
+    return Scheduled(DEIS(order), grid, steps)
 
 
 def sa_solver(
     order: int = 3, eta: float = 1.0, grid: Grid = UniformLogSNR(), steps: int = 50
-) -> OnGrid:
+) -> Scheduled:
     """SA-Solver: stochastic Adams, predictor and corrector of the same number of steps.
 
     Args:
@@ -230,4 +230,4 @@ def sa_solver(
     References:
         Xue et al. 2023, arXiv:2309.05019, algorithm 1.
     """
-    return OnGrid(Exponential(order, eta, corrector=order + 1), grid, steps)
+    return Scheduled(Exponential(order, eta, corrector=order + 1), grid, steps)

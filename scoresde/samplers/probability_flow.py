@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde._checks import check_positive
-from scoresde.coordinates import flow_of
+from scoresde._core.checks import check_positive
+from scoresde.flow.probability_flow import probability_flow
 from scoresde.samplers.base import Noise, Sampler, half_step
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.base import Evaluation
 
@@ -21,7 +21,7 @@ class ProbabilityFlow(Sampler):
     r"""The flow dx/dt = f x − ½ g² s, integrated to a tolerance in the best variables there are.
 
     For a Gaussian diffusion these are the standardised state and the angle atan(σ/(αb)), in which
-    the flow of Gaussian data stands still (:mod:`scoresde.coordinates`). Every sample has its own
+    the flow of Gaussian data stands still (:mod:`scoresde.flow.probability_flow`). Every sample has its own
     steps. The map from noise to data is deterministic and invertible: :func:`transport` runs it
     either way.
 
@@ -106,7 +106,7 @@ def transport(
         >>> transport(score, torch.ones(1, 2), 1e-5, 1.0)
         tensor([[1., 1.]])
     """
-    flow = flow_of(score, x.shape[1:], min(s, t), max(s, t))
+    flow = probability_flow(score, x.shape[1:], min(s, t), max(s, t))
     start, end = (flow.end, flow.start) if t > s else (flow.start, flow.end)
 
     def velocity(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoresde.samplers.base import Noise, Sampler, gaussian
-from scoresde.score import Score
+from scoresde.scores import Score
 
 
 @dataclass(frozen=True)

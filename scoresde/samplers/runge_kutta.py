@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from scoresde.flow.coordinates import Coordinates
+from scoresde.flow.fixed_grid import STRAIGHT, Chart, FlowSampler, Point, check_coordinates
 from scoresde.samplers.base import Noise
-from scoresde.samplers.chart import STRAIGHT, Chart, FlowSteps, Point, check_coordinates
-from scoresde.score import Score
-from scoresde.variables import Coordinates
+from scoresde.scores import Score
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ RK4 = Tableau((1 / 6, 1 / 3, 1 / 3, 1 / 6), ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 
 
 
 @dataclass(frozen=True)
-class RungeKutta(FlowSteps):
+class RungeKutta(FlowSampler):
     r"""An explicit Runge–Kutta method: as many evaluations a step as the tableau has stages.
 
-    In the coordinates ``Exploding()``, ``HEUN`` is EDM's deterministic sampler.
+    In the coordinates ``VarianceExploding()``, ``HEUN`` is EDM's deterministic sampler.
 
     Args:
         tableau: HEUN, MIDPOINT, RALSTON (order 2), HEUN3, KUTTA3 (3), RK4 (4), or one's own.

@@ -9,10 +9,10 @@ import torch
 import torchsde
 from torch import Tensor
 
-from scoresde._checks import check_nonnegative
-from scoresde._shapes import flatten
+from scoresde._core.checks import check_nonnegative
+from scoresde._core.shapes import flatten
 from scoresde.samplers.base import Noise, Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE, Reverse
 
 _METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 2.0}

@@ -8,7 +8,7 @@ from scoresde.sdes.rectified import RectifiedFlow
 from scoresde.sdes.variance_exploding import EDMSDE, VESDE
 from scoresde.sdes.variance_preserving import VPSDE, SubVPSDE
 
-FAMILY = (
+MEMBERS = (
     VPSDE,
     SubVPSDE,
     VESDE,
@@ -23,7 +23,7 @@ FAMILY = (
 __all__ = [
     "DDPM",
     "EDMSDE",
-    "FAMILY",
+    "MEMBERS",
     "NCSN",
     "SDE",
     "VESDE",

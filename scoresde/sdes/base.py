@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scoresde._checks import check_nonnegative, check_ordered
-from scoresde._modules import ExactModule
-from scoresde._shapes import Time, as_time, check_batch, check_like, expand, like_time
+from scoresde._core.checks import check_nonnegative, check_ordered
+from scoresde._core.modules import FixedDtypeModule
+from scoresde._core.shapes import Time, as_time, check_batch, check_like, expand, like_time
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """Anything called as ``score(x, t)`` that returns ∇ log p_t(x), shaped like ``x``."""
 
 
-class SDE(ExactModule, ABC):
+class SDE(FixedDtypeModule, ABC):
     r"""A diffusion dx = f(x, t) dt + g(t) dw on [0, T], given by its drift and its diffusion.
 
     A subclass defines :meth:`drift` and :meth:`diffusion`; if it is to be sampled or to give

@@ -27,8 +27,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_between, check_integer, check_ordered, check_positive
-from scoresde._shapes import Time, as_time, like_time
+from scoresde._core.checks import check_between, check_integer, check_ordered, check_positive
+from scoresde._core.shapes import Time, as_time, like_time
 from scoresde.sdes.gaussian import GaussianSDE, log_complement
 
 _FADED = -24 * math.log(2)

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from scoresde._checks import check_floating
-from scoresde._shapes import (
+from scoresde._core.checks import check_floating
+from scoresde._core.shapes import (
     Time,
     as_time,
-    can_look,
     check_batch,
     check_data,
     expand,
+    has_concrete_value,
     like_time,
 )
 from scoresde.sdes.base import SDE
@@ -115,7 +115,7 @@ class GaussianSDE(SDE):
             check_floating("half_logsnr", half_logsnr)
         value = torch.as_tensor(half_logsnr, dtype=torch.float64).detach()
         target = value.reshape(-1)
-        if can_look(target) and bool(torch.isnan(target).any()):
+        if has_concrete_value(target) and bool(torch.isnan(target).any()):
             raise ValueError("half_logsnr: expected numbers, got NaN; λ falls from λ(0) to λ(T)")
         return like_time(Inverse(self)(target).reshape(value.shape), half_logsnr)
 
@@ -145,7 +145,7 @@ class GaussianSDE(SDE):
     def _slopes(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log σ, (log α)′ and (log σ)′."""
         both = torch.stack([time, time])  # a time for each curve: one pass gives both slopes
-        plain = can_look(time) and not torch.is_inference_mode_enabled()
+        plain = has_concrete_value(time) and not torch.is_inference_mode_enabled()
         if plain and not torch.is_grad_enabled():  # the same without what only graphs need
             with torch.enable_grad():
                 log_alpha, log_sigma = self._curves(both.requires_grad_())
@@ -203,7 +203,7 @@ class GaussianSDE(SDE):
             Kingma et al. 2021, arXiv:2107.00630, eq. 23.
         """
         early, late = as_time(s, self.T, "s"), as_time(t, self.T)
-        if can_look(early) and can_look(late) and bool((early > late).any()):
+        if has_concrete_value(early) and has_concrete_value(late) and bool((early > late).any()):
             raise ValueError(
                 f"s, t: expected s <= t, got s={s}, t={t}; the kernel runs from the earlier time s "
                 "to the later t, swap them"
@@ -285,7 +285,7 @@ class Inverse:
         above, below = curve[after - 1] - target, curve[after] - target
         time, closest = torch.where(above < -below, low, high), torch.minimum(above, -below)
         stays = torch.zeros_like(target)  # which end the last step left where it was: ±1
-        enough, looking = _DIGITS * target.abs().clamp(min=1.0), can_look(target)
+        enough, looking = _DIGITS * target.abs().clamp(min=1.0), has_concrete_value(target)
         for _ in range(_ITERATIONS if looking else _BLIND_ITERATIONS):
             # a row that has arrived stays, however long its neighbours take
             under_way = (closest > enough) & (high - low > _DIGITS * high)

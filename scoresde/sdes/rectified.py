@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoresde._shapes import Time, as_time
+from scoresde._core.shapes import Time, as_time
 from scoresde.sdes.gaussian import GaussianSDE
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde._shapes import Time, as_time
+from scoresde._core.shapes import Time, as_time
 from scoresde.sdes.discrete import NCSN
 from scoresde.sdes.gaussian import GaussianSDE
 

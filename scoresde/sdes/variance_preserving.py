@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scoresde._shapes import Time, as_time
+from scoresde._core.shapes import Time, as_time
 from scoresde.sdes.discrete import DDPM
 from scoresde.sdes.gaussian import GaussianSDE, log_complement
 

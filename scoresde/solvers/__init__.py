@@ -5,7 +5,7 @@ from scoresde.solvers.base import Solution, Solver, Status
 from scoresde.solvers.scipy import SciPy
 from scoresde.solvers.torchdiffeq import TorchDiffEq
 
-FAMILY = (Adams(), TorchDiffEq(), SciPy(), SciPy(coupled=True))
+MEMBERS = (Adams(), TorchDiffEq(), SciPy(), SciPy(coupled=True))
 """Ready members; a line here enrols one in the contract tests."""
 
-__all__ = ["FAMILY", "Adams", "SciPy", "Solution", "Solver", "Status", "TorchDiffEq"]
+__all__ = ["MEMBERS", "Adams", "SciPy", "Solution", "Solver", "Status", "TorchDiffEq"]

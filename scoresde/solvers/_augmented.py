@@ -13,7 +13,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_positive
+from scoresde._core.checks import check_positive
 from scoresde.solvers.base import Field, Solution, Status
 
 
@@ -125,5 +125,5 @@ def _mean(integrals: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
         return mean, torch.zeros_like(mean)
     if k == 1:
         return mean, torch.full_like(mean, torch.nan)
-    spread = (integrals - mean.unsqueeze(1)).square().sum(1) / (k - 1)
-    return mean, torch.sqrt(spread / k)
+    std = (integrals - mean.unsqueeze(1)).square().sum(1) / (k - 1)
+    return mean, torch.sqrt(std / k)

@@ -9,7 +9,7 @@ Every sample has its own time, step, order and history of k slopes. A step of si
 and integrates q with the same weights. The defect e = z⁺ − p controls the step; if the integrand is
 exact, so does the difference between two orders of its integral.
 
-A step is told in the frame ζ of its first point (:mod:`scoresde.solvers.frames`), where a model of
+A step is told in the frame ζ of its first point (:mod:`scoresde.solvers.local_linearization`), where a model of
 the flow stands still, and ζ′ = λ (ζ − ζ_n) + P(τ) is solved exactly, with P through ζ′ − λ (ζ −
 ζ_n): the exponential Adams method. Any frame and any λ give the same order; good ones leave little
 to do, and take the stiffness out, by which explicit methods crawl at points off the data. One that
@@ -32,9 +32,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 from scoresde.solvers.base import Evaluation, Field, Solution, Solver, Status
-from scoresde.solvers.frames import Frame
+from scoresde.solvers.local_linearization import LocalCoordinates
 
 _SAFETY = 0.8
 _SHRINK, _GROW = 0.3, 2.0
@@ -75,14 +75,14 @@ class _Walk:
     rates: Tensor  # (m, K) mean estimate of q
     spreads: Tensor  # (m, K) variance of that mean
     weights: Tensor  # (m, K) weight each node has in the integral so far
-    frame: Frame  # of the latest node
+    local: LocalCoordinates  # of the latest node
 
     def map(self, function: Callable[..., Tensor], *others: _Walk) -> _Walk:
         """Apply a function of tensors with a row per sample to all."""
         walks = (self, *others)
-        frame = self.frame.map(function, *(w.frame for w in others))
+        local = self.local.map(function, *(w.local for w in others))
         found = {name: function(*(getattr(w, name) for w in walks)) for name in _TENSORS}
-        return replace(self, frame=frame, **found)
+        return replace(self, local=local, **found)
 
 
 _TENSORS = tuple(f.name for f in fields(_Walk) if f.name != "frame")
@@ -110,7 +110,7 @@ class Adams(Solver):
     max_evaluations: int = 2000
     fresh = True
     differentiable = True
-    framed = True
+    local_coordinates = True
 
     def __post_init__(self) -> None:
         check_integer("order", self.order, minimum=1)
@@ -175,8 +175,8 @@ class Adams(Solver):
         zero = z.new_zeros(n)
         tau = torch.full_like(zero, start)
         counts = torch.zeros_like(rows)
-        v, q, a, frame = Evaluation(*field(tau, z, rows, counts))
-        mean, spread = _average(q)
+        v, q, a, local = Evaluation(*field(tau, z, rows, counts))
+        mean, std = _average(q)
 
         def history(value: Tensor) -> Tensor:  # one slope counts, the others only fill the rows
             return value.unsqueeze(1).expand(n, K, *value.shape[1:])
@@ -201,9 +201,9 @@ class Adams(Solver):
             states=history(z),
             slopes=history(v),
             rates=history(mean),
-            spreads=history(spread),
+            spreads=history(std),
             weights=z.new_zeros(n, K),
-            frame=frame,
+            local=local,
         )
 
     def _probe(self, field: Field, walk: _Walk, way: float, tolerance: float, noisy: bool) -> _Walk:
@@ -220,10 +220,10 @@ class Adams(Solver):
         """Try one step; return the state after it, and its error over the allowed one."""
         reach = _Reach(w, step)
         p = reach.predict()
-        v, q, a, frame = Evaluation(*field(reach.tau, p, w.rows, w.evaluations))
-        mean, spread = _average(q)
+        v, q, a, local = Evaluation(*field(reach.tau, p, w.rows, w.evaluations))
+        mean, std = _average(q)
         if noisy and q.shape[1] == 1:
-            spread = _roughness(w, reach.tau, mean).detach()
+            std = _roughness(w, reach.tau, mean).detach()
         z, change, doubt, weights = reach.correct(p, v, mean, doubted=not noisy)
         defect = (z - p).detach()
         d = w.z.shape[1]
@@ -238,7 +238,7 @@ class Adams(Solver):
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = weights + torch.nn.functional.pad(w.weights, (1, 0))
-        seat, lean = frame.moved(reach.tau, p, v, z)
+        seat, lean = local.moved(reach.tau, p, v, z)
         share = weights[:, -1] ** 2 * w.spreads[:, -1]
         after = _Walk(
             rows=w.rows,
@@ -260,9 +260,9 @@ class Adams(Solver):
             states=_push(w.states, seat),
             slopes=_push(w.slopes, lean),
             rates=_push(w.rates, mean),
-            spreads=_push(w.spreads, spread),
+            spreads=_push(w.spreads, std),
             weights=weights[:, :-1],
-            frame=frame,
+            local=local,
         )
         return after, error
 
@@ -276,9 +276,9 @@ class _Reach:
         h = step.unsqueeze(1)
         self._past = (w.nodes - w.tau.unsqueeze(1)) / h
         point = (w.tau, w.z, torch.zeros_like(w.z), torch.zeros_like(w.tau))
-        self._here, *_ = w.frame.pull(*(v.unsqueeze(1) for v in point))
-        self._told = w.frame.pull(w.nodes, w.states, w.slopes, w.rates)
-        self._moments = _exponential_moments(h, w.frame.values, self._past.shape[1] + 1)
+        self._here, *_ = w.local.pull(*(v.unsqueeze(1) for v in point))
+        self._told = w.local.pull(w.nodes, w.states, w.slopes, w.rates)
+        self._moments = _exponential_moments(h, w.local.values, self._past.shape[1] + 1)
 
     def predict(self) -> Tensor:
         """Return z at the end, by the slopes so far (Adams–Bashforth)."""
@@ -295,15 +295,15 @@ class _Reach:
             (0 unless ``doubted``),
             and the weights ``(m, K + 1)`` of the nodes in it, the end's first.
         """
-        k, frame = self._w.order, self._w.frame
-        there = frame.pull(*(value.unsqueeze(1) for value in (self.tau, p, v, q)))
+        k, local = self._w.order, self._w.local
+        there = local.pull(*(value.unsqueeze(1) for value in (self.tau, p, v, q)))
         both = (torch.cat(pair, dim=1) for pair in zip(there, self._told, strict=True))
         states, slopes, rates = both
         nodes = torch.cat([torch.ones_like(self._past[:, :1]), self._past], dim=1)
         fit = _fit(nodes, k + 1)
         weights = self._step.unsqueeze(1) * _integrate(fit)
         lower = self._step.unsqueeze(1) * _integrate(_fit(nodes, k)) if doubted else weights
-        swelling = frame.log_volume(self.tau) - frame.log_volume(self._w.tau)
+        swelling = local.log_volume(self.tau) - local.log_volume(self._w.tau)
         return (
             self._follow(fit, states, slopes),
             (weights * rates).sum(1) + swelling,
@@ -313,12 +313,12 @@ class _Reach:
 
     def _follow(self, fit: Tensor, states: Tensor, slopes: Tensor) -> Tensor:
         """Solve ζ′ = λ (ζ − ζ_n) + P(τ), P through ζ′_j − λ (ζ_j − ζ_n); return z at the end."""
-        frame = self._w.frame
-        if frame.values is not None:
-            slopes = slopes - frame.values.unsqueeze(1) * (states - self._here)
+        local = self._w.local
+        if local.values is not None:
+            slopes = slopes - local.values.unsqueeze(1) * (states - self._here)
         coefficients = torch.einsum("mij,mjd->mid", fit, slopes)
         moved = (self._moments[:, : fit.shape[1]] * coefficients).sum(1)
-        return frame.push(self.tau, self._here[:, 0] + self._step.unsqueeze(1) * moved)
+        return local.push(self.tau, self._here[:, 0] + self._step.unsqueeze(1) * moved)
 
 
 class _Arrivals:
@@ -331,9 +331,9 @@ class _Arrivals:
         self._counts = torch.zeros(n, 2, dtype=torch.int64, device=z.device)
 
     def record(self, walk: _Walk, status: Tensor) -> None:
-        shares = walk.weights**2 * walk.spreads
+        weights_at = walk.weights**2 * walk.spreads
         noise = _noise(
-            walk.variance + shares.sum(1), walk.scatter + shares.square().sum(1), walk.freedom
+            walk.variance + weights_at.sum(1), walk.scatter + weights_at.square().sum(1), walk.freedom
         )
         last = (walk.gradient * walk.defect).sum(1).nan_to_num(torch.inf)
         error = _CAUTION * (walk.error + last**2).sqrt()

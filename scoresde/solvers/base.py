@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from scoresde.solvers.frames import PLAIN, Frame
+from scoresde.solvers.local_linearization import IDENTITY, LocalCoordinates
 
 
 class Evaluation(NamedTuple):
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
     velocity: Tensor
     integrand: Tensor
     gradient: Tensor | None = None
-    frame: Frame = PLAIN
+    local: LocalCoordinates = IDENTITY
 
 
 Field = Callable[[Tensor, Tensor, Tensor, Tensor], Evaluation]
@@ -84,7 +84,7 @@ class Solver(ABC):
     """Whether every sample has steps of its own, so that batch-mates don't change its digits."""
     coupled: bool = False
     """Whether batch-mates even share their error and their failures."""
-    framed: bool = False
+    local_coordinates: bool = False
     """Whether steps are told in the frames that a field can give, which take its stiffness out."""
 
     @property

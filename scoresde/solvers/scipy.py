@@ -9,7 +9,7 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 

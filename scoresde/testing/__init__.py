@@ -17,10 +17,10 @@ from scoresde.testing import adapters, strategies
 from scoresde.testing.checks import checks, family_of, parametrize_with_checks
 from scoresde.testing.likelihoods import check_likelihood
 from scoresde.testing.properties import (
-    BrokenLawError,
+    BrokenPropertyError,
     Counterexample,
-    Family,
     Property,
+    PropertySuite,
     close,
     holds,
 )
@@ -31,9 +31,9 @@ from scoresde.testing.solvers import check_solver
 from scoresde.testing.traces import check_trace
 
 __all__ = [
-    "BrokenLawError",
+    "BrokenPropertyError",
     "Counterexample",
-    "Family",
+    "PropertySuite",
     "Property",
     "adapters",
     "check_likelihood",

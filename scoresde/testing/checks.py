@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from scoresde.likelihood import Method
 from scoresde.samplers import Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
 from scoresde.testing.likelihoods import LIKELIHOODS
-from scoresde.testing.properties import Family, code
+from scoresde.testing.properties import PropertySuite, code
 from scoresde.testing.samplers import SAMPLERS
 from scoresde.testing.scores import scores_family
 from scoresde.testing.sdes import SDES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @singledispatch
-def family_of(subject: object) -> Family:
+def family_of(subject: object) -> PropertySuite:
     """Return the family whose laws an object owes.
 
     Raises:
@@ -39,32 +39,32 @@ def family_of(subject: object) -> Family:
 
 
 @family_of.register
-def _(subject: SDE) -> Family:
+def _(subject: SDE) -> PropertySuite:
     return SDES
 
 
 @family_of.register
-def _(subject: Sampler) -> Family:
+def _(subject: Sampler) -> PropertySuite:
     return SAMPLERS
 
 
 @family_of.register
-def _(subject: Solver) -> Family:
+def _(subject: Solver) -> PropertySuite:
     return SOLVERS
 
 
 @family_of.register
-def _(subject: Trace) -> Family:
+def _(subject: Trace) -> PropertySuite:
     return TRACES
 
 
 @family_of.register
-def _(subject: Method) -> Family:
+def _(subject: Method) -> PropertySuite:
     return LIKELIHOODS
 
 
 @family_of.register
-def _(subject: Score) -> Family:
+def _(subject: Score) -> PropertySuite:
     return scores_family(subject)
 
 
@@ -81,7 +81,7 @@ def checks(
 
     Yields:
         The law's name, and a function without arguments that raises
-        :class:`~scoresde.testing.BrokenLawError` if it is broken.
+        :class:`~scoresde.testing.BrokenPropertyError` if it is broken.
 
     Example:
         >>> from scoresde import VPSDE

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from scoresde._checks import check_positive
-from scoresde._shapes import Time, as_time, like_time
+from scoresde._core.checks import check_positive
+from scoresde._core.shapes import Time, as_time, like_time
 from scoresde.sdes import SDE
 
 

@@ -14,17 +14,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._random import normal
-from scoresde.exact import GaussianMixture
+from scoresde._core.random import normal
 from scoresde.likelihood import Likelihood, Method, log_likelihood
-from scoresde.score import FunctionScore
+from scoresde.scores import FunctionScore
+from scoresde.scores.gaussian_mixture import GaussianMixture
 from scoresde.sdes import VESDE, GaussianSDE
-from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.properties import PropertySuite, close, holds
 from scoresde.testing.sampler_contract import diffusions, one_gaussian, source
 from scoresde.testing.strategies import dtypes, event_shapes, seeds
 from scoresde.traces import Hutchinson
 
-LIKELIHOODS = Family("likelihood method")
+LIKELIHOODS = PropertySuite("likelihood method")
 """What every likelihood method owes."""
 
 _REPEATS = 200
@@ -53,7 +53,7 @@ def check_likelihood(
         only: the name of a law or some names; all if None.
 
     Raises:
-        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+        BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
 
     Example:
         >>> from scoresde.likelihood import PathIntegral
@@ -109,7 +109,7 @@ def dimensions(method: object = None) -> st.SearchStrategy[int]:
     return st.sampled_from([2, 1, 5])
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "shapes",
     "x (n, *event) of any event shape gives one log p for each row, in its dtype; x is left alone",
     "a sum over the wrong axes; a mean where a sum is meant; a Jacobian with the batch in it",
@@ -144,7 +144,7 @@ def shapes(
     close("log p", result.log_prob, exact, atol=allowed)
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "closed form",
     "log p of a mixture is that of its closed form, in the mean where something is drawn",
     "the sign of the divergence; ½ g² for g²; the prior at another time; log|det| left out",
@@ -166,7 +166,7 @@ def closed_form(method: Any, sde: GaussianSDE, d: int, seed: int) -> None:
     close("log p", value, score.log_prob(x, result.t_min), atol=_allowed(d) + error)
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "normalisation",
     "∫ p dx = 1, in one dimension and in two",
     "a missing factor 2π or T; bits for nats; a divergence that is counted twice",
@@ -192,7 +192,7 @@ def normalisation(method: Any, d: int, sde: GaussianSDE, seed: int) -> None:
     close("∫ p dx", p.sum(), 1.0, atol=1e-3 + 0.01 * d + float(error))
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "covariance",
     "data y = a R x + b, under the diffusion in the same units, have log p(y) = log p(x) − d log a",
     "an absolute tolerance that presumes data of size 1; a clamp; a log σ without its unit",
@@ -222,7 +222,7 @@ def covariance(method: Any, scale: float, shift: float, seed: int) -> None:
     close("log p(y)", there, wanted, atol=2 * _allowed(2) + error + other)
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "batches",
     "batch_size=k gives the result of the whole batch, and rows that are not drawn for the same "
     "alone",
@@ -246,7 +246,7 @@ def batches(method: Any, sde: GaussianSDE, seed: int) -> None:
             close(f"log p of row {i} alone", alone, whole.log_prob[own], rtol=1e-6, atol=1e-6)
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "generator",
     "one seed, one result; global generators stand still",
     "torch.randn without generator=; a seed that is set inside; noise that is not told",
@@ -268,7 +268,7 @@ def generator(method: Any, sde: GaussianSDE, seed: int) -> None:
         holds((first.standard_error > 0).all(), "seeds change log p, the standard error is 0")
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "budget",
     "|log p − truth| <= 2 standard_error + solver_error, at any tolerance, in nine rows of ten",
     "an error of a single step; a terminal law left out; a variance for its square root",
@@ -298,7 +298,7 @@ def budget(method: Any, sde: GaussianSDE, tolerance: float, seed: int) -> None:
     )
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "off the data",
     "points off the data are right, or converged says that they are not",
     "a solver that stops early and says nothing; log p that is clamped",
@@ -326,7 +326,7 @@ def off_the_data(method: Any, sde: GaussianSDE, distance: float, seed: int) -> N
     )
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "failures",
     "a row whose score is not finite is not converged, and leaves the others alone",
     "a sum over the batch; an exception; NaN with converged=True; a solver that never ends",
@@ -353,7 +353,7 @@ def failures(method: Any, sde: GaussianSDE, seed: int) -> None:
     close("log p of the others", result.log_prob[others], truth, atol=_allowed(2) + error)
 
 
-@LIKELIHOODS.owes(
+@LIKELIHOODS.property(
     "standard error",
     "under random probes the standard error is the standard deviation of repeats",
     "a variance that is not divided by the number of probes; probes that are taken as independent",
@@ -371,10 +371,10 @@ def standard_error(method: Any, sde: GaussianSDE, seed: int) -> None:
     x = score.sample(1, sde.t_min, source(seed + 3), torch.float64).expand(n, 5).contiguous()
     result = _ask(method, score, x, seed, trace=Hutchinson(probes=2))
     noise = result.log_prob - score.log_prob(x, result.t_min)
-    spread = float(noise.std())
+    std = float(noise.std())
     told = float(result.standard_error.square().mean()) ** 0.5
-    if max(spread, told) > 1e-3:
-        ratio = math.log(max(told, 1e-12) / max(spread, 1e-12))
+    if max(std, told) > 1e-3:
+        ratio = math.log(max(told, 1e-12) / max(std, 1e-12))
         close("log (standard error / spread of repeats)", ratio, 0.0, atol=math.log(2))
-    error = _DEVIATIONS * spread / n**0.5 + told**2 + float(result.solver_error.mean())
+    error = _DEVIATIONS * std / n**0.5 + told**2 + float(result.solver_error.mean())
     close("the mean error of log p", noise.mean(), 0.0, atol=error + _allowed(5))

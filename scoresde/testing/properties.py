@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException
 from torch import Tensor, nn
 
-from scoresde._checks import check_integer
+from scoresde._core.checks import check_integer
 
 Case = Mapping[str, Any]
 Cases = Callable[[Any], st.SearchStrategy[Any]]
@@ -191,7 +191,7 @@ class Counterexample:
         return f"{test.__module__}.{test.__name__}({', '.join(arguments)})"
 
 
-class BrokenLawError(AssertionError):
+class BrokenPropertyError(AssertionError):
     """An object breaks laws of its family; the message tells which, where and how.
 
     Attributes:
@@ -208,7 +208,7 @@ class BrokenLawError(AssertionError):
         return tuple(each.broken.name for each in self.counterexamples)
 
 
-class Family:
+class PropertySuite:
     """What the members of one family owe: properties, in the order in which they are looked at.
 
     Args:
@@ -219,7 +219,7 @@ class Family:
         self.noun = noun
         self.properties = list(properties)
 
-    def owes(
+    def property(
         self,
         name: str,
         law: str,
@@ -300,7 +300,7 @@ class Family:
             fixed: arguments of the tests that are not drawn.
 
         Raises:
-            BrokenLawError: an ``AssertionError`` that tells of every broken law.
+            BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
         """
         check_integer("seed", seed, minimum=0)
         if examples is not None:
@@ -308,7 +308,7 @@ class Family:
         results = self.broken(subject, seed=seed, examples=examples, only=only, fixed=fixed)
         found = [counterexample for _, counterexample in results if counterexample is not None]
         if found:
-            raise BrokenLawError(found) from found[0].error
+            raise BrokenPropertyError(found) from found[0].error
 
 
 # --- what a test says

@@ -10,16 +10,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._random import normal_like
-from scoresde._shapes import Time
-from scoresde.exact import GaussianMixture
+from scoresde._core.random import normal_like
+from scoresde._core.shapes import Time
 from scoresde.samplers import sample, walk
+from scoresde.scores.gaussian_mixture import GaussianMixture
 from scoresde.sdes import VESDE, VPSDE, GaussianSDE, SubVPSDE
-from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.properties import PropertySuite, close, holds
 from scoresde.testing.strategies import dtypes, event_shapes, sdes, seeds
 from scoresde.testing.strategies import steps as number_of_steps
 
-SAMPLERS = Family("sampler")
+SAMPLERS = PropertySuite("sampler")
 """What every sampler owes; :mod:`scoresde.testing.samplers` adds the mathematics."""
 
 
@@ -80,7 +80,7 @@ def _times(sampler: Any, sde: GaussianSDE, steps: int) -> Tensor:
     return torch.linspace(sde.T, sde.t_min, count + 1, dtype=torch.float64)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "grid",
     "N steps make N + 1 float64 times on the CPU, strictly falling in [0, T]",
     "spacings rounded to whole indices; N instead of N + 1 times; time that rises",
@@ -102,7 +102,7 @@ def grid(sampler: Any, sde: GaussianSDE, steps: int) -> None:
     holds(inside, f"the times run from {times[0]:g} to {times[-1]:g}, expected in [0, {sde.T:g}]")
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "shapes",
     "x (n, *event) of any event shape, in the dtype of the start, finite for N = 1 as for N = 100",
     "[:, None, None, None]; 0/0 in the first or last step of a multistep method; a leak of float64",
@@ -132,7 +132,7 @@ def shapes(
     close("the start, after the run,", start, kept)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "few steps",
     "N = 1, 2 and 3 steps on the sampler's own grid end in finite samples",
     "a history that is taken for granted; an index past the end of the times; 0/0 in a last step",
@@ -148,7 +148,7 @@ def few_steps(sampler: Any, sde: GaussianSDE, steps: int, seed: int) -> None:
     holds(torch.isfinite(x).all(), f"the samples of {steps} steps are not finite")
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "closed ends",
     "runs from T to t = 0 itself end in finite states, and a run is not moved by where it is cut",
     "a division by σ(0) = 0 or by the length of a step; log σ at 0",
@@ -166,7 +166,7 @@ def closed_ends(sampler: Any, sde: GaussianSDE, steps: int, seed: int) -> None:
     holds(torch.isfinite(x).all(), "the samples are not finite")
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "generator",
     "one seed, one result; another seed, another; the global generators stand still",
     "torch.randn without generator=; torch.manual_seed inside; noise drawn where none is declared",
@@ -197,7 +197,7 @@ def generator(sampler: Any, sde: GaussianSDE, seed: int) -> None:
         )
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "chunks",
     "sample(…, batch_size=k) gives the samples of the whole batch",
     "a norm or mean over the batch; noise drawn for each chunk; a state of the wrong rows",
@@ -216,7 +216,7 @@ def chunks(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     close("the samples in chunks", parts, whole, rtol=1e-6, atol=1e-6)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "rows",
     "a sample, given its noise, is the same whatever its batch-mates are",
     "a step size, norm or error estimate that is averaged over the batch",

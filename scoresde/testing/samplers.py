@@ -66,7 +66,7 @@ def check_sampler(
         only: the name of a law or some names; all if None.
 
     Raises:
-        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+        BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
 
     Example:
         >>> from scoresde.samplers import Exponential
@@ -109,10 +109,10 @@ def _flow(seed: int) -> tuple[Tensor, Tensor]:
         y, ratio2 = flat.reshape(-1, 1, 2), math.exp(-2 * half_logsnr)
         away = y - means
         log_weights = np.log(weights) - 0.5 * (away**2).sum(2) / (variance + ratio2)
-        shares = np.exp(log_weights - log_weights.max(1, keepdims=True))
-        shares /= shares.sum(1, keepdims=True)
+        weights_at = np.exp(log_weights - log_weights.max(1, keepdims=True))
+        weights_at /= weights_at.sum(1, keepdims=True)
         centres = means + variance / (variance + ratio2) * away
-        denoised = (shares[:, :, None] * centres).sum(1)
+        denoised = (weights_at[:, :, None] * centres).sum(1)
         return (denoised - flat.reshape(-1, 2)).reshape(-1)
 
     solution = solve_ivp(field, _WAY, start.reshape(-1), method="DOP853", rtol=1e-11, atol=1e-11)
@@ -152,7 +152,7 @@ def _check_order(declared: float, measure: Callable[[int], float], counts: Seque
     )
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "order of the flow",
     "a deterministic sampler ends at the probability flow's end up to O(N⁻ᵖ), p as declared",
     "a wrong weight of the highest difference (a missing factor 2: order 2 instead of 3); slopes "
@@ -168,7 +168,7 @@ def order_of_the_flow(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     _check_order(sampler.convergence_order, partial(_miss, sampler, sde, seed), counts)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "limit",
     "with many steps a deterministic sampler ends where the probability flow does",
     "a sign or factor in the score's weight (1 where the flow has ½); noise that was left in",
@@ -183,7 +183,7 @@ def limit(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     close("the distance from the flow's end", error, 0.0, atol=0.3)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "inverse",
     "encode, then sample: back where it began, up to the error of the steps",
     "coefficients that presume s < t; a memory that is not turned round; noise",
@@ -248,7 +248,7 @@ def _moments(sampler: Any, sde: GaussianSDE, steps: int) -> tuple[float, float] 
     return float((mean - alpha_end * _MEAN) / exact.sqrt()), float(variance / exact - 1)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "Gaussian data",
     "on data N(m, c) a run of 60 steps ends in N(α m, α² c + σ²), by exact propagation",
     "a factor √2 or ½ in the noise; g for g²; a coefficient of another time; x̂ and ε̂ mixed up",
@@ -264,7 +264,7 @@ def gaussian_data(sampler: Any, sde: GaussianSDE) -> None:
         close("the relative error of the variance", errors[1], 0.0, atol=0.25)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "weak order",
     "on Gaussian data mean and variance are exact up to O(N⁻ᵖ), p as declared",
     "a second-order step with first-order noise; coefficients at the wrong end of a step",
@@ -307,7 +307,7 @@ def _check_law(what: str, x: Tensor, score: Any, t: float, seed: int, bias: floa
         close(f"{name} {what} (in standard deviations)", found, right, atol=most)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "law of the data",
     "samples of a mixture of two modes have its mean, covariance, weights and mean log-density",
     "too much or too little noise; a mode that is lost; a last step that is left out",
@@ -327,7 +327,7 @@ def law_of_the_data(sampler: Any, sde: GaussianSDE, seed: int) -> None:
     _check_law("of the samples", x, score, float(times[-1]), seed, bias=0.08)
 
 
-@SAMPLERS.owes(
+@SAMPLERS.property(
     "invariance",
     "a corrector leaves p_t as it is: 150 corrections of exact samples have its law",
     "√ε where √(2ε) is meant; the score of another time; steps that depend on the state; a "

@@ -17,17 +17,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._random import normal
-from scoresde.score import Score
+from scoresde._core.random import normal
+from scoresde.scores import Score
 from scoresde.testing.differences import slope
-from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.properties import PropertySuite, close, holds
 from scoresde.testing.sde_contract import double
 from scoresde.testing.strategies import ascending, dtypes, event_shapes, seeds, times
 
-SCORES = Family("score")
+SCORES = PropertySuite("score")
 """What every score owes."""
 
-LAWS = Family("score")
+LAWS = PropertySuite("score")
 """What the score of a known law owes besides."""
 
 
@@ -54,7 +54,7 @@ def check_score(
         only: the name of a law or some names; all if None.
 
     Raises:
-        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+        BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -69,7 +69,7 @@ def check_score(
     family.check(score, seed=seed, examples=examples, only=only, fixed=fixed)
 
 
-def scores_family(score: object) -> Family:
+def scores_family(score: object) -> PropertySuite:
     """Return the laws that a score owes: more if it tells its density."""
     return _FAMILIES[hasattr(score, "log_prob")]
 
@@ -128,7 +128,7 @@ def _views(score: Any, x: Tensor, t: Any) -> dict[str, Tensor]:
 # --- any score
 
 
-@SCORES.owes(
+@SCORES.property(
     "shapes",
     "x (batch, *event), t a float, () or (batch,); every view in the shape and dtype of x",
     "a label of shape () or (batch, 1); a network's dtype that leaks; [:, None] for one shape only",
@@ -154,9 +154,9 @@ def shapes(
             close(f"{name} at a time of another kind", value, first[name], atol=1e-4 * (1 + size))
 
 
-@SCORES.owes(
+@SCORES.property(
     "rows",
-    "s(x, t)[i] = s(x[i:i+1], t[i]), and score.rows(i) has the same: no sample knows its mates",
+    "s(x, t)[i] = s(x[i:i+1], t[i]), and score.select(i) has the same: no sample knows its mates",
     "batch norm, or a mean, norm or maximum over the batch; one time for all rows",
     event_shape=shape_of,
     moments=three_moments,
@@ -170,12 +170,12 @@ def rows(score: Any, event_shape: tuple[int, ...], moments: list[float], seed: i
     together = _views(score, x, t)
     for i in range(3):
         one = slice(i, i + 1)
-        for name, alone in _views(score.rows(one), x[one], moments[i]).items():
+        for name, alone in _views(score.select(one), x[one], moments[i]).items():
             size = float(together[name].abs().max()) + 1e-6 * float(x.abs().max())
             close(f"{name} in row {i}", together[name][one], alone, rtol=1e-6, atol=1e-8 * size)
 
 
-@SCORES.owes(
+@SCORES.property(
     "views",
     "ε̂ = (x − α x̂)/σ,  s = −ε̂/σ,  v = α ε̂ − σ x̂",
     "the sign of the score; σ² for σ; a prediction read as another one; x̂ left in the scaled units",
@@ -200,7 +200,7 @@ def views(score: Any, event_shape: tuple[int, ...], t: float, seed: int) -> None
     close("velocity(x, t)", score.velocity(x, t), velocity, rtol=1e-6, atol=lost + size)
 
 
-@SCORES.owes(
+@SCORES.property(
     "purity",
     "the same arguments give the same numbers; x and the global generator are left alone",
     "dropout that ignores eval(); in-place operations on x; noise drawn inside; a stale cache",
@@ -223,7 +223,7 @@ def purity(score: Any, event_shape: tuple[int, ...], t: float, seed: int) -> Non
     holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
 
 
-@SCORES.owes(
+@SCORES.property(
     "closed ends",
     "s, ε̂ and v are finite at t_min and T, x̂ at 0 too, in float32 and float64",
     "a division by σ(0) = 0 or α(T) = 0; a label log σ or 1/t",
@@ -245,7 +245,7 @@ def closed_ends(score: Any, event_shape: tuple[int, ...], dtype: torch.dtype, se
         holds(torch.isfinite(clean).all(), "denoised is not finite at t = 0")
 
 
-@SCORES.owes(
+@SCORES.property(
     "derivative",
     "the derivative of s by autograd is that by differences",
     ".detach(), no_grad or numpy in the score; an in-place operation; a cache of values",
@@ -273,7 +273,7 @@ def derivative(score: Any, event_shape: tuple[int, ...], t: float, seed: int) ->
     close("the derivative of Σ s", along, expected, rtol=1e-4, atol=5 * float(error) + 1e-7 * size)
 
 
-@SCORES.owes(
+@SCORES.property(
     "symmetry",
     "s(R x, t) = R s(x, t) for each orthogonal map R that the score promises",
     "a part of the network that singles out an axis, an order or a sign",
@@ -316,7 +316,7 @@ def _jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     )
 
 
-@LAWS.owes(
+@LAWS.property(
     "Fokker–Planck",
     "∂s/∂t = ∇[½ g² (∇·s + |s|²) − ∇·f − f·s], the equation of p_t differentiated",
     "the score of another diffusion or another time; a schedule off by one; a factor in σ; time "
@@ -350,7 +350,7 @@ def _trace(value: Tensor, leaf: Tensor) -> Tensor:
     return torch.stack([row.reshape(-1)[i] for i, row in enumerate(rows)]).sum() + 0 * leaf.sum()
 
 
-@LAWS.owes(
+@LAWS.property(
     "posterior covariance",
     "∂x̂/∂x = (α/σ²) Cov[x_0 | x_t]: symmetric, no eigenvalue below 0",
     "a field that is no gradient; a wrong sign or weight of components; x̂ of another time",
@@ -370,7 +370,7 @@ def posterior_covariance(score: Any, event_shape: tuple[int, ...], t: float, see
     holds(least >= -1e-6 * size, f"∂x̂/∂x has the eigenvalue {least:.3g}, expected none below 0")
 
 
-@LAWS.owes(
+@LAWS.property(
     "Tweedie",
     "x_t = a x_0 + b z: b ε̂/σ is the regression of z on x_t, E[(b ε̂/σ − z) φ(x_t)] = 0 for all φ",
     "the score of other data, of another time or diffusion; a sign; a missing factor α or σ",
@@ -406,7 +406,7 @@ def tweedie(score: Any, t: float, seed: int) -> None:
         close(f"E[(b ε̂/σ − z) {name}]", products.mean(0), torch.zeros_like(error), atol=error)
 
 
-@LAWS.owes(
+@LAWS.property(
     "density",
     "∇ log p_t = s, and ∇·s = tr ∂s/∂x where it is told",
     "a normaliser or weight that depends on x or t; log p of the data for log p_t",
@@ -429,7 +429,7 @@ def density(score: Any, event_shape: tuple[int, ...], t: float, seed: int) -> No
         close("divergence(x, t)", found, trace.sum(1), rtol=1e-6, atol=1e-8 * most)
 
 
-@LAWS.owes(
+@LAWS.property(
     "convolution",
     "p_t(x) = E[N(x; a x_0, b² I)]: the density is normalised, and that of the noised data",
     "a missing factor 2π, determinant or weight; a density in other units than x_t",
@@ -464,4 +464,4 @@ def convolution(score: Any, t: float, seed: int) -> None:
             close("E[N(x; a x_0, b² I)]/p_t(x)", ratio.mean(), 1.0, atol=error)
 
 
-_FAMILIES = {False: SCORES, True: Family("score", [*SCORES.properties, *LAWS.properties])}
+_FAMILIES = {False: SCORES, True: PropertySuite("score", [*SCORES.properties, *LAWS.properties])}

@@ -12,9 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._random import normal
+from scoresde._core.random import normal
 from scoresde.sdes import SDE
-from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.properties import PropertySuite, close, holds
 from scoresde.testing.strategies import (
     ascending,
     devices,
@@ -24,7 +24,7 @@ from scoresde.testing.strategies import (
     times,
 )
 
-SDES = Family("SDE")
+SDES = PropertySuite("SDE")
 """What every diffusion owes; :mod:`scoresde.testing.sdes` adds the mathematics."""
 
 
@@ -61,7 +61,7 @@ def _coefficients(sde: Any, t: Any) -> dict[str, Any]:
     return found
 
 
-@SDES.owes(
+@SDES.property(
     "shapes",
     "x (batch, *event) of any event shape; t a float, () or (batch,); results in the shape, dtype "
     "and device of x, coefficients in the shape of t",
@@ -97,7 +97,7 @@ def shapes(
             close(f"{name} at a time of shape {shape}", value, first, rtol=1e-5, atol=1e-6)
 
 
-@SDES.owes(
+@SDES.property(
     "rows",
     "drift(x, t)[i] = drift(x[i:i+1], t[i]): a sample knows nothing of its batch-mates",
     "a mean or norm over the batch; one time for all; broadcasting (batch,) against the last axis",
@@ -116,7 +116,7 @@ def rows(sde: Any, event_shape: tuple[int, ...], moments: list[float], seed: int
             close(f"{name} at time {i}", _coefficients(sde, t)[name][i], alone, rtol=1e-9)
 
 
-@SDES.owes(
+@SDES.property(
     "single precision",
     "coefficients of a float32 time, and drifts of float32 states, have their seven digits",
     "1 − exp(−B) near t = 0 (write −expm1(−B)); schedules computed in the dtype of t",
@@ -143,7 +143,7 @@ def single_precision(sde: Any, t: float, gap: list[float]) -> None:
             close(f"{name} in float32", value, wide, rtol=1e-6)
 
 
-@SDES.owes(
+@SDES.property(
     "purity",
     "the same arguments give the same numbers; arguments and global generators are left alone",
     "in-place operations on x; noise drawn inside a coefficient; a cache that is not invalidated",
@@ -163,7 +163,7 @@ def purity(sde: Any, t: float, seed: int) -> None:
     holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
 
 
-@SDES.owes(
+@SDES.property(
     "transforms",
     "vmap, jvp and autograd see through the drift, and agree on its Jacobian",
     "numpy or .item() inside; in-place operations; .detach() or no_grad around the drift",
@@ -185,7 +185,7 @@ def transforms(sde: Any, t: float, seed: int) -> None:
     close("jvp along (1, …, 1)", tangent, change, rtol=1e-5, atol=1e-8 + 1e-8 * size)
 
 
-@SDES.owes(
+@SDES.property(
     "record",
     "each constructor argument is an attribute of the same name, and moves with .half() unrounded",
     "self._beta for an argument beta; a table kept in float32, or as a parameter that is cast",
@@ -216,7 +216,7 @@ _MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
 }
 
 
-@SDES.owes(
+@SDES.property(
     "bad input",
     "mistakes raise a ValueError or TypeError with a message: none gives a number",
     "clamping times silently; broadcasting two times against three rows",

@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._random import normal
+from scoresde._core.random import normal
 from scoresde.sdes import SDE
 from scoresde.testing.differences import slope
 from scoresde.testing.properties import close, holds
@@ -45,7 +45,7 @@ def check_sde(
         only: the name of a law or some names; all if None.
 
     Raises:
-        BrokenLawError: an ``AssertionError`` with, for every broken law, the formula, the simplest
+        BrokenPropertyError: an ``AssertionError`` with, for every broken law, the formula, the simplest
             counterexample, the numbers there and the usual causes.
 
     Example:
@@ -57,12 +57,12 @@ def check_sde(
         >>> check_sde(Wrong(), only="moment equations")
         Traceback (most recent call last):
         ...
-        scoresde.testing.properties.BrokenLawError: ...
+        scoresde.testing.properties.BrokenPropertyError: ...
     """
     SDES.check(sde, seed=seed, examples=examples, only=only)
 
 
-@SDES.owes(
+@SDES.property(
     "moment equations",
     "(log α)′ = f  and  2 (log σ)′ = 2 f + g²/σ²: mean and variance of dx = f x dt + g dw",
     "g instead of g² or the reverse; a factor 2 or ½; the sign of the drift; β(t) where ∫β is "
@@ -83,7 +83,7 @@ def moment_equations(sde: Any, t: float) -> None:
     close("2 f + g²/σ²", growth, rate, rtol=1e-6, atol=error)
 
 
-@SDES.owes(
+@SDES.property(
     "semigroup",
     "a_ts = a_tr a_rs,  b²_ts = a²_tr b²_rs + b²_tr  for x_t = a_ts x_s + b_ts ε and s < r < t",
     "variances added as standard deviations; a scale of the wrong pair of times; σ_t² − σ_s² where "
@@ -104,7 +104,7 @@ def semigroup(sde: Any, moments: list[float]) -> None:
     close("a²_ts σ_s² + b²_ts", whole**2 * sde.sigma(s) ** 2 + std**2, sde.sigma(t) ** 2, rtol=1e-8)
 
 
-@SDES.owes(
+@SDES.property(
     "perturbation",
     "marginal(x_0, t) = (α x_0, σ),  perturb(x_0, t, ε) = α x_0 + σ ε,  each row at its own time",
     "σ² where σ is meant; one time applied to all rows; a coefficient along the wrong axis",
@@ -128,7 +128,7 @@ def perturbation(sde: Any, event_shape: tuple[int, ...], moments: list[float], s
         )
 
 
-@SDES.owes(
+@SDES.property(
     "log-SNR",
     "λ = log α − log σ falls strictly in t, and λ(time_at(λ(t))) = λ(t)",
     "time running from noise to data; the full log-SNR 2λ where the half is meant; a noise level "
@@ -148,7 +148,7 @@ def log_snr(sde: Any, moments: list[float]) -> None:
     close("time_at(±∞)", ends, double([0.0, sde.T]), atol=1e-12 * sde.T)
 
 
-@SDES.owes(
+@SDES.property(
     "closed ends",
     "1 − min(σ², 1 %) <= α² <= 1 at t = 0;  α, σ, g > 0 inside;  all finite at 0, t_min and T",
     "1/t or log 0 at an end; 1 − ᾱ = 0; a noise level that is negative or zero; data scaled before "
@@ -174,7 +174,7 @@ def closed_ends(sde: Any, t: float) -> None:
         holds((values[name] > 0).all(), f"{name} is {float(values[name])}, expected more than 0")
 
 
-@SDES.owes(
+@SDES.property(
     "prior",
     "|s/σ_T − 1| <= α_T/σ_T for the prior N(0, s² I): the law at T up to what is left of the data",
     "N(0, I) for a diffusion that explodes; σ_T² where σ_T is meant; event and batch axes mixed up",
@@ -201,7 +201,7 @@ def prior_is_the_law_at_the_end(sde: Any, event_shape: tuple[int, ...], dtype: t
         close("the standard deviation of the prior", prior.stddev, sigma, rtol=1e-5, atol=left)
 
 
-@SDES.owes(
+@SDES.property(
     "simulation",
     "paths of dx = f dt + g dw from x_s have mean a_ts x_s and variance b²_ts at t",
     "a sign, a factor √2 or a rate that belongs to another time in drift or diffusion",
@@ -234,7 +234,7 @@ def _change(sde: Any, s: float, t: float) -> float:
     return max(abs(1 - scale) / scale, std**2 / float(sde.sigma(s)) ** 2 / 4)
 
 
-@SDES.owes(
+@SDES.property(
     "rate",
     "f = −½ β and g² <= β for a diffusion that tells its β(t): VP has g² = β, sub-VP less, so that "
     "σ² <= 1 − α²",
@@ -253,7 +253,7 @@ def rate_bounds_the_noise(sde: Any, t: float) -> None:
     holds(excess <= 1e-12, f"σ² is {variance:.6g}, expected at most 1 − α² = {1 - alpha2:.6g}")
 
 
-@SDES.owes(
+@SDES.property(
     "reversal",
     "reverse(s, η): dx = [f − ½(1+η²) g² s] dt + η g dw̄;  reversed again with 1/η: the diffusion",
     "the sign of the score; g instead of g²; ½ where η = 1 needs 1; T − t mixed up with t",

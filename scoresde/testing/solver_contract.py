@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scoresde.solvers import Solution, Status
-from scoresde.testing.properties import Family, close, holds
+from scoresde.testing.properties import PropertySuite, close, holds
 from scoresde.testing.strategies import devices, seeds
 
-SOLVERS = Family("solver")
+SOLVERS = PropertySuite("solver")
 """What every solver owes; :mod:`scoresde.testing.solvers` adds the mathematics."""
 
 _CAP = 20_000
@@ -90,7 +90,7 @@ def shares_nothing(solver: Any) -> bool:
     return not solver.coupled
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "shapes",
     "z (n, d) for any n and d, 0 rows included; float64 results on the device of z",
     "[:, None] for one shape only; squeeze() of a batch of one; a leak of float32",
@@ -114,7 +114,7 @@ def shapes(solver: Any, n: int, d: int, device: str, seed: int) -> None:
     close("z(½)", solution.state, z * torch.exp(-0.5 * rate), atol=0.1)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "single precision",
     "a float32 start is solved as well as its digits allow, or refused; it doesn't run for ever",
     "a smallest step of 10⁻¹² that float32 cannot make; a tolerance below its digits",
@@ -135,7 +135,7 @@ def single_precision(solver: Any, seed: int) -> None:
     holds(torch.isfinite(solution.state).all(), "z(1) of a float32 start is not finite")
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "rows",
     "a row's solution, its steps and counts included, is the same whatever its batch-mates are",
     "a norm, maximum or step size over the batch",
@@ -156,7 +156,7 @@ def rows(solver: Any, seed: int) -> None:
             close(f"{name} of row {i} alone", found, expected, rtol=1e-9, atol=1e-11)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "company",
     "one lively row among many that stand still has no larger error than alone",
     "an error norm that averages over the batch: its mates hide what a row does",
@@ -191,7 +191,7 @@ def failures_of(solver: object = None) -> st.SearchStrategy[str]:
     return st.sampled_from(list(_FAILURES))
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "failures",
     "a row whose field fails gets a failed status and its last good state, and the others arrive",
     "NaN that is taken for a small error; a step that shrinks for ever; one status for the batch",
@@ -234,7 +234,7 @@ _HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Fields without a solution, or with one that is out of reach."""
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "an end",
     "solve always returns, whatever the field, with a status for each row and a finite state",
     "a loop until the error is small; a step of 0; NaN > tolerance, which is false",
@@ -257,7 +257,7 @@ def an_end(solver: Any, kind: str) -> None:
     holds(bool((told <= there).all()), f"CONVERGED at τ = {solution.reached.tolist()}, not at 1")
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "cap",
     "max_evaluations is kept for every row, whose status then is MAX_EVALUATIONS",
     "stages of a step that are counted as one; a cap on steps; the last step, which oversteps",
@@ -281,7 +281,7 @@ def cap(solver: Any, most: int) -> None:
     close("z where the row stopped", solution.state, torch.exp(-column(solution.reached)), atol=0.1)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "counts",
     "evaluations tells how often each row was evaluated",
     "refused steps that are not counted; the first slope; rows that have arrived",
@@ -300,7 +300,7 @@ def counts(solver: Any, seed: int) -> None:
     close("evaluations", solution.evaluations, made)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "interval",
     "the field is asked for times in [start, end] only, as float64, and rows that are in the batch",
     "a last step that oversteps; a probing step beyond the end",
@@ -327,7 +327,7 @@ def interval(solver: Any, backward: bool) -> None:
     holds(low >= 0 and high <= 1, f"times run from {low:g} to {high:g}, expected in [0, 1]")
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "nodes",
     "fresh solvers number the evaluations of each row 0, 1, 2, …; others always say 0",
     "one number for two stages; a number that goes on from row to row",
@@ -348,7 +348,7 @@ def nodes(solver: Any) -> None:
         holds(found == wanted, f"the nodes of row {row} are {found}, expected {wanted}")
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "nothing to do",
     "start = end returns z; no integral leaves 0; an exact q has the standard error 0",
     "a division by the length of the way; an integral that is taken for granted",
@@ -377,7 +377,7 @@ class _OutOfOrderError(RuntimeError):
     """What a broken field raises."""
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "errors of the field",
     "an exception that the field raises reaches the caller",
     "except Exception around the step; an error that is taken for a step that failed",

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.solvers import Solution, Solver, Status
 from scoresde.testing.properties import close, holds
 from scoresde.testing.solver_contract import SOLVERS, column, rand, solve_within
@@ -44,7 +44,7 @@ def check_solver(
         only: the name of a law or some names; all if None.
 
     Raises:
-        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+        BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
 
     Example:
         >>> from scoresde.solvers import Adams
@@ -121,7 +121,7 @@ class Linear(Problem):
         return v, (z * v)[:, :1], None
 
 
-class GaussianFlow(Problem):
+class GaussianProbabilityFlow(Problem):
     r"""The probability flow of dx = −½β x dτ + √β dw from N(m, c), and q its divergence.
 
     x(τ) = m_τ + √(V_τ/V_0) (x(0) − m), m_τ = m e^{−βτ/2}, V_τ = 1 + (c − 1) e^{−βτ}; ∫ q = ½ d Δ
@@ -158,7 +158,7 @@ class GaussianFlow(Problem):
 PROBLEMS: dict[str, Callable[[int, int, int], Problem]] = {
     "logistic": Logistic,
     "linear": Linear,
-    "Gaussian flow": GaussianFlow,
+    "Gaussian flow": GaussianProbabilityFlow,
 }
 """Kinds of problems: of ``n`` rows in ``d`` dimensions, from a seed."""
 
@@ -202,7 +202,7 @@ def _check_solution(
     close("the error of ∫ q, per dimension,", integral[there], 0.0, atol=allowed)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "closed forms",
     "z(end) and ∫ q are those of the closed form, within 100 tolerances, in both directions",
     "a wrong coefficient; the slope at the wrong time; the sign of the step; an integral that is "
@@ -223,7 +223,7 @@ def closed_forms(
     _check_solution(solution, problem, *way, tolerance)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "stiff",
     "z′ = −κ (z − cos τ) − sin τ ends at cos τ + e^{−κτ} (z(0) − 1), or the status says otherwise",
     "no step control by the error of the state; a step that is never made smaller",
@@ -251,7 +251,7 @@ def stiff(solver: Any, rate: float, seed: int) -> None:
     close("∫ q", solution.integral[there], (2 * math.sin(1.0) + gone)[there], atol=2e-2)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "tolerance",
     "a thousandth of the tolerance, a thousandth of the error, at no fewer evaluations",
     "a tolerance that is not handed on; a fixed step; relative and absolute tolerance mixed up",
@@ -270,7 +270,7 @@ def tolerance(solver: Any, kind: str, seed: int) -> None:
     holds(many >= few, f"{many} evaluations at a tolerance of 1e-6, {few} at 1e-3")
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "order",
     "on a smooth field errors fall like n⁻ᵖ in n evaluations, p as declared",
     "a wrong coefficient of the highest order; the error estimate of another order, which leads "
@@ -313,7 +313,7 @@ def order(solver: Any) -> None:
     )
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "there and back",
     "solved from start to end and back again, z is where it was, and the integrals cancel",
     "a memory that presumes that time rises; abs() of a step; an end that is overshot",
@@ -331,7 +331,7 @@ def there_and_back(solver: Any, kind: str, seed: int) -> None:
     close("∫ q, there and back,", back.integral + there.integral, 0.0, atol=2e-3)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "gradient",
     "∂z(end)/∂z(start) of the logistic flow is z(1 − z) at the end over that at the start",
     "no_grad or .detach() on the way; in-place operations",
@@ -356,12 +356,12 @@ def gradient(solver: Any, seed: int) -> None:
 # --- the noise of the integrand, and the error that is told
 
 
-def _noisy(problem: Problem, streams: Streams, k: int, scale: float) -> Any:
+def _noisy(problem: Problem, rng: CounterRNG, k: int, scale: float) -> Any:
     """The field with ``k`` estimates of q, each with noise of its own at every node."""
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
         v, q, gradient = problem.field(tau, z, rows, node)
-        return v, q + scale * streams.at(rows, node).normals((k,)), gradient
+        return v, q + scale * rng.at(rows, node).normals((k,)), gradient
 
     return field
 
@@ -376,7 +376,7 @@ class _Copies(Logistic):
         )
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "fresh noise",
     "noise of q, fresh at each node, leaves the path alone, averages out, and is told by the "
     "standard error",
@@ -393,23 +393,23 @@ def fresh_noise(solver: Any, k: int, seed: int) -> None:
     which 400 normal numbers tell to 7 %: it may be widened where few nodes tell it badly.
     """
     n, problem = 400, _Copies(400, 2, seed)
-    streams = Streams.draw(n, torch.Generator().manual_seed(seed))
-    field, z = _noisy(problem, streams, k, 3.0), problem.at(0.0)
+    rng = CounterRNG.draw(n, torch.Generator().manual_seed(seed))
+    field, z = _noisy(problem, rng, k, 3.0), problem.at(0.0)
     quiet = solve_within(solver, problem.field, z, 0.0, 1.0, 1e-4, noisy=True)
     loud = solve_within(solver, field, z, 0.0, 1.0, 1e-4, noisy=True)
     close("z under noise of q", loud.state, quiet.state)
     close("evaluations under noise of q", loud.evaluations, quiet.evaluations)
     noise = loud.integral - problem.integral(0.0, 1.0)
-    spread = float(noise.std())
-    close("the mean error of ∫ q", noise.mean(), 0.0, atol=6.5 * spread / n**0.5 + 2e-2)
+    std = float(noise.std())
+    close("the mean error of ∫ q", noise.mean(), 0.0, atol=6.5 * std / n**0.5 + 2e-2)
     told = float(loud.standard_error.square().mean()) ** 0.5
-    close("the standard error over the standard deviation, squared,", (told / spread) ** 2, 1.3,
+    close("the standard error over the standard deviation, squared,", (told / std) ** 2, 1.3,
           atol=0.7)  # fmt: skip
     cover = float((noise.abs() <= 2 * loud.standard_error).double().mean())
     close("what two standard errors cover", cover, 0.94, atol=0.06)
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "fixed noise",
     "where probes are fixed along a path, k columns tell the standard error of their mean",
     "columns that are averaged before they are integrated; a standard error of 0",
@@ -420,8 +420,8 @@ def fresh_noise(solver: Any, k: int, seed: int) -> None:
 def fixed_noise(solver: Any, seed: int) -> None:
     """60 equal rows of 6 columns: SE² within a factor of 3 of the variance (false alarms: 1e-7)."""
     n, problem = 60, _Copies(60, 2, seed)
-    streams = Streams.draw(n, torch.Generator().manual_seed(seed))
-    field = _noisy(problem, streams, 6, 3.0)
+    rng = CounterRNG.draw(n, torch.Generator().manual_seed(seed))
+    field = _noisy(problem, rng, 6, 3.0)
     solution = solve_within(solver, field, problem.at(0.0), 0.0, 1.0, 1e-3, noisy=True)
     noise = solution.integral - problem.integral(0.0, 1.0)
     ratio = solution.standard_error.square().mean() / noise.square().mean()
@@ -449,7 +449,7 @@ class _Transported(Logistic):
         return v, q, torch.autograd.grad(total, y)[0]
 
 
-@SOLVERS.owes(
+@SOLVERS.property(
     "error estimate",
     "an error that is told covers those of ∫ q and of log p in nine rows of ten",
     "the error of a single step, or of the state alone; NaN is right where nothing is known",

@@ -19,10 +19,9 @@ from contextlib import contextmanager
 import torch
 from hypothesis import strategies as st
 
-from scoresde.exact import GaussianMixture
+from scoresde.flow import Coordinates, LogSNR, Rectified, Standardized, VarianceExploding, Windowed
 from scoresde.likelihood import FlowIntegral, ItoEstimate, Method, PathIntegral, VariationalBound
 from scoresde.networks import MLP
-from scoresde.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, Prediction, edm
 from scoresde.samplers import (
     DEIS,
     HEUN,
@@ -36,29 +35,25 @@ from scoresde.samplers import (
     Angle,
     AnnealedLangevin,
     Churn,
-    Coordinates,
     DDIMNoise,
     EulerMaruyama,
-    Exploding,
     Exponential,
     Grid,
     Heun,
     Karras,
     Langevin,
     LogMobius,
-    LogSNR,
     PredictorCorrector,
     ProbabilityFlow,
-    Rectified,
     ReverseDiffusion,
     RungeKutta,
     Sampler,
-    Standardised,
     UniformLogSNR,
     UniformTime,
-    Windowed,
 )
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
+from scoresde.scores.gaussian_mixture import GaussianMixture
+from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, Prediction, edm
 from scoresde.sdes import (
     DDPM,
     EDMSDE,
@@ -79,7 +74,7 @@ from scoresde.traces import (
     Hutchinson,
     HutchPlusPlus,
     Orthogonal,
-    ProbeLaw,
+    ProbeDistribution,
     Rademacher,
     Sphere,
     Trace,
@@ -307,7 +302,7 @@ def solvers() -> st.SearchStrategy[Solver]:
     )
 
 
-def laws() -> st.SearchStrategy[ProbeLaw]:
+def laws() -> st.SearchStrategy[ProbeDistribution]:
     """Draw a law of probes, whatever their number."""
     return st.sampled_from([Rademacher(), Gaussian(), Sphere()])
 
@@ -353,7 +348,7 @@ def grids() -> st.SearchStrategy[Grid]:
 
 def coordinates() -> st.SearchStrategy[Coordinates]:
     """Draw variables in which the flow is followed."""
-    return st.sampled_from([Windowed(), Standardised(), Exploding(), LogSNR(), Rectified()])
+    return st.sampled_from([Windowed(), Standardized(), VarianceExploding(), LogSNR(), Rectified()])
 
 
 def predictors() -> st.SearchStrategy[Sampler]:

@@ -15,13 +15,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde._random import normal
-from scoresde._streams import Streams
-from scoresde.testing.properties import Family, close, holds
+from scoresde._core.counter_rng import CounterRNG
+from scoresde._core.random import normal
+from scoresde.testing.properties import PropertySuite, close, holds
 from scoresde.testing.strategies import devices, dtypes, seeds
 from scoresde.traces import Trace
 
-TRACES = Family("trace")
+TRACES = PropertySuite("trace")
 """What every divergence estimator owes."""
 
 _FEW, _MANY = 4000, 20_000
@@ -51,7 +51,7 @@ def check_trace(
         only: the name of a law or some names; all if None.
 
     Raises:
-        BrokenLawError: an ``AssertionError`` that tells of every broken law.
+        BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
 
     Example:
         >>> from scoresde.traces import Hutchinson
@@ -116,8 +116,8 @@ def _draws(trace: Any, J: Tensor, n: int, seed: int) -> Tensor:
 def _estimates(
     trace: Any, field: Callable[[Tensor], Tensor], x: Tensor, seed: int, **options: bool
 ) -> tuple[Tensor, Tensor]:
-    streams = Streams.draw(len(x), torch.Generator().manual_seed(seed), x.device)
-    value, estimates = trace(field, x, streams, **options)
+    rng = CounterRNG.draw(len(x), torch.Generator().manual_seed(seed), x.device)
+    value, estimates = trace(field, x, rng, **options)
     return value, estimates
 
 
@@ -153,7 +153,7 @@ def _tells_variance(trace: Any) -> bool:
 # --- as code
 
 
-@TRACES.owes(
+@TRACES.property(
     "shapes",
     "h(x) (m, d) and k estimates (m, k) in the dtype and on the device of x; products(d) >= 0",
     "estimates (m,); a leak of float64; a value that is not h(x); results that carry a graph",
@@ -180,7 +180,7 @@ def shapes(trace: Any, d: int, dtype: torch.dtype, device: str, seed: int) -> No
     holds(trace.products(d) >= 0, f"products({d}) is {trace.products(d)}")
 
 
-@TRACES.owes(
+@TRACES.property(
     "streams",
     "the same streams, the same estimates; another node or seed, others; global generators stand "
     "still",
@@ -188,11 +188,11 @@ def shapes(trace: Any, d: int, dtype: torch.dtype, device: str, seed: int) -> No
     d=sizes,
     seed=seeds,
 )
-def streams(trace: Any, d: int, seed: int) -> None:
+def rng(trace: Any, d: int, seed: int) -> None:
     """All randomness comes from the streams. Sixteen rows, which never agree by chance."""
     field, _ = _curved(d, seed)
     x = _numbers((16, d), seed + 1)
-    source = Streams.draw(16, torch.Generator().manual_seed(seed))
+    source = CounterRNG.draw(16, torch.Generator().manual_seed(seed))
     state = torch.get_rng_state()
     first = trace(field, x, source)[1]
     holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
@@ -205,7 +205,7 @@ def streams(trace: Any, d: int, seed: int) -> None:
             holds(apart, f"another {what} gives the same estimates, expected others")
 
 
-@TRACES.owes(
+@TRACES.property(
     "rows",
     "a row's value and estimates are its own: alone, in another order, or beside a row of NaN",
     "one probe for the whole batch; a mean over it; streams of the wrong rows",
@@ -216,7 +216,7 @@ def rows(trace: Any, d: int, seed: int) -> None:
     """Batch-mates change nothing."""
     field, _ = _curved(d, seed)
     x = _numbers((4, d), seed + 1)
-    source = Streams.draw(4, torch.Generator().manual_seed(seed))
+    source = CounterRNG.draw(4, torch.Generator().manual_seed(seed))
     value, estimates = trace(field, x, source)
     size = 1 + float(estimates.abs().max())
     spoilt = x.clone()
@@ -235,7 +235,7 @@ def rows(trace: Any, d: int, seed: int) -> None:
                 close(what, told[i], estimates[row], rtol=1e-7, atol=1e-7 * size)
 
 
-@TRACES.owes(
+@TRACES.property(
     "constant fields",
     "a field that does not depend on x has the divergence 0",
     "a graph that is taken for granted; allow_unused left out",
@@ -265,7 +265,7 @@ def _check_mean(what: str, values: Tensor, expected: Tensor) -> None:
     close(what, values.mean(0), expected, atol=error + 1e-9 * size)
 
 
-@TRACES.owes(
+@TRACES.property(
     "unbiased",
     "E[estimate] = tr ∂h/∂x, for Jacobians of every kind",
     "no division by the number of probes; probes with E vvᵀ ≠ I, as uniform ones; a basis that is "
@@ -281,7 +281,7 @@ def unbiased(trace: Any, kind: str, d: int, seed: int) -> None:
     _check_mean("the mean estimate", _draws(trace, J, _FEW, seed + 1), J.trace())
 
 
-@TRACES.owes(
+@TRACES.property(
     "curved fields",
     "E[estimate] = ∇·h at the point itself, where the Jacobian depends on it",
     "the Jacobian of another row or of x = 0; a finite difference that is too coarse",
@@ -297,7 +297,7 @@ def curved_fields(trace: Any, d: int, seed: int) -> None:
     _check_mean("the mean estimate", estimates.mean(1), divergence(x)[0])
 
 
-@TRACES.owes(
+@TRACES.property(
     "variance",
     "the mean of the k estimates has the variance that variance(J) declares, 0 at full rank",
     "2 ‖J‖² where the symmetric part is meant; a diagonal that counts; the factor 1/k left out",
@@ -325,7 +325,7 @@ def variance(trace: Any, kind: str, d: int, seed: int) -> None:
     )
 
 
-@TRACES.owes(
+@TRACES.property(
     "no noise",
     "where variance(J) is 0, every single estimate is tr J: random signs on a diagonal J, the "
     "sphere on a multiple of I",
@@ -343,7 +343,7 @@ def no_noise(trace: Any, d: int, kind: str, seed: int) -> None:
         close("a single estimate", _draws(trace, J, 50, seed), J.trace(), atol=1e-8 * size)
 
 
-@TRACES.owes(
+@TRACES.property(
     "full rank",
     "every estimate is tr J where the rank of J is at most resolved(d)",
     "a basis of the range of J where that of Jᵀ is meant; a probe too few; a basis that is not "
@@ -362,7 +362,7 @@ def full_rank(trace: Any, d: int, rank: int, seed: int) -> None:
         close("a single estimate", _draws(trace, J, 50, seed), J.trace(), atol=1e-6 * size)
 
 
-@TRACES.owes(
+@TRACES.property(
     "independence",
     "the k estimates of a call are uncorrelated, so that their spread tells the standard error of "
     "their mean",
@@ -391,7 +391,7 @@ def independence(trace: Any, kind: str, d: int, seed: int) -> None:
     )
 
 
-@TRACES.owes(
+@TRACES.property(
     "homogeneity",
     "c h has c times the estimates of h, with the same streams",
     "an absolute value; a constant that is added; a difference quotient with a fixed step",
@@ -409,7 +409,7 @@ def homogeneity(trace: Any, d: int, seed: int) -> None:
     close("the estimate of −2.5 h", scaled, -2.5 * once, rtol=1e-6, atol=1e-6 * size)
 
 
-@TRACES.owes(
+@TRACES.property(
     "linearity",
     "a f + b g has a times the estimates of f plus b times those of g, with the same streams",
     "probes that depend on the field, where this is not declared",
@@ -429,7 +429,7 @@ def linearity(trace: Any, d: int, seed: int) -> None:
     close("the estimate of 2f − 3g", both, 2 * first - 3 * second, rtol=1e-6, atol=1e-6 * size)
 
 
-@TRACES.owes(
+@TRACES.property(
     "gradient",
     "with differentiable=True, E[∂ estimate/∂x] = ∂(∇·h)/∂x",
     ".detach() of the products; create_graph left out; a basis through which the gradient must not "

@@ -6,14 +6,14 @@ from scoresde.traces.hutchinson import (
     Gaussian,
     Hutchinson,
     Orthogonal,
-    ProbeLaw,
+    ProbeDistribution,
     Rademacher,
     Sphere,
 )
 from scoresde.traces.hutchpp import HutchPlusPlus
 from scoresde.traces.xtrace import XTrace
 
-FAMILY = (
+MEMBERS = (
     ExactTrace(),
     Hutchinson(),
     Hutchinson(probes=2, law=Gaussian()),
@@ -25,13 +25,13 @@ FAMILY = (
 """Ready members; a line here enrols one in the contract tests."""
 
 __all__ = [
-    "FAMILY",
+    "MEMBERS",
     "ExactTrace",
     "Gaussian",
     "HutchPlusPlus",
     "Hutchinson",
     "Orthogonal",
-    "ProbeLaw",
+    "ProbeDistribution",
     "Rademacher",
     "Sphere",
     "Trace",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 
 VectorField = Callable[[Tensor], Tensor]
 
@@ -34,7 +34,7 @@ class Trace(ABC):
 
     @abstractmethod
     def __call__(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Evaluate the field and its divergence.
 
@@ -50,10 +50,10 @@ class Trace(ABC):
         """
 
     def linearize(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Do the same, and hand out the Jacobian ``(m, d, d)`` where it comes for nothing."""
-        return *self(field, x, streams, differentiable=differentiable), None
+        return *self(field, x, rng, differentiable=differentiable), None
 
     @abstractmethod
     def products(self, d: int) -> int:

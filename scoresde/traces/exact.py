@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scoresde._checks import check_integer
-from scoresde._streams import Streams
+from scoresde._core.checks import check_integer
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.traces.base import Tape, Trace, VectorField
 
 
@@ -24,9 +24,9 @@ class ExactTrace(Trace):
         ValueError: if ``chunk`` is below 1.
 
     Example:
-        >>> from scoresde._streams import Streams
+        >>> from scoresde._core.counter_rng import CounterRNG
         >>> x = torch.tensor([[1.0, 2.0, 3.0]])
-        >>> value, divergence = ExactTrace()(lambda x: x**2, x, Streams.draw(1, None))
+        >>> value, divergence = ExactTrace()(lambda x: x**2, x, CounterRNG.draw(1, None))
         >>> divergence
         tensor([[12.]])
     """
@@ -43,7 +43,7 @@ class ExactTrace(Trace):
         return d
 
     def __call__(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and the divergence ``(m, 1)``."""
         d = x.shape[1]
@@ -55,7 +55,7 @@ class ExactTrace(Trace):
         return tape.value, trace.unsqueeze(1)
 
     def linearize(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Do the same, and hand out the Jacobian, whose rows the products are."""
         d = x.shape[1]

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
-from scoresde._streams import Streams
+from scoresde._core.checks import check_integer
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.traces.base import Tape, Trace, VectorField
 
 
-class ProbeLaw(ABC):
+class ProbeDistribution(ABC):
     """A law of probes with E vvᵀ = I; ``independent`` says whether those of one call are."""
 
     independent: bool = True
 
     @abstractmethod
-    def draw(self, streams: Streams, k: int, d: int) -> Tensor:
+    def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
         """Draw ``k`` probes for each of ``m`` rows, float64 ``(m, k, d)``."""
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor | None:
@@ -32,12 +32,12 @@ class ProbeLaw(ABC):
 
 
 @dataclass(frozen=True)
-class Rademacher(ProbeLaw):
+class Rademacher(ProbeDistribution):
     """Independent signs: variance 2 Σ_{i≠j} J_ij² for symmetric J, none for a diagonal one."""
 
-    def draw(self, streams: Streams, k: int, d: int) -> Tensor:
+    def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
         """Return signs."""
-        return streams.signs((k, d))
+        return rng.signs((k, d))
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
         """Return 2 Σ_{i≠j} S_ij²/k, with S the symmetric part."""
@@ -46,12 +46,12 @@ class Rademacher(ProbeLaw):
 
 
 @dataclass(frozen=True)
-class Gaussian(ProbeLaw):
+class Gaussian(ProbeDistribution):
     """Standard normals: variance 2 ‖J‖² for symmetric J."""
 
-    def draw(self, streams: Streams, k: int, d: int) -> Tensor:
+    def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
         """Return normals."""
-        return streams.normals((k, d))
+        return rng.normals((k, d))
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
         """Return 2 ‖S‖²/k, with S the symmetric part."""
@@ -59,12 +59,12 @@ class Gaussian(ProbeLaw):
 
 
 @dataclass(frozen=True)
-class Sphere(ProbeLaw):
+class Sphere(ProbeDistribution):
     """Uniform on the sphere of radius √d: no variance for a multiple of the identity."""
 
-    def draw(self, streams: Streams, k: int, d: int) -> Tensor:
+    def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
         """Return points of the sphere."""
-        v = streams.normals((k, d))
+        v = rng.normals((k, d))
         return v * (d**0.5 / v.norm(dim=2, keepdim=True))
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
@@ -73,7 +73,7 @@ class Sphere(ProbeLaw):
 
 
 @dataclass(frozen=True)
-class Orthogonal(ProbeLaw):
+class Orthogonal(ProbeDistribution):
     """Uniform on the sphere and orthogonal to each other, at most d of them; exact for k = d.
 
     The k products are not independent, so that their mean counts as one estimate.
@@ -84,13 +84,13 @@ class Orthogonal(ProbeLaw):
 
     independent = False
 
-    def draw(self, streams: Streams, k: int, d: int) -> Tensor:
+    def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
         """Return √d times the rows of a Haar orthogonal matrix."""
         if k > d:
             raise ValueError(
                 f"probes: expected at most d = {d} orthogonal probes, got {k}; use ExactTrace"
             )
-        q, r = torch.linalg.qr(streams.normals((d, k)))
+        q, r = torch.linalg.qr(rng.normals((d, k)))
         return (q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)).mT * d**0.5
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
@@ -132,10 +132,10 @@ class Hutchinson(Trace):
         ValueError: if ``probes`` is below 1.
 
     Example:
-        >>> from scoresde._streams import Streams
-        >>> streams = Streams.draw(1, torch.Generator().manual_seed(0))
+        >>> from scoresde._core.counter_rng import CounterRNG
+        >>> rng = CounterRNG.draw(1, torch.Generator().manual_seed(0))
         >>> x = torch.tensor([[1.0, 2.0, 3.0]])
-        >>> Hutchinson(probes=2)(lambda x: x**2, x, streams)[1]  # exact: the Jacobian is diagonal
+        >>> Hutchinson(probes=2)(lambda x: x**2, x, rng)[1]  # exact: the Jacobian is diagonal
         tensor([[12., 12.]])
 
     References:
@@ -144,12 +144,12 @@ class Hutchinson(Trace):
     """
 
     probes: int = 1
-    law: ProbeLaw = RADEMACHER
+    law: ProbeDistribution = RADEMACHER
     linear = True
 
     def __post_init__(self) -> None:
         check_integer("probes", self.probes, minimum=1)
-        if not isinstance(self.law, ProbeLaw):
+        if not isinstance(self.law, ProbeDistribution):
             raise TypeError(f"law: expected a law of probes such as Rademacher(), got {self.law!r}")
 
     def products(self, d: int) -> int:
@@ -165,10 +165,10 @@ class Hutchinson(Trace):
         return self.law.resolved(self.probes, d)
 
     def __call__(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and an estimate per probe ``(m, k)``, or their mean ``(m, 1)``."""
         tape = Tape(field, x, differentiable, batched=self.probes > 1)
-        probes = self.law.draw(streams, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
+        probes = self.law.draw(rng, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
         estimates = (tape.product(probes, last=True) * probes).sum(2).T
         return tape.value, estimates if self.law.independent else estimates.mean(1, keepdim=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
-from scoresde._streams import Streams
+from scoresde._core.checks import check_integer
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.traces.base import Tape, Trace, VectorField
 
 
@@ -32,10 +32,10 @@ class HutchPlusPlus(Trace):
         ValueError: if ``budget`` is below 3.
 
     Example:
-        >>> from scoresde._streams import Streams
-        >>> streams = Streams.draw(1, torch.Generator().manual_seed(0))
+        >>> from scoresde._core.counter_rng import CounterRNG
+        >>> rng = CounterRNG.draw(1, torch.Generator().manual_seed(0))
         >>> x = torch.tensor([[1.0, 2.0, 3.0]])
-        >>> HutchPlusPlus(budget=3)(lambda x: x.sum(1, keepdim=True) * x, x, streams)[1].shape
+        >>> HutchPlusPlus(budget=3)(lambda x: x.sum(1, keepdim=True) * x, x, rng)[1].shape
         torch.Size([1, 1])
 
     References:
@@ -57,13 +57,13 @@ class HutchPlusPlus(Trace):
         return self._rank(d)
 
     def __call__(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and one estimate of the divergence, ``(m, 1)``."""
         tape = Tape(field, x, differentiable, batched=True)
         d, k = x.shape[1], self._rank(x.shape[1])
-        sketch = streams.normals((k, d)).to(x.dtype).mT
-        probes = streams.signs((self.budget - 2 * (self.budget // 3), d)).to(x.dtype).mT
+        sketch = rng.normals((k, d)).to(x.dtype).mT
+        probes = rng.signs((self.budget - 2 * (self.budget // 3), d)).to(x.dtype).mT
         q = torch.linalg.qr(tape.images(sketch).detach()).Q
         probes = probes - q @ (q.mT @ probes)
         v = torch.cat([q, probes], dim=2)

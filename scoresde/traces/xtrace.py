@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer
-from scoresde._streams import Streams
+from scoresde._core.checks import check_integer
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.traces.base import Tape, Trace, VectorField
 
 
@@ -30,11 +30,11 @@ class XTrace(Trace):
         ValueError: if ``budget`` is below 2.
 
     Example:
-        >>> from scoresde._streams import Streams
-        >>> streams = Streams.draw(1, torch.Generator().manual_seed(0))
+        >>> from scoresde._core.counter_rng import CounterRNG
+        >>> rng = CounterRNG.draw(1, torch.Generator().manual_seed(0))
         >>> x = torch.tensor([[1.0, 2.0, 3.0]])
         >>> J = torch.outer(torch.ones(3), torch.tensor([3.0, 2.0, 1.0]))  # of rank 1
-        >>> XTrace(budget=4)(lambda x: x @ J, x, streams)[1]
+        >>> XTrace(budget=4)(lambda x: x @ J, x, rng)[1]
         tensor([[6.0000]])
 
     References:
@@ -57,13 +57,13 @@ class XTrace(Trace):
         return d if k == d else k - 1
 
     def __call__(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and one estimate of the divergence, ``(m, 1)``."""
         tape = Tape(field, x, differentiable, batched=True)
         d = x.shape[1]
         k = self._rank(d)
-        omega = streams.normals((k, d)).to(x.dtype).mT  # (m, d, k), as all below
+        omega = rng.normals((k, d)).to(x.dtype).mT  # (m, d, k), as all below
         image = tape.images(omega)
         q, r = torch.linalg.qr(image.detach())
         basis_image = tape.images(q)

@@ -1,7 +1,7 @@
 r"""A small training loop for scores.
 
 Each step takes a batch of data, draws one time and one noise per row, and descends the gradient of
-the denoising score matching loss (:mod:`scoresde.losses`) with AdamW. What is kept is not the last
+the denoising score matching loss (:mod:`scoresde.training.losses`) with AdamW. What is kept is not the last
 weights θ_n but their exponential moving average,
 
     θ̄_n = d_n θ̄_{n−1} + (1 − d_n) θ_n,        d_n = min(d, (1 + n)/(10 + n)),
@@ -13,7 +13,7 @@ and a run that was stopped goes on from its checkpoint as if nothing had happene
 on a CPU.
 """
 
-from scoresde.training.door import fit
+from scoresde.training.fit import fit
 from scoresde.training.result import FitResult, History
 
 __all__ = ["FitResult", "History", "fit"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from scoresde._checks import describe
+from scoresde._core.checks import summarize
 
 _FORMAT = "scoresde.fit"
 
@@ -17,7 +17,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a file that can be written, or raise."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"checkpoint: expected the path of a file, got {describe(path)}; pass a string or Path"
+            f"checkpoint: expected the path of a file, got {summarize(path)}; pass a string or Path"
         )
     file = Path(path)
     if file.is_dir():
@@ -40,18 +40,18 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Return what the file keeps; nothing in it is executed."""
-    cure = "pass another file, or resume=False to overwrite this one"
+    hint = "pass another file, or resume=False to overwrite this one"
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever the bytes make of the reader
         raise ValueError(
             f"checkpoint: expected a file written by fit, got {path}, which is damaged or of "
-            f"another kind ({type(error).__name__}); {cure}"
+            f"another kind ({type(error).__name__}); {hint}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(
             f"checkpoint: expected a file written by fit, got {path}, a file of another program; "
-            f"{cure}"
+            f"{hint}"
         )
     return state
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from scoresde._checks import check_floating, check_state, describe
+from scoresde._core.checks import check_floating, check_state, summarize
 from scoresde.training.processes import Group
 from scoresde.training.randomness import hash_of
 from scoresde.training.recipe import Recipe
@@ -31,14 +31,14 @@ def source_of(name: str, data: Any, condition: str | None) -> Dataset | DataLoad
         x, labels = check_state(f"{name}[0]", data[0]), torch.as_tensor(data[1])
         if labels.shape[:1] != x.shape[:1]:
             raise ValueError(
-                f"{name}: expected one label per sample, got {describe(labels)} for {len(x)} "
+                f"{name}: expected one label per sample, got {summarize(labels)} for {len(x)} "
                 "samples; pass (samples, labels)"
             )
         data = TensorDataset(x, labels)
     if not isinstance(data, Dataset | DataLoader):
         raise TypeError(
             f"{name}: expected a tensor, a pair (samples, labels), a Dataset or a DataLoader, got "
-            f"{describe(data)}; convert arrays with torch.as_tensor"
+            f"{summarize(data)}; convert arrays with torch.as_tensor"
         )
     if condition is not None and isinstance(data, TensorDataset) and len(data.tensors) < 2:
         raise ValueError(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_between, check_positive
-from scoresde._random import uniform
-from scoresde.losses import TimeLaw, WeightFunction
-from scoresde.score import Score
+from scoresde._core.checks import check_between, check_positive
+from scoresde._core.random import uniform
+from scoresde.scores import Score
+from scoresde.training.losses import TimeSampler, WeightFunction
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
     clip: float
     ema: float
     weighting: WeightFunction
-    time_law: TimeLaw
+    time_sampler: TimeSampler
     labels: Labels | None
     amp: torch.dtype | None
     seed: int

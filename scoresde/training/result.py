@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from scoresde.score import Score
+from scoresde.scores import Score
 
 __all__ = ["AnyScore", "FitResult", "History"]
 

@@ -17,11 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from scoresde.losses import sample_losses
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.training.checkpoint import check_recipe, read_checkpoint, write_checkpoint
 from scoresde.training.data import endless, once
 from scoresde.training.interruption import interrupt
+from scoresde.training.losses import sample_losses
 from scoresde.training.processes import Group
 from scoresde.training.randomness import hash_of
 from scoresde.training.recipe import Recipe
@@ -214,7 +214,7 @@ class Run(Generic[AnyScore]):
         x = x.to(self.device, self.dtype, non_blocking=True)
         amp = self.recipe.amp
         with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
-            losses = sample_losses(score, x, self.recipe.weighting, self.recipe.time_law, generator)
+            losses = sample_losses(score, x, self.recipe.weighting, self.recipe.time_sampler, generator)
         return losses / math.prod(x.shape[1:])
 
     def _prepare_gradients(self) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from gallery.bug import breaks
 from scoresde import VESDE, VPSDE
-from scoresde._shapes import flatten
+from scoresde._core.shapes import flatten
 from scoresde.likelihood import FlowIntegral
 from scoresde.testing.adapters import FunctionMethod
 

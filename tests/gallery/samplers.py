@@ -7,7 +7,7 @@ import torch
 
 from gallery.bug import breaks
 from scoresde import VPSDE
-from scoresde._shapes import expand, flatten
+from scoresde._core.shapes import expand, flatten
 from scoresde.samplers import (
     Ancestral,
     AnnealedLangevin,
@@ -261,14 +261,14 @@ class DividingBySigma(Sampler):
 
 @breaks("grid", "N instead of N + 1 times", EulerMaruyama)
 class OneTimeShort(EulerMaruyama):
-    def grid(self, sde, steps, spread=1.0):
+    def grid(self, sde, steps, std=1.0):
         return torch.linspace(sde.T, sde.t_min, steps, dtype=torch.float64)
 
 
 @breaks("grid", "time that rises", EulerMaruyama)
 class RisingTime(EulerMaruyama):
-    def grid(self, sde, steps, spread=1.0):
-        return super().grid(sde, steps, spread).flip(0)
+    def grid(self, sde, steps, std=1.0):
+        return super().grid(sde, steps, std).flip(0)
 
 
 @breaks("inverse", "coefficients that presume s < t", ddim, seed=0, **VP)

@@ -5,8 +5,8 @@ from torch import nn
 
 from gallery.bug import breaks
 from scoresde import VPSDE, FunctionScore, GaussianMixture, ScoreModel
-from scoresde._shapes import as_time, expand, flatten
-from scoresde.score import Score
+from scoresde._core.shapes import as_time, expand, flatten
+from scoresde.scores import Score
 
 
 def mixture(kind=GaussianMixture):

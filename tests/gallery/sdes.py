@@ -7,7 +7,7 @@ from torch.distributions import Independent, Normal
 
 from gallery.bug import breaks
 from scoresde import VESDE, VPSDE, SubVPSDE
-from scoresde._shapes import as_time, expand
+from scoresde._core.shapes import as_time, expand
 from scoresde.sdes.base import Reverse
 from scoresde.testing.adapters import FunctionSDE
 from scoresde.testing.examples import OrnsteinUhlenbeck
@@ -64,8 +64,8 @@ class ExplodingKernel(VPSDE):
 
     def transition(self, s, t):
         scale, _ = super().transition(s, t)
-        spread = (self.sigma(t) ** 2 - self.sigma(s) ** 2).clamp(min=0).sqrt()
-        return scale, spread
+        std = (self.sigma(t) ** 2 - self.sigma(s) ** 2).clamp(min=0).sqrt()
+        return scale, std
 
 
 @breaks("log-SNR", "time running from noise to data", VPSDE)

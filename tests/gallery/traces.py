@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from gallery.bug import breaks
-from scoresde._streams import Streams
+from scoresde._core.counter_rng import CounterRNG
 from scoresde.testing.adapters import FunctionTrace
-from scoresde.traces import ExactTrace, Gaussian, Hutchinson, ProbeLaw, Rademacher
+from scoresde.traces import ExactTrace, Gaussian, Hutchinson, ProbeDistribution, Rademacher
 
 DENSE = {"kind": "symmetric", "d": 5}
 
@@ -33,17 +33,17 @@ class Summed(Hutchinson):
     def __init__(self):
         super().__init__(probes=3)
 
-    def __call__(self, field, x, streams, *, differentiable=False):
-        value, estimates = super().__call__(field, x, streams, differentiable=differentiable)
+    def __call__(self, field, x, rng, *, differentiable=False):
+        value, estimates = super().__call__(field, x, rng, differentiable=differentiable)
         return value, estimates.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class Uniform(ProbeLaw):
+class Uniform(ProbeDistribution):
     """Uniform on [−1, 1]: E vvᵀ = I/3."""
 
-    def draw(self, streams, k, d):
-        return 2 * streams.uniforms((k, d)) - 1
+    def draw(self, rng, k, d):
+        return 2 * rng.uniforms((k, d)) - 1
 
 
 @breaks("unbiased", "as uniform ones", Hutchinson)
@@ -73,8 +73,8 @@ def global_noise():
 class KeptProbe(Hutchinson):
     """The same probe at every evaluation along the path."""
 
-    def __call__(self, field, x, streams, *, differentiable=False):
-        kept = Streams(streams.seeds, torch.zeros_like(streams.node))
+    def __call__(self, field, x, rng, *, differentiable=False):
+        kept = CounterRNG(rng.seeds, torch.zeros_like(rng.node))
         return super().__call__(field, x, kept, differentiable=differentiable)
 
 
@@ -82,8 +82,8 @@ class KeptProbe(Hutchinson):
 class NormalsAsSigns(Rademacher):
     """Normals, with what is known of signs."""
 
-    def draw(self, streams, k, d):
-        return Gaussian().draw(streams, k, d)
+    def draw(self, rng, k, d):
+        return Gaussian().draw(rng, k, d)
 
 
 @breaks("no noise", "normals where signs are meant", Hutchinson)
@@ -93,8 +93,8 @@ def normals_as_signs():
 
 @breaks("independence", "one probe used k times", lambda: Hutchinson(probes=2), **DENSE)
 class OneProbeTwice(Hutchinson):
-    def __call__(self, field, x, streams, *, differentiable=False):
-        value, estimates = super().__call__(field, x, streams, differentiable=differentiable)
+    def __call__(self, field, x, rng, *, differentiable=False):
+        value, estimates = super().__call__(field, x, rng, differentiable=differentiable)
         return value, estimates.repeat(1, 2)
 
 
@@ -163,7 +163,7 @@ def promoted():
 class OneRowShort(ExactTrace):
     """The sum over all rows of the Jacobian but the last."""
 
-    def __call__(self, field, x, streams, *, differentiable=False):
-        value, _, jacobian = self.linearize(field, x, streams, differentiable=differentiable)
+    def __call__(self, field, x, rng, *, differentiable=False):
+        value, _, jacobian = self.linearize(field, x, rng, differentiable=differentiable)
         diagonal = jacobian.diagonal(dim1=1, dim2=2)
         return value, diagonal[:, : max(x.shape[1] - 1, 1)].sum(1, keepdim=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scoresde._checks import describe
+from scoresde._core.checks import summarize
 from scoresde.interop._files import (
     Weights,
     check_names_and_shapes,
@@ -22,7 +22,7 @@ from scoresde.interop._files import (
     read_safetensors,
 )
 from scoresde.interop.diffusers.schedules import process
-from scoresde.score import ScoreModel
+from scoresde.scores import ScoreModel
 from scoresde.sdes import GaussianSDE
 
 _WEIGHTS = "diffusion_pytorch_model"
@@ -79,7 +79,7 @@ def wrap(unet: nn.Module, scheduler: object, *, sde: GaussianSDE | None = None) 
     """
     if not isinstance(unet, nn.Module):
         raise TypeError(
-            f"unet: expected a network of diffusers such as UNet2DModel, got {describe(unet)}; for "
+            f"unet: expected a network of diffusers such as UNet2DModel, got {summarize(unet)}; for "
             "a whole pipeline pass pipeline.unet and pipeline.scheduler"
         )
     told = process(scheduler)
@@ -162,7 +162,7 @@ def load(
     """
     found = files(folder, variant)
     process(found.scheduler)
-    network = _build(found.unet, _read(found.weights))
+    network = _build(found.unet, predict(found.weights))
     return wrap(network, found.scheduler, sde=sde).to(device).eval()
 
 
@@ -198,7 +198,7 @@ def files(folder: str | Path, variant: str | None = None) -> Files:
 def _folder(folder: object) -> Path:
     if not isinstance(folder, str | Path):
         raise TypeError(
-            f"folder: expected the path of a folder, got {describe(folder)}; pass a string or a "
+            f"folder: expected the path of a folder, got {summarize(folder)}; pass a string or a "
             "Path"
         )
     root = Path(folder)
@@ -231,13 +231,13 @@ def _own(root: Path, file: Path) -> Path:
     return file
 
 
-def _read(file: Path) -> Weights:
+def predict(file: Path) -> Weights:
     """Return the weights in float32, under today's names."""
     if file.suffix == ".bin":
         content = read_pickle("unet", file, "the weights of a network")
         if not isinstance(content, dict):
             raise ValueError(
-                f"unet: expected a dictionary of tensors in {file}, got {describe(content)}; take "
+                f"unet: expected a dictionary of tensors in {file}, got {summarize(content)}; take "
                 "another copy"
             )
     else:

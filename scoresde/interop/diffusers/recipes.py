@@ -43,7 +43,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from scoresde._checks import check_integer, check_positive
+from scoresde._core.checks import check_integer, check_positive
 from scoresde.interop.diffusers.schedules import Settings, only, process, settings
 from scoresde.samplers import (
     DEIS,

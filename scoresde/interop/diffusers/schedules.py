@@ -21,21 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde._checks import check_integer, check_positive, describe
-from scoresde.predictions import (
-    DATA,
-    FLOW,
-    NOISE,
-    SCORE,
-    VELOCITY,
-    Label,
-    LogSNRLabel,
-    Prediction,
-    TimeLabel,
-    by_index,
-    by_sigma,
-    edm,
-)
+from scoresde._core.checks import check_integer, check_positive, summarize
+from scoresde.scores.labels import Label, LogSNRLabel, TimeLabel, by_index, by_sigma
+from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, Prediction, edm
 from scoresde.sdes import DDPM, EDMSDE, VESDE, GaussianSDE, RectifiedFlow
 
 Settings = dict[str, Any]
@@ -119,7 +107,7 @@ def settings(scheduler: object) -> Settings:
     if not isinstance(config, Mapping):
         raise TypeError(
             f"scheduler: expected a scheduler of diffusers or its configuration, got "
-            f"{describe(scheduler)}; read scheduler_config.json as a dictionary"
+            f"{summarize(scheduler)}; read scheduler_config.json as a dictionary"
         )
     told = dict(config)
     if config is not scheduler:
@@ -128,7 +116,7 @@ def settings(scheduler: object) -> Settings:
     if not isinstance(name, str):
         raise ValueError(
             f"scheduler: expected an entry '_class_name' such as 'DDPMScheduler', got "
-            f"{describe(name)}; files have it, of a scheduler's .config pass the scheduler itself"
+            f"{summarize(name)}; files have it, of a scheduler's .config pass the scheduler itself"
         )
     return DEFAULTS.get(name, _TABLE if "beta_schedule" in told else {}) | told
 
@@ -143,7 +131,7 @@ def only(told: Settings, key: str, *values: object) -> Any:
     if value not in values:
         raise ValueError(
             f"scheduler: expected {key} to be {' or '.join(map(repr, values))}, got "
-            f"{describe(value)}; other settings of {told['_class_name']} have no counterpart here"
+            f"{summarize(value)}; other settings of {told['_class_name']} have no counterpart here"
         )
     return value
 
@@ -187,7 +175,7 @@ def _numbers(key: str, values: object) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"scheduler: expected {key} to be a list of numbers, got {describe(values)}; they are "
+            f"scheduler: expected {key} to be a list of numbers, got {summarize(values)}; they are "
             "the variances that the steps add"
         ) from None
 

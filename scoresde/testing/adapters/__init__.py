@@ -16,7 +16,7 @@
     check_sampler(FunctionSampler(my_step, convergence_order=2, deterministic=True))
 """
 
-from scoresde.score import FunctionScore
+from scoresde.scores import FunctionScore
 from scoresde.testing.adapters.functions import (
     FunctionGaussianSDE,
     FunctionMethod,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scoresde._checks import check_integer, check_tensor
-from scoresde._shapes import Time, as_time, check_batch, check_like, like_time
-from scoresde._streams import Streams
-from scoresde.likelihood import Likelihood, Method, Query
+from scoresde._core.checks import check_integer, check_tensor
+from scoresde._core.counter_rng import CounterRNG
+from scoresde._core.shapes import Time, as_time, check_batch, check_like, like_time
+from scoresde.likelihood import Likelihood, LikelihoodSettings, Method
 from scoresde.samplers import Noise, Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 from scoresde.solvers import Solution, Solver, Status, base
 from scoresde.solvers._augmented import Augmented, Exhausted, join
@@ -295,7 +295,7 @@ class FunctionTrace(Named, Trace):
         ...     return (product * v).sum(1)
         >>> trace = FunctionTrace(one_probe)
         >>> x = torch.ones(4, 3)
-        >>> value, estimates = trace(lambda x: x**2, x, Streams.draw(4, None))
+        >>> value, estimates = trace(lambda x: x**2, x, CounterRNG.draw(4, None))
         >>> value.shape, estimates.shape
         (torch.Size([4, 3]), torch.Size([4, 1]))
     """
@@ -313,14 +313,14 @@ class FunctionTrace(Named, Trace):
         return d if self.probes is None else self.probes
 
     def __call__(
-        self, field: VectorField, x: Tensor, streams: Streams, *, differentiable: bool = False
+        self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return h(x) ``(m, d)`` and what the function gives, ``(m, k)``."""
         drawn: list[Tensor] = []
 
         def noise(like: Tensor) -> Tensor:
-            seeds = streams.bits((len(drawn) + 1,), salt=7)[:, -1]
-            drawn.append(Streams(seeds, streams.node).normals(tuple(like.shape[1:])).to(like))
+            seeds = rng.bits((len(drawn) + 1,), salt=7)[:, -1]
+            drawn.append(CounterRNG(seeds, rng.node).normals(tuple(like.shape[1:])).to(like))
             return drawn[-1]
 
         with torch.enable_grad():
@@ -360,9 +360,9 @@ class FunctionMethod(Named, Method):
     def __post_init__(self) -> None:
         check_function("function", self.function, "(score, x) -> log p")
 
-    def __call__(self, query: Query, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return what the function gives; what is not known of its way is NaN."""
-        told = self.function(query.flow.score.rows(rows), x)
+        told = self.function(query.flow.score.select(rows), x)
         log_prob, error = told if isinstance(told, tuple) else (told, torch.zeros_like(told))
         if check_tensor("function", log_prob).shape != x.shape[:1]:
             raise ValueError(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._shapes import Time, as_time, check_like
-from scoresde.predictions import DATA, Prediction
+from scoresde._core.shapes import Time, as_time, check_like
 from scoresde.samplers import Noise, Sampler
-from scoresde.score import Score
+from scoresde.scores import Score
+from scoresde.scores.predictions import DATA, Prediction
 from scoresde.testing.adapters.functions import Named, check_function
 
 
@@ -95,9 +95,9 @@ class _Told(Score):
 
     def denoised(self, x: Tensor, t: Time) -> Tensor:
         """Return x̂."""
-        return self._read(DATA, x, t)
+        return self.predict(DATA, x, t)
 
-    def _read(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
+    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
         time, number = as_time(t, self.sde.T), self.asked
         self.asked += 1
         if number < len(self.said):
@@ -105,6 +105,6 @@ class _Told(Score):
             if before == view and torch.equal(when, time) and torch.equal(at, x):
                 return value.clone()
             del self.said[number:]
-        value = self.score._read(view, x, t)
+        value = self.score.predict(view, x, t)
         self.said.append((view, x.clone(), time.clone(), value))
         return value.clone()

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.predictions import NOISE, edm
 from scoresde.samplers import Noise, Sampler
 from scoresde.samplers.base import place
-from scoresde.score import Score
+from scoresde.scores import Score
+from scoresde.scores.predictions import NOISE, edm
 from scoresde.testing.adapters.functions import Named
 
 _NEEDED = "config", "from_config", "set_timesteps", "timesteps", "step", "add_noise"
@@ -129,7 +129,7 @@ class SchedulerSampler(Named, Sampler):
             )
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(own, timestep)  # made for its network, as it asks
-            output = score._read(state.prediction, own * (alpha / unit), time)
+            output = score.predict(state.prediction, own * (alpha / unit), time)
             own = scheduler.step(output, timestep, own, **extra, **self.options).prev_sample
         if not torch.equal(torch.get_rng_state(), before):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._shapes import Time, as_time, check_batch, flatten, like_time
+from scoresde._core.shapes import Time, as_time, check_batch, flatten, like_time
 from scoresde.sdes import SDE
 
 

@@ -1,0 +1,1 @@
+"""Foundations that every package uses: argument checks, shapes, random numbers, serialization."""

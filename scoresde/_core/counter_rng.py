@@ -1,0 +1,85 @@
+"""One stream of random numbers per sample: what a row draws depends on nothing but the row.
+
+Samples that step on their own clock, finish early or are computed in another batch size must not
+change each other's draws. A stateless generator does that: number n of stream s is a hash of
+(s, n), computed where and when it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014), on wrapping int64."""
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+@dataclass(frozen=True)
+class CounterRNG:
+    """Random numbers of ``m`` samples, each from its own stream and at its own position.
+
+    Attributes:
+        seeds: int64 ``(m,)``, one stream each.
+        node: int64 ``(m,)``, the position: other nodes give fresh, independent numbers.
+    """
+
+    seeds: Tensor
+    node: Tensor
+
+    @classmethod
+    def draw(
+        cls, n: int, generator: torch.Generator | None, device: torch.device | str = "cpu"
+    ) -> CounterRNG:
+        """Draw ``n`` independent streams from a generator, at position 0."""
+        source = "cpu" if generator is None else generator.device
+        seeds = torch.randint(
+            -(1 << 63), (1 << 63) - 1, (n,), generator=generator, device=source, dtype=torch.int64
+        ).to(device)
+        return cls(seeds, torch.zeros_like(seeds))
+
+    def at(self, rows: Tensor | slice, node: Tensor) -> CounterRNG:
+        """The streams of some rows, at position ``node`` ``(len(rows),)``."""
+        return CounterRNG(self.seeds[rows], node)
+
+    def bits(self, shape: tuple[int, ...], salt: int = 0) -> Tensor:
+        """Return 64 random bits each as int64 ``(m, *shape)``."""
+        start = _mix(self.seeds + _mix((self.node + 1) * _GOLDEN + salt))
+        count = math.prod(shape)
+        index = torch.arange(1, count + 1, device=start.device) * _GOLDEN
+        return _mix(start.unsqueeze(1) + index).reshape(len(start), *shape)
+
+    def signs(self, shape: tuple[int, ...]) -> Tensor:
+        """Return independent signs ±1 in float64, ``(m, *shape)``."""
+        return 1.0 - 2.0 * (self.bits(shape) & 1).to(torch.float64)
+
+    def uniforms(self, shape: tuple[int, ...]) -> Tensor:
+        """Return independent numbers in (0, 1) in float64, ``(m, *shape)``."""
+        return (_shift(self.bits(shape, salt=3), 11).to(torch.float64) + 0.5) * 2.0**-53
+
+    def normals(self, shape: tuple[int, ...]) -> Tensor:
+        """Return independent standard normals in float64, ``(m, *shape)`` (Box–Muller)."""
+        scale = 2.0**-53
+        radius = (_shift(self.bits(shape, salt=1), 11).to(torch.float64) + 0.5) * scale
+        angle = _shift(self.bits(shape, salt=2), 11).to(torch.float64) * scale
+        return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)

@@ -1,0 +1,46 @@
+"""Networks that know the standard deviations of their noise levels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from scoresde._core.checks import check_integer, check_ordered, check_positive
+from scoresde._core.modules import FixedDtypeModule
+from scoresde.networks._inputs import check_index
+from scoresde.networks.blocks import lookup
+
+
+class NoiseLevelNetwork(FixedDtypeModule):
+    r"""A network with a geometric ladder of standard deviations, the largest first.
+
+    $$\sigma_i = \sigma_{max} (\sigma_{min} / \sigma_{max})^{i / (N - 1)}, \quad
+      i = 0, \dots, N - 1$$
+
+    The ladder is a float64 buffer, ``sigmas``: it is saved with the weights and never rounded.
+
+    Args:
+        sigma_min: smallest standard deviation.
+        sigma_max: largest standard deviation.
+        scales: number ``N`` of noise levels.
+    """
+
+    sigmas: Tensor
+
+    def __init__(self, sigma_min: float, sigma_max: float, scales: int) -> None:
+        super().__init__()
+        check_positive("sigma_min", sigma_min)
+        self.sigma_min, self.sigma_max = check_ordered(
+            "sigma_min", sigma_min, "sigma_max", sigma_max
+        )
+        self.scales = check_integer("scales", scales, 1)
+        ends = math.log(self.sigma_max), math.log(self.sigma_min)
+        ladder = torch.linspace(*ends, self.scales, dtype=torch.float64).exp()
+        self.register_buffer("sigmas", ladder)
+
+    def sigma_at(self, label: Tensor) -> Tensor:
+        """Return the ladder at labels ``(batch,)``: indices, of which the fraction is cut off."""
+        check_index("label", label, self.scales)
+        return lookup(self.sigmas, label.long())

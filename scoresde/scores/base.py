@@ -1,0 +1,136 @@
+r"""A score that knows its SDE.
+
+The hub is the denoiser x̂(x, t) = E[x_0 | x_t = x]; for x_t = α x_0 + σ ε all else is linear in it,
+
+    noise ε̂ = (x − α x̂)/σ,      score s = ∇ log p_t = −ε̂/σ,      velocity v = α ε̂ − σ x̂,
+
+(Tweedie's formula), and so is every parametrisation a network may have been trained in
+(:mod:`scoresde.scores.predictions`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from scoresde._core.shapes import Time, check_batch, linear_combination
+from scoresde.scores.moments import Moments
+from scoresde.scores.predictions import DATA, NOISE, SCORE, VELOCITY, Prediction
+from scoresde.sdes import SDE, GaussianSDE
+
+
+class Score(nn.Module, ABC):
+    """A score that knows its diffusion: give :meth:`denoised`, and the other views follow.
+
+    Wrappers (guidance, conditions, restrictions) are Scores again, so that samplers and likelihoods
+    take them as they take a network.
+
+    Args:
+        sde: the diffusion the score belongs to.
+        moments: mean and covariance of the data, if known.
+
+    Example:
+        >>> from scoresde import VPSDE
+        >>> class Origin(Score):  # all data at 0
+        ...     def denoised(self, x, t):
+        ...         return torch.zeros_like(x)
+        >>> score = Origin(VPSDE())
+        >>> x = torch.ones(1, 2)
+        >>> torch.allclose(score(x, 0.5), -x / score.sde.sigma(0.5) ** 2)
+        True
+    """
+
+    def __init__(self, sde: SDE, moments: Moments | None = None) -> None:
+        super().__init__()
+        if not isinstance(sde, SDE):
+            raise TypeError(f"sde: expected an SDE such as VPSDE(), got {type(sde).__name__}")
+        self.sde: Any = sde
+        self.moments = Moments() if moments is None else moments
+
+    @abstractmethod
+    def denoised(self, x: Tensor, t: Time) -> Tensor:
+        """Return x̂ = E[x_0 | x_t = x], shaped like ``x`` ``(batch, *event)``."""
+
+    def forward(self, x: Tensor, t: Time) -> Tensor:
+        """Return the score s = ∇ log p_t(x), shaped like ``x`` ``(batch, *event)``."""
+        return self.predict(SCORE, x, t)
+
+    @final
+    def noise(self, x: Tensor, t: Time) -> Tensor:
+        """Return ε̂ = E[ε | x_t = x], shaped like ``x``."""
+        return self.predict(NOISE, x, t)
+
+    @final
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return v = α ε̂ − σ x̂, shaped like ``x``."""
+        return self.predict(VELOCITY, x, t)
+
+    def select(self, index: Tensor | slice) -> Score:
+        """Return the score of a part of the batch: what it holds per sample is indexed alike."""
+        return self
+
+    def concatenate(self, other: Score, rows: int, others: int) -> Score | None:
+        """Return this score on ``rows`` samples and the other on ``others`` more, in one batch.
+
+        None if it takes two evaluations, as it does of any two networks.
+        """
+        return None
+
+    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
+        """Return what a perfect network of parametrisation ``view`` would put out."""
+        return _convert(DATA, self.denoised(x, t), view, self.sde, x, t)
+
+
+class PredictionScore(Score):
+    """A score given in any parametrisation: ``output`` in the terms of ``prediction``.
+
+    Args:
+        sde: the diffusion the score belongs to.
+        prediction: the parametrisation of :meth:`output`.
+        moments: mean and covariance of the data, if known.
+    """
+
+    def __init__(
+        self, sde: SDE, prediction: Prediction = NOISE, moments: Moments | None = None
+    ) -> None:
+        super().__init__(sde, moments)
+        if not isinstance(prediction, Prediction):
+            raise TypeError(
+                "prediction: expected NOISE, DATA, SCORE, VELOCITY, FLOW or edm(sigma_data), got "
+                f"{prediction!r}"
+            )
+        self.prediction = prediction
+
+    @abstractmethod
+    def output(self, x: Tensor, t: Time) -> Tensor:
+        """Return what ``prediction`` says it is, shaped like ``x``."""
+
+    @final
+    def denoised(self, x: Tensor, t: Time) -> Tensor:
+        """Return x̂ = E[x_0 | x_t = x], shaped like ``x``."""
+        return self.predict(DATA, x, t)
+
+    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
+        return _convert(self.prediction, self.output(x, t), view, self.sde, x, t)
+
+
+def _convert(
+    source: Prediction, output: Tensor, target: Prediction, sde: SDE, x: Tensor, t: Time
+) -> Tensor:
+    """Read an output in the terms of ``source`` as one in the terms of ``target``, through x̂."""
+    direct = target.directly(source, output, x)
+    if direct is not None:
+        return direct
+    if not isinstance(sde, GaussianSDE):
+        raise TypeError(
+            f"sde: expected a GaussianSDE to turn {source} into {target}, got "
+            f"{type(sde).__name__}; a general SDE has only a score, no denoiser"
+        )
+    time = sde.interior(t)
+    check_batch(time, x)
+    source_residual, source_gain = source.coefficients(sde, time)
+    target_residual, target_gain = target.coefficients(sde, time)
+    skip = (source_residual - target_residual) / target_gain
+    return linear_combination(skip, x, source_gain / target_gain, output)
