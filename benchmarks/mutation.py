@@ -100,11 +100,11 @@ class Mutant:
 def plain(source: str) -> str:
     """Return the code without annotations and docstrings, to tell mutants that change nothing."""
     tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for counter in ast.walk(tree):
         for name in ("annotation", "returns"):
-            if getattr(node, name, None) is not None:
-                setattr(node, name, ast.Constant(None))
-        body = getattr(node, "body", None)
+            if getattr(counter, name, None) is not None:
+                setattr(counter, name, ast.Constant(None))
+        body = getattr(counter, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             first.value = ast.Constant(None)
@@ -116,17 +116,17 @@ def places(path: Path) -> list[tuple[Path, str, int, tuple[int, int]]]:
     from cosmic_ray.ast import Visitor, get_ast
     from cosmic_ray.plugins import get_operator
 
-    class Places(Visitor):
+    class TimeTable(Visitor):
         def __init__(self, operator: Any) -> None:
             self.operator, self.found = operator, []
 
-        def visit(self, node: Any) -> Any:
-            self.found += self.operator.mutation_positions(node)
-            return node
+        def visit(self, counter: Any) -> Any:
+            self.found += self.operator.mutation_positions(counter)
+            return counter
 
     tree, everything = get_ast(path.read_text(encoding="utf-8")), []
     for name in OPERATORS:
-        visitor = Places(get_operator(f"core/{name}")())
+        visitor = TimeTable(get_operator(f"core/{name}")())
         visitor.walk(tree)
         for which, ((first, _), (last, _)) in enumerate(visitor.found):
             everything.append((path, name, which, (first, last)))
@@ -157,8 +157,8 @@ def make(path: Path, operator: str, occurrence: int, lines: tuple[int, int]) -> 
 
 def draw(part: str, count: int, seed: int) -> tuple[list[Mutant], int]:
     """Return a sample of the mutants of a part, and how many places there are."""
-    place = ROOT / "scoresde" / part
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    noise_level_at = ROOT / "scoresde" / part
+    files = sorted(noise_level_at.rglob("*.py")) if noise_level_at.is_dir() else [noise_level_at]
     everything = [each for file in files for each in places(file)]
     random.Random(f"{seed} {part}").shuffle(everything)
     chosen: list[Mutant] = []

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from scoresde import VESDE, VPSDE, SubVPSDE
 from scoresde.samplers import Exponential, Sampler, walk
-from scoresde.samplers.base import place
+from scoresde.samplers.base import noise_level_at
 from scoresde.scores import Score
 from scoresde.testing import family_of
 from scoresde.testing.adapters import FunctionSolver, LoopSampler, SchedulerSampler
@@ -276,7 +276,7 @@ class Rosenbrock(Sampler):
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Any
     ) -> tuple[Tensor, Any]:
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         before, after = (math.hypot(p.alpha, p.sigma) for p in (here, there))
         f = before / here.sigma * (here.alpha * x / before**2 - score.denoised(x, t))
         a, b = -here.half_logsnr, -there.half_logsnr

@@ -332,7 +332,10 @@ def house(**texts: str) -> list[Source]:
         ({"sdes": "from scoresde import score as s", "score": ""}, "score, which is above"),
         ({"sdes": "from .score import Score", "score": ""}, "score, which is above"),
         ({"sdes__vp": "from ..score import Score", "score": ""}, "sdes.vp imports score"),
-        ({"sdes": "def f():\n    from scoresde.scores import Score", "score": ""}, "which is above"),
+        (
+            {"sdes": "def f():\n    from scoresde.scores import Score", "score": ""},
+            "which is above",
+        ),
         (
             {"sdes": "if TYPE_CHECKING:\n    from scoresde.scores import Score", "score": ""},
             "which is above",
@@ -346,7 +349,10 @@ def house(**texts: str) -> list[Source]:
         ({"sdes": "from scoresde import VPSDE", "root": ""}, "sdes imports __init__"),
         ({"sdes": "import scoresde", "root": ""}, "sdes imports __init__"),
         (
-            {"score": "from scoresde.scores.gaussian_mixture import A", "exact": "import scoresde.scores"},
+            {
+                "score": "from scoresde.scores.gaussian_mixture import A",
+                "exact": "import scoresde.scores",
+            },
             "exact imports itself through others",
         ),
     ],

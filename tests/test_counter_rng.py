@@ -20,9 +20,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def counted(n=N, node=0):
+def counted(n=N, counter=0):
     """CounterRNG with the least random of seeds, 0 … n − 1."""
-    return CounterRNG(torch.arange(n), torch.full((n,), node))
+    return CounterRNG(torch.arange(n), torch.full((n,), counter))
 
 
 def along_nodes(n=N, seed=0):
@@ -35,7 +35,9 @@ DIRECTIONS = {
     "nodes": lambda: along_nodes().bits((1,))[:, 0],
     "coordinates": lambda: counted(1).bits((N,))[0],
     "drawn seeds": lambda: CounterRNG.draw(N, generator()).bits((1,))[:, 0],
-    "distant nodes": lambda: CounterRNG(torch.full((N,), 7), torch.arange(N) << 32).bits((1,))[:, 0],
+    "distant nodes": lambda: CounterRNG(torch.full((N,), 7), torch.arange(N) << 32).bits((1,))[
+        :, 0
+    ],
 }
 """Ways through the numbers in which everything else stands still."""
 
@@ -56,9 +58,9 @@ def test_rows_do_not_know_each_other(draw):
     rng = rng.at(slice(None), torch.tensor([3, 0, 3, 1, 7, 2]))
     together = getattr(rng, draw)((2, 5))
     order = torch.tensor([4, 1, 5])
-    part = rng.at(order, rng.node[order])
+    part = rng.at(order, rng.counter[order])
     assert torch.equal(getattr(part, draw)((2, 5)), together[order])
-    alone = [getattr(rng.at(slice(i, i + 1), rng.node[i : i + 1]), draw) for i in range(6)]
+    alone = [getattr(rng.at(slice(i, i + 1), rng.counter[i : i + 1]), draw) for i in range(6)]
     assert torch.equal(torch.cat([one((2, 5)) for one in alone]), together)
 
 
@@ -92,7 +94,7 @@ def test_a_generator_decides_the_seeds_and_spares_the_global_state():
     assert len(first.seeds.unique()) == 1000
     assert (first.seeds < 0).any()
     assert (first.seeds > 0).any()
-    assert not first.node.any()
+    assert not first.counter.any()
 
 
 def test_without_a_generator_the_global_seed_decides():
@@ -114,10 +116,10 @@ def test_the_finaliser_is_that_of_splitmix64():
     golden, state = 0x9E3779B97F4A7C15, 1234567
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert [mix((state + i * golden) % 2**64) for i in (1, 2, 3)] == published
-    seed, node = 5, 2
-    start = mix((seed + mix((node + 1) * golden % 2**64)) % 2**64)
+    seed, counter = 5, 2
+    start = mix((seed + mix((counter + 1) * golden % 2**64)) % 2**64)
     expected = [mix((start + i * golden) % 2**64) for i in (1, 2, 3)]
-    rng = CounterRNG(torch.tensor([seed]), torch.tensor([node]))
+    rng = CounterRNG(torch.tensor([seed]), torch.tensor([counter]))
     assert [b % 2**64 for b in rng.bits((3,))[0].tolist()] == expected
 
 
@@ -160,8 +162,8 @@ def test_numbers_do_not_repeat(direction):
 def test_seeds_nodes_salts_and_coordinates_do_not_meet():
     """Two of 640,000 random 64-bit numbers agree with probability 1e-8."""
     seen = [
-        CounterRNG(torch.arange(80), torch.full((80,), node)).bits((100,), salt).reshape(-1)
-        for node in range(40)
+        CounterRNG(torch.arange(80), torch.full((80,), counter)).bits((100,), salt).reshape(-1)
+        for counter in range(40)
         for salt in (0, 1)
     ]
     assert len(torch.cat(seen).unique()) == 80 * 100 * 80
@@ -173,7 +175,10 @@ def test_each_bit_of_seed_and_node_moves_half_of_the_output():
     signs = table(base.bits((1,))[:, 0])
     for bit in range(64):
         flip = torch.tensor(1) << bit
-        moved = [CounterRNG(base.seeds ^ flip, base.node), CounterRNG(base.seeds, base.node ^ flip)]
+        moved = [
+            CounterRNG(base.seeds ^ flip, base.counter),
+            CounterRNG(base.seeds, base.counter ^ flip),
+        ]
         for rng in moved:
             agreement = (table(rng.bits((1,))[:, 0]) * signs).mean(0) * 2000**0.5
             assert agreement.abs().max() < LIMIT + 0.5  # 8192 of them: false alarm 2e-5
@@ -215,7 +220,10 @@ def test_normals_and_signs_at_one_place_are_independent():
 
 def test_normals_are_fresh_at_every_node():
     products = [
-        (counted(node=node).normals((4,)) * counted(node=node + 1).normals((4,))).mean(0) * N**0.5
-        for node in range(5)
+        (counted(counter=counter).normals((4,)) * counted(counter=counter + 1).normals((4,))).mean(
+            0
+        )
+        * N**0.5
+        for counter in range(5)
     ]
     assert torch.stack(products).abs().max() < LIMIT

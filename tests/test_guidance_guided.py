@@ -469,7 +469,9 @@ def test_the_exact_classifier_makes_the_conditional_score(sde):
             assert not found(x, t).requires_grad
     for classifier in (own, mixture.log_shares):
         x = parts[1].sample(3, sde.t_min, generator(1), torch.float64)
-        result = log_likelihood(classifier_guidance(whole, classifier, 1), x, prior=end_of(parts[1]))
+        result = log_likelihood(
+            classifier_guidance(whole, classifier, 1), x, prior=end_of(parts[1])
+        )
         expected = parts[1].log_prob(x, sde.t_min)
         torch.testing.assert_close(result.log_prob, expected, rtol=0, atol=1e-2)
 
@@ -629,7 +631,9 @@ X = torch.zeros(3, 2)
             "MLP takes no argument 'colour'; it takes classes",
         ),
         (
-            lambda: classifier_free_guidance(small().given(classes=torch.tensor([0, 1])), 2.0)(X, 0.5),
+            lambda: classifier_free_guidance(small().given(classes=torch.tensor([0, 1])), 2.0)(
+                X, 0.5
+            ),
             ValueError,
             "one row per sample, 3, got 2",
         ),

@@ -223,7 +223,11 @@ SEEN = Observation(A, Y, NOISE)
         (lambda p: twisted_smc(PiGDM(p, SEEN), (0, 2)), ValueError, "shape"),
         (lambda p: twisted_smc(PiGDM(p, SEEN), (5, 3), steps=2), ValueError, "shape"),
         (lambda p: twisted_smc(PiGDM(p, SEEN), (5, 2), steps=0), ValueError, "steps"),
-        (lambda p: twisted_smc(PiGDM(p, SEEN), (5, 2), resample_below=2.0), ValueError, "resample_bel"),
+        (
+            lambda p: twisted_smc(PiGDM(p, SEEN), (5, 2), resample_below=2.0),
+            ValueError,
+            "resample_bel",
+        ),
         (lambda p: twisted_smc(PiGDM(p, SEEN), (5, 2), batch_size=0), ValueError, "batch_size"),
     ],
 )

@@ -148,7 +148,9 @@ def test_chunks_change_nothing_and_seeds_decide():
 # --- the law
 
 
-@pytest.mark.parametrize("method", [PosteriorScoreSampling(), ParticleSampling(particles=4000, steps=60)], ids=str)
+@pytest.mark.parametrize(
+    "method", [PosteriorScoreSampling(), ParticleSampling(particles=4000, steps=60)], ids=str
+)
 def test_samples_and_means_have_the_exact_posterior(method):
     """Of Gaussian data; 4000 samples within 5.5 standard errors of mean, and of variance.
 
@@ -233,7 +235,9 @@ def test_bayes_theorem_gives_the_density_of_any_point():
     prior, operator = correlated(2), Matrix(randn(1, 2, seed=5))
     y, x = torch.full((1, 1), 0.7, dtype=torch.float64), randn(3, 2, seed=8)
     seen = Observation(operator, y.expand(40, 1), 0.3)
-    cloud = scoresde.guidance.twisted_smc(MMPS(prior, seen), (200, 2), steps=40, generator=generator())
+    cloud = scoresde.guidance.twisted_smc(
+        MMPS(prior, seen), (200, 2), steps=40, generator=generator()
+    )
     log_evidence = cloud.log_evidence.logsumexp(0) - math.log(40)
     prior_density = scoresde.log_likelihood(prior, x).log_prob
     found = prior_density + Observation(operator, y, 0.3).log_prob(x) - log_evidence
@@ -266,8 +270,16 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
         (lambda: inpaint(WHITE, X, KNOWN, n=0), ValueError, "n: expected"),
         (lambda: inpaint(WHITE, X, KNOWN, noise_std=-1.0), ValueError, "noise_std"),
         (lambda: inpaint(WHITE, X, KNOWN, method=MMPS), TypeError, "method: expected Guided"),
-        (lambda: inpaint(WHITE, X, KNOWN, method=PosteriorScoreSampling(DPS)), ValueError, "expected σ_y > 0"),
-        (lambda: inpaint(WHITE, X, KNOWN, method=ParticleSampling()), ValueError, "expected σ_y > 0"),
+        (
+            lambda: inpaint(WHITE, X, KNOWN, method=PosteriorScoreSampling(DPS)),
+            ValueError,
+            "expected σ_y > 0",
+        ),
+        (
+            lambda: inpaint(WHITE, X, KNOWN, method=ParticleSampling()),
+            ValueError,
+            "expected σ_y > 0",
+        ),
         (
             lambda: inpaint(WHITE, X, KNOWN, noise_std=0.1, method=ConstrainedSampling()),
             ValueError,
@@ -295,7 +307,9 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
         (lambda: denoise(WHITE, X, 0.1, n=0), ValueError, "n: expected"),
         (lambda: denoise(WHITE, X, 0.1, n=1, steps=0), ValueError, "steps"),
         (
-            lambda: restore(WHITE, Observation(Grayscale(), torch.ones(2, 3, 4, 4)), (3, 4, 4), n=5),
+            lambda: restore(
+                WHITE, Observation(Grayscale(), torch.ones(2, 3, 4, 4)), (3, 4, 4), n=5
+            ),
             ValueError,
             r"y: expected shape \(batch, 1, 4, 4\).*got \(2, 3, 4, 4\)",
         ),

@@ -173,7 +173,7 @@ def test_path_probes_are_fresh_at_every_node() -> None:
             *,
             differentiable: bool = False,
         ) -> tuple[Tensor, Tensor]:
-            drawn.extend(zip(rng.seeds.tolist(), rng.node.tolist(), strict=True))
+            drawn.extend(zip(rng.seeds.tolist(), rng.counter.tolist(), strict=True))
             return super().__call__(field, x, rng, differentiable=differentiable)
 
     score = mixture(VPSDE(), 2, "thin")
@@ -326,7 +326,9 @@ def test_side_by_side_is_each_alone() -> None:
 def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
     score = mixture(VPSDE(), 2, "anisotropic")
     turn = torch.tensor([[0.0, 0.5], [-0.5, 0.0]], dtype=torch.float64)
-    twisted_smc = FunctionScore(lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments)
+    twisted_smc = FunctionScore(
+        lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments
+    )
     x = score.sample(8, 0.0, seeded(1), dtype=torch.float64)
 
     def unexplained(score: GaussianMixture | FunctionScore) -> Tensor:
@@ -428,7 +430,11 @@ def test_event_shapes(
         (lambda: PathIntegral(max_evaluations=3), ValueError, "max_evaluations"),
         (lambda: PathIntegral(max_evaluations=50.0), TypeError, "max_evaluations"),
         (lambda: MethodComparison(()), ValueError, "methods: expected one or more"),
-        (lambda: MethodComparison((FlowIntegral(), "path")), TypeError, "methods: expected methods"),
+        (
+            lambda: MethodComparison((FlowIntegral(), "path")),
+            TypeError,
+            "methods: expected methods",
+        ),
         (lambda: VariationalBound(samples=6), ValueError, "samples: expected a multiple of 4"),
         (lambda: VariationalBound(samples=0), ValueError, "samples"),
         (lambda: VariationalBound(samples="many"), TypeError, "samples"),
@@ -457,9 +463,9 @@ def test_no_noise_is_drawn_twice(method: Method, monkeypatch: pytest.MonkeyPatch
     places: list[tuple[int, int]] = []
     at = CounterRNG.at
 
-    def noted(self: CounterRNG, rows: Tensor | slice, node: Tensor) -> CounterRNG:
-        there = at(self, rows, node)
-        places.extend(zip(there.seeds.tolist(), there.node.tolist(), strict=True))
+    def noted(self: CounterRNG, rows: Tensor | slice, counter: Tensor) -> CounterRNG:
+        there = at(self, rows, counter)
+        places.extend(zip(there.seeds.tolist(), there.counter.tolist(), strict=True))
         return there
 
     monkeypatch.setattr(CounterRNG, "at", noted)

@@ -36,7 +36,9 @@ def bell(sde: GaussianSDE, d: int = D) -> GaussianMixture:
 
 def flow() -> GaussianProbabilityFlow:
     means, covariances = rand(2, D), torch.eye(D).expand(2, D, D)
-    return GaussianProbabilityFlow(GaussianMixture(torch.ones(2), means, covariances, VPSDE()), (D,))
+    return GaussianProbabilityFlow(
+        GaussianMixture(torch.ones(2), means, covariances, VPSDE()), (D,)
+    )
 
 
 def posterior() -> Posterior:
@@ -48,7 +50,11 @@ def posterior() -> Posterior:
     return Posterior.behind(flow(), ratio, rand(M, D, seed=3), rand(M, D, seed=4), shrinkage)
 
 
-FRAMES = {"plain": IDENTITY, "spectral": EigenCoordinates.of(rand(M, D, D)), "posterior": posterior()}
+FRAMES = {
+    "plain": IDENTITY,
+    "spectral": EigenCoordinates.of(rand(M, D, D)),
+    "posterior": posterior(),
+}
 
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
@@ -58,20 +64,20 @@ def test_a_frame_is_a_change_of_variables(local: LocalCoordinates) -> None:
     z, velocity, rates = rand(M, D, seed=5), rand(M, D, seed=6), rand(M, seed=7)
 
     def pulled(tau: Tensor, z: Tensor) -> Tensor:
-        found = local.pull(*(v.unsqueeze(1) for v in (tau, z, velocity, rates)))
+        found = local.to_local(*(v.unsqueeze(1) for v in (tau, z, velocity, rates)))
         return found[0].squeeze(1)
 
     def volume(tau: Tensor) -> Tensor:
         return local.log_volume(tau)
 
     zeta, slope, q = (
-        v.squeeze(1) for v in local.pull(*(v.unsqueeze(1) for v in (tau, z, velocity, rates)))
+        v.squeeze(1) for v in local.to_local(*(v.unsqueeze(1) for v in (tau, z, velocity, rates)))
     )
-    torch.testing.assert_close(local.push(tau, zeta), z)
+    torch.testing.assert_close(local.from_local(tau, zeta), z)
     along = (torch.ones_like(tau), velocity)
     torch.testing.assert_close(torch.func.jvp(pulled, (tau, z), along)[1], slope)
     for i in range(M):
-        jacobian = torch.func.jacrev(lambda v, i=i: local.push(tau, v)[i])(zeta)[:, i]
+        jacobian = torch.func.jacrev(lambda v, i=i: local.from_local(tau, v)[i])(zeta)[:, i]
         torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], local.log_volume(tau)[i])
     _, swelling = torch.func.jvp(volume, (tau,), (torch.ones_like(tau),))
     torch.testing.assert_close(q, rates - swelling)
@@ -86,12 +92,12 @@ def test_what_a_posterior_leaves_of_the_jacobian_is_told_beside_it() -> None:
     local = own.slope(tau, z, slice(None), ExactTrace(), rng, local_coordinates=True).local
 
     def slope(zeta: Tensor) -> Tensor:
-        there = local.push(tau, zeta)
+        there = local.from_local(tau, zeta)
         velocity = own.slope(tau, there, slice(None)).velocity
-        told = local.pull(*(v.unsqueeze(1) for v in (tau, there, velocity, tau)))
+        told = local.to_local(*(v.unsqueeze(1) for v in (tau, there, velocity, tau)))
         return told[1].squeeze(1)
 
-    zeta = local.pull(*(v.unsqueeze(1) for v in (tau, z, z, tau)))[0].squeeze(1)
+    zeta = local.to_local(*(v.unsqueeze(1) for v in (tau, z, z, tau)))[0].squeeze(1)
     assert slope(zeta).abs().max() < 1e-9
     for i in range(M):
         jacobian = torch.func.jacrev(lambda v, i=i: slope(v)[i])(zeta)[:, i]
@@ -114,20 +120,22 @@ def test_slopes_move_with_the_state_where_the_jacobian_is_known() -> None:
     """v(z) + J (to − z) against the flow itself, to second order; plain frames stay in place."""
     means, stds = 0.5 * rand(2, D), torch.tensor([0.3, 0.6], dtype=torch.float64)
     covariances = stds[:, None, None] ** 2 * torch.eye(D, dtype=torch.float64)
-    path = GaussianProbabilityFlow(GaussianMixture(torch.ones(2), means, covariances, VPSDE()), (D,))
+    path = GaussianProbabilityFlow(
+        GaussianMixture(torch.ones(2), means, covariances, VPSDE()), (D,)
+    )
     tau = torch.tensor([0.2, 0.7, 1.3], dtype=torch.float64)
     z, change = rand(M, D, seed=8), rand(M, D, seed=9)
     rng = CounterRNG.draw(M, seeded(0))
     here = path.slope(tau, z, slice(None), ExactTrace(), rng, local_coordinates=True)
     misses = []
     for size in (1e-3, 1e-4):
-        place, told = here.local.moved(tau, z, here.velocity, z + size * change)
-        truth = path.slope(tau, place, slice(None)).velocity
-        assert torch.equal(place, z + size * change)
+        noise_level_at, told = here.local.relocate(tau, z, here.velocity, z + size * change)
+        truth = path.slope(tau, noise_level_at, slice(None)).velocity
+        assert torch.equal(noise_level_at, z + size * change)
         misses.append(float((told - truth).abs().max()))
         assert misses[-1] < 0.05 * float((truth - here.velocity).abs().max())
     assert 80 < misses[0] / misses[1] < 120
-    assert torch.equal(IDENTITY.moved(tau, z, here.velocity, z + change)[0], z)
+    assert torch.equal(IDENTITY.relocate(tau, z, here.velocity, z + change)[0], z)
 
 
 def test_slopes_of_a_linear_flow_move_by_its_matrix() -> None:
@@ -135,6 +143,6 @@ def test_slopes_of_a_linear_flow_move_by_its_matrix() -> None:
     jacobian = 0.5 * (jacobian + jacobian.mT)
     z, to, tau = rand(M, D, seed=8), rand(M, D, seed=9), torch.zeros(M, dtype=torch.float64)
     slope, wanted = (torch.einsum("mij,mj->mi", jacobian, point) for point in (z, to))
-    place, told = EigenCoordinates.of(jacobian).moved(tau, z, slope, to)
-    assert torch.equal(place, to)
+    noise_level_at, told = EigenCoordinates.of(jacobian).relocate(tau, z, slope, to)
+    assert torch.equal(noise_level_at, to)
     torch.testing.assert_close(told, wanted)

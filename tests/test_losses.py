@@ -50,7 +50,14 @@ from scoresde.training.losses import (
 )
 
 SHAPES = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
-WEIGHTINGS = [Simple(), LikelihoodWeighting(), EDMWeighting(0.5), MinSNR(5.0), PredictionWeighting(DATA), PredictionWeighting(FLOW)]
+WEIGHTINGS = [
+    Simple(),
+    LikelihoodWeighting(),
+    EDMWeighting(0.5),
+    MinSNR(5.0),
+    PredictionWeighting(DATA),
+    PredictionWeighting(FLOW),
+]
 LAWS = [
     Uniform(),
     Stratified(),
@@ -116,8 +123,12 @@ def test_matching_is_the_plain_error_in_the_terms_of_the_prediction(sde, predict
 @pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
 def test_the_named_weightings_are_special_cases_of_matching(sde):
     t = times(sde)
-    torch.testing.assert_close(Simple()(sde, t), PredictionWeighting(NOISE)(sde, t), rtol=1e-12, atol=0)
-    torch.testing.assert_close(EDMWeighting(0.3)(sde, t), PredictionWeighting(edm(0.3))(sde, t), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        Simple()(sde, t), PredictionWeighting(NOISE)(sde, t), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(
+        EDMWeighting(0.3)(sde, t), PredictionWeighting(edm(0.3))(sde, t), rtol=1e-10, atol=0
+    )
     noise_to_data = torch.minimum(1 / PredictionWeighting(DATA)(sde, t), torch.tensor(5.0).double())
     expected = noise_to_data * PredictionWeighting(DATA)(sde, t)  # min(SNR, γ) ‖x̂ − x_0‖²
     torch.testing.assert_close(MinSNR(5.0)(sde, t), expected, rtol=1e-10, atol=0)
@@ -439,7 +450,9 @@ def test_laws_agree_on_the_loss(law):
     loss, uniform, _ = second_moments(0.25, sde)
     score = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.25), sde)
     x0 = score.sample(50_000, generator=seeded(1), dtype=torch.float64)
-    value = dsm_loss(score, x0, weighting=LikelihoodWeighting(), time_sampler=law, generator=seeded(2))
+    value = dsm_loss(
+        score, x0, weighting=LikelihoodWeighting(), time_sampler=law, generator=seeded(2)
+    )
     assert abs(float(value) - loss) < 5 * math.sqrt(uniform / len(x0))
 
 
@@ -608,7 +621,11 @@ def loss_on(x0=None, score=None, **arguments):
         (lambda: TableTimes(torch.tensor([])), ValueError, "times"),
         (lambda: TableTimes(torch.ones(2, 2)), ValueError, "times"),
         (lambda: TableTimes(torch.tensor([-0.1])), ValueError, "times"),
-        (lambda: loss_on(time_sampler=TableTimes(torch.tensor([2.0]))), ValueError, "t: expected times in"),
+        (
+            lambda: loss_on(time_sampler=TableTimes(torch.tensor([2.0]))),
+            ValueError,
+            "t: expected times in",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):

@@ -64,14 +64,16 @@ def agree(ours, theirs, tolerance=1e-10):
 @pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
 @given(log_ratio=st.floats(-7.0, 6.0), variance=st.floats(0.0, 5.0))
 def test_rates_and_what_is_kept_are_the_derivatives(coordinates, log_ratio, variance):
-    place, c = double(log_ratio), double(variance)
-    time, growth = torch.func.jvp(lambda v: coordinates.time(v.exp()), (place,), (place**0,))
-    agree(coordinates.rate(place.exp()) * growth, double(1.0), 1e-9)
-    agree(coordinates.ratio(time), place.exp(), 1e-8)
-    _, slope = torch.func.jvp(
-        lambda v: torch.log(coordinates.scale(v.exp(), c)), (place,), (place**0,)
+    noise_level_at, c = double(log_ratio), double(variance)
+    time, growth = torch.func.jvp(
+        lambda v: coordinates.time(v.exp()), (noise_level_at,), (noise_level_at**0,)
     )
-    agree(coordinates.kept(place.exp(), c), 1 - slope, 1e-9)
+    agree(coordinates.rate(noise_level_at.exp()) * growth, double(1.0), 1e-9)
+    agree(coordinates.ratio(time), noise_level_at.exp(), 1e-8)
+    _, slope = torch.func.jvp(
+        lambda v: torch.log(coordinates.scale(v.exp(), c)), (noise_level_at,), (noise_level_at**0,)
+    )
+    agree(coordinates.kept(noise_level_at.exp(), c), 1 - slope, 1e-9)
 
 
 @pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)

@@ -163,9 +163,7 @@ def test_the_checks_can_fail(exact):
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
-@pytest.mark.parametrize(
-    "corrector", [Langevin(0.1), AnnealedLangevin(0.1), MALA(0.5)], ids=repr
-)
+@pytest.mark.parametrize("corrector", [Langevin(0.1), AnnealedLangevin(0.1), MALA(0.5)], ids=repr)
 def test_correctors_keep_the_law(corrector, sde):
     """Many small corrections of exact samples, several relaxation times long, change nothing."""
     score = mixture(sde)

@@ -161,7 +161,9 @@ def test_a_condition_goes_with_its_rows(sampler, steps):
     torch.testing.assert_close(whole, chunks, rtol=1e-4, atol=1e-4)
     if sampler.deterministic:
         alone = [
-            sample(model.select(slice(i, i + 1)), None, sampler, start=start[i : i + 1], steps=steps)
+            sample(
+                model.select(slice(i, i + 1)), None, sampler, start=start[i : i + 1], steps=steps
+            )
             for i in range(5)
         ]
         torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-4, atol=1e-4)

@@ -342,9 +342,9 @@ def test_stored_pieces_of_a_path_add_up():
         z = torch.randn(n, 1, generator=source, dtype=torch.float64)
         return walk_.draw(torch.full((n,), target, dtype=torch.float64), z, eta)
 
-    def move(walk_, place):
+    def move(walk_, noise_level_at):
         accepted = torch.ones(n, dtype=torch.bool)
-        there = torch.full((n,), place, dtype=torch.float64)
+        there = torch.full((n,), noise_level_at, dtype=torch.float64)
         return walk_.settle(accepted, walk_.x, there, walk_.time, walk_.length)
 
     def variance(length):

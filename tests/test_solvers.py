@@ -74,7 +74,7 @@ class Logistic:
         a, b = self.at(start), self.at(end)
         return (torch.log(b * (1 - b)) - torch.log(a * (1 - a))).sum(1)
 
-    def field(self, tau, z, rows, node):
+    def field(self, tau, z, rows, counter):
         speed = self.rate[rows] * torch.cos(self.omega[rows] * column(tau))
         return speed * z * (1 - z), (speed * (1 - 2 * z)).sum(1, keepdim=True), None
 
@@ -101,7 +101,7 @@ def test_closed_forms_in_both_directions(solver):
 
 @pytest.mark.parametrize("method", ["Radau", "BDF", "LSODA"])
 def test_implicit_methods_do_not_pay_for_stiffness(method):
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         t = column(tau)
         return -1e6 * (z - torch.cos(t)) - torch.sin(t), z, None
 
@@ -140,8 +140,8 @@ def test_the_state_alone_is_controlled_too(solver):
     """Without integrals, which are not there to keep the steps short."""
     problem = Logistic(6, 2)
 
-    def field(tau, z, rows, node):
-        velocity, *_ = problem.field(tau, z, rows, node)
+    def field(tau, z, rows, counter):
+        velocity, *_ = problem.field(tau, z, rows, counter)
         return velocity, z.new_zeros(len(z), 0), None
 
     for tolerance in (1e-3, 1e-5):
@@ -154,7 +154,7 @@ def test_the_state_alone_is_controlled_too(solver):
 def test_relative_tolerances_are_relative_and_absolute_ones_absolute(kind):
     """Of a state of size 1000 one of 1e-4 is 0.1 or 1e-4, as told by the work it takes."""
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         return 1000 * torch.cos(column(tau)), z.new_zeros(len(z), 0), None
 
     z = double([[1e3]])
@@ -185,8 +185,8 @@ def test_adams_does_not_know_batch_mates():
 
     for rows in (order, torch.tensor([5]), torch.tensor([2])):
 
-        def field(tau, z, index, node, rows=rows):
-            return problem.field(tau, z, rows[index], node)
+        def field(tau, z, index, counter, rows=rows):
+            return problem.field(tau, z, rows[index], counter)
 
         part = Adams().solve(field, z[rows], 0.0, 2.0, tolerance=1e-5)
         for f in dataclasses.fields(Solution):
@@ -201,8 +201,8 @@ def test_scipy_takes_each_sample_on_its_own():
     for i in range(3):
         row = torch.tensor([i])
 
-        def field(tau, z, rows, node, row=row):
-            return problem.field(tau, z, row[rows], node)
+        def field(tau, z, rows, counter, row=row):
+            return problem.field(tau, z, row[rows], counter)
 
         alone = SciPy().solve(field, problem.at(0.0)[row], 0.0, 2.0, tolerance=1e-5)
         assert torch.equal(alone.state, together.state[row])
@@ -233,7 +233,7 @@ def test_an_integral_is_controlled_like_the_state():
     """A path that stands still beside an integrand that does not, in many dimensions."""
     z = torch.zeros(1, 100, dtype=torch.float64)
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         return torch.zeros_like(z), 100 * torch.exp(-200 * (column(tau) - 0.5) ** 2), None
 
     exact = 100 * math.sqrt(math.pi / 200) * math.erf(math.sqrt(50))
@@ -248,7 +248,7 @@ def test_an_integral_is_controlled_like_the_state():
 def failing(kind):
     """A field whose row 1 alone fails, at τ = 1/2 or where it starts."""
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         v = -z
         one = column(rows == 1)
         bad = {
@@ -337,7 +337,7 @@ def test_a_failing_sample_fails_alone_far_from_the_origin(solver):
     """Where the smallest step is that of the floating-point numbers around τ."""
     z = torch.ones(3, 2, dtype=torch.float64)
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         late = column((rows == 1) & (tau > 1000.0005))
         return torch.where(late, math.nan, -z), z, None
 
@@ -348,7 +348,7 @@ def test_a_failing_sample_fails_alone_far_from_the_origin(solver):
 
 @EACH_MEMBER
 def test_every_sample_failing_is_no_error(solver):
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         return z * math.nan, z, None
 
     z = torch.ones(4, 1, dtype=torch.float64)
@@ -361,7 +361,7 @@ def test_every_sample_failing_is_no_error(solver):
 def test_a_trial_step_out_of_the_domain_is_only_made_smaller(solver):
     """z′ = −√z has no real slope below 0, where too long a step leads."""
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         return -torch.sqrt(z), z, None
 
     z = torch.tensor([[1.0], [4.0]], dtype=torch.float64)
@@ -375,7 +375,7 @@ def test_the_cap_on_evaluations_holds(solver):
     z = torch.ones(3, 2, dtype=torch.float64)
     counted = torch.zeros(3, dtype=torch.int64)
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         counted.index_add_(0, rows, torch.ones_like(rows))
         return -z, z.sum(1, keepdim=True), None
 
@@ -396,7 +396,7 @@ def test_the_cap_on_evaluations_holds(solver):
 def test_errors_of_the_field_itself_reach_the_caller(solver, error, call):
     calls = []
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         calls.append(1)
         if len(calls) == call:
             raise error("mind the step")
@@ -415,7 +415,7 @@ def test_times_stay_within_the_interval(solver, start, end):
     """Beyond it there may be no field: the angle atan(ρ/b) ends at π/2."""
     seen = []
 
-    def field(tau, z, rows, node):
+    def field(tau, z, rows, counter):
         seen.append(tau)
         return 0.01 * torch.cos(column(tau)) + 0 * z, 1e-3 * z, None
 
@@ -442,8 +442,8 @@ def test_nothing_to_do(solver):
 def test_devices_and_dtypes(solver, device):
     z = torch.ones(2, 2, dtype=torch.float64, device=device)
 
-    def field(tau, z, rows, node):
-        assert tau.device == z.device == rows.device == node.device
+    def field(tau, z, rows, counter):
+        assert tau.device == z.device == rows.device == counter.device
         return -z, z.sum(1, keepdim=True), None
 
     solution = solver.solve(field, z, 0.0, 1.0, tolerance=1e-4)
@@ -458,9 +458,9 @@ def test_devices_and_dtypes(solver, device):
 def noisy(problem, rng, k, scale):
     """The field with ``k`` estimates of q, each with noise of its own at every node."""
 
-    def field(tau, z, rows, node):
-        v, q, a = problem.field(tau, z, rows, node)
-        return v, q + scale * rng.at(rows, node).normals((k,)), a
+    def field(tau, z, rows, counter):
+        v, q, a = problem.field(tau, z, rows, counter)
+        return v, q + scale * rng.at(rows, counter).normals((k,)), a
 
     return field
 
@@ -516,8 +516,8 @@ class Density(Logistic):
     def log_prob(z):
         return -0.5 * ((z - 0.5) / 0.3).square().sum(1)
 
-    def field(self, tau, z, rows, node):
-        v, q, _ = super().field(tau, z, rows, node)
+    def field(self, tau, z, rows, counter):
+        v, q, _ = super().field(tau, z, rows, counter)
         ahead = self.phase(torch.full_like(column(tau), self.end), rows)
         ahead = ahead - self.phase(column(tau), rows)
         with torch.enable_grad():
@@ -599,7 +599,7 @@ def test_members_print_as_they_are_made(solver):
 
 @EACH_MEMBER
 def test_without_integrals_there_is_no_noise(solver):
-    def decay(tau, z, rows, node):
+    def decay(tau, z, rows, counter):
         return -z, z.new_zeros(len(z), 0), None
 
     solution = solver.solve(decay, rand(3, 2), 0.0, 1.0, tolerance=1e-4, noisy=True)
@@ -736,7 +736,7 @@ def test_early_nodes_count_in_the_doubt_about_a_standard_error():
         std[: k // 2] = -1.0
         std = std * math.sqrt(1.0 if k == 2 else k * (k - 1) / k)
 
-        def of(tau, z, rows, node):
+        def of(tau, z, rows, counter):
             wave = torch.cos(9 * column(tau))
             return wave * z, wave + std.expand(len(z), k), None
 

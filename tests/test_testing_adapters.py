@@ -326,7 +326,7 @@ def midpoint(field, z, start, end, tolerance):
     return z
 
 
-def logistic(tau, z, rows, node):
+def logistic(tau, z, rows, counter):
     return z * (1 - z), (1 - 2 * z).sum(1, keepdim=True), None
 
 
@@ -388,7 +388,7 @@ def test_a_divergence_draws_for_each_row_and_anew_each_time():
     x, rng = torch.zeros(4, 3, dtype=torch.float64), CounterRNG.draw(4, generator())
     _, found = FunctionTrace(two)(curved, x, rng)
     assert found.abs().min() > 0
-    _, alone = FunctionTrace(two)(curved, x[1:2], CounterRNG(rng.seeds[1:2], rng.node[1:2]))
+    _, alone = FunctionTrace(two)(curved, x[1:2], CounterRNG(rng.seeds[1:2], rng.counter[1:2]))
     assert torch.equal(alone, found[1:2])
 
 

@@ -379,7 +379,9 @@ def test_chunks_do_not_matter(chunk, dtype):
     torch.testing.assert_close(estimates[:, 0], divergence(field, x))
 
 
-@pytest.mark.parametrize("trace", [*MEMBERS, ExactTrace(chunk=D), ExactTrace(chunk=D - 1)], ids=repr)
+@pytest.mark.parametrize(
+    "trace", [*MEMBERS, ExactTrace(chunk=D), ExactTrace(chunk=D - 1)], ids=repr
+)
 def test_a_jacobian_that_comes_for_nothing_is_the_jacobian(trace):
     field, x, s = curved(), randn(3, D), rng(3)
     value, estimates, matrix = trace.linearize(field, x, s)

@@ -18,7 +18,7 @@ import torch
 
 from scoresde import VPSDE, GaussianMixture, sample
 from scoresde.samplers import Sampler, UniformLogSNR
-from scoresde.samplers.base import place
+from scoresde.samplers.base import noise_level_at
 from scoresde.testing import BrokenPropertyError, check_sampler, checks
 from scoresde.testing.adapters import FunctionSampler
 
@@ -37,7 +37,7 @@ from scoresde.testing.adapters import FunctionSampler
 
 # %%
 def ddim(score, x, t, s, noise):
-    here, there = place(score.sde, t), place(score.sde, s)
+    here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
     h = there.half_logsnr - here.half_logsnr
     clean = score.denoised(x, t)
     return there.sigma / here.sigma * x - there.alpha * math.expm1(-h) * clean
@@ -77,7 +77,7 @@ class ThirdOrder(Sampler):
         return differences / distance
 
     def step(self, score, x, t, s, state, noise):
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         values = ((here.half_logsnr, score.denoised(x, t)), *state)[:3]
         h = there.half_logsnr - here.half_logsnr
         m0 = values[0][1]

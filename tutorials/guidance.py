@@ -108,7 +108,9 @@ describe("conditional model", draw(model.given(classes=0)))
 for weight in (1.0, 2.0, 4.0):
     describe(f"weight {weight:g}", draw(classifier_free_guidance(model.given(classes=0), weight)))
 interval = GuidanceInterval(4.0, low=0.1, high=1.5)
-describe("weight 4 in an interval", draw(classifier_free_guidance(model.given(classes=0), interval)))
+describe(
+    "weight 4 in an interval", draw(classifier_free_guidance(model.given(classes=0), interval))
+)
 
 # %% [markdown]
 # ## 4. Classifier guidance

@@ -54,7 +54,7 @@ class RightHandSide:
             raise Capped
         self.count += 1
         time = torch.as_tensor(t, dtype=torch.float64).clamp(self.flow.start, self.flow.end)
-        found = self.flow.slope(time.expand(len(x)), x, slice(None), self.trace, self.rng)
+        found = self.flow.evaluate(time.expand(len(x)), x, slice(None), self.trace, self.rng)
         return found.velocity.to(x), found.integrand.mean(1).to(x)
 
 

@@ -45,7 +45,7 @@ class CounterRNG:
     """
 
     seeds: Tensor
-    node: Tensor
+    counter: Tensor
 
     @classmethod
     def draw(
@@ -58,13 +58,13 @@ class CounterRNG:
         ).to(device)
         return cls(seeds, torch.zeros_like(seeds))
 
-    def at(self, rows: Tensor | slice, node: Tensor) -> CounterRNG:
-        """The streams of some rows, at position ``node`` ``(len(rows),)``."""
-        return CounterRNG(self.seeds[rows], node)
+    def at(self, rows: Tensor | slice, counter: Tensor) -> CounterRNG:
+        """The streams of some rows, at position ``counter`` ``(len(rows),)``."""
+        return CounterRNG(self.seeds[rows], counter)
 
     def bits(self, shape: tuple[int, ...], salt: int = 0) -> Tensor:
         """Return 64 random bits each as int64 ``(m, *shape)``."""
-        start = _mix(self.seeds + _mix((self.node + 1) * _GOLDEN + salt))
+        start = _mix(self.seeds + _mix((self.counter + 1) * _GOLDEN + salt))
         count = math.prod(shape)
         index = torch.arange(1, count + 1, device=start.device) * _GOLDEN
         return _mix(start.unsqueeze(1) + index).reshape(len(start), *shape)

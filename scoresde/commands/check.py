@@ -49,39 +49,43 @@ def find(target: str) -> Any:
         >>> find("scoresde.sdes:VPSDE")
         <class 'scoresde.sdes.variance_preserving.VPSDE'>
     """
-    place, colon, name = target.rpartition(":")
-    if not (place and colon and name):
+    noise_level_at, colon, name = target.rpartition(":")
+    if not (noise_level_at and colon and name):
         raise ValueError(
             f"OBJECT: expected module:object, such as my_sde:MySDE for MySDE in my_sde.py, got "
             f"{target!r}"
         )
-    found: Any = _module(place)
+    found: Any = _module(noise_level_at)
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(
-                f"OBJECT: expected a name in {place}, got {name!r}; it has {_names(found)}"
+                f"OBJECT: expected a name in {noise_level_at}, got {name!r}; it has {_names(found)}"
             )
         found = getattr(found, part)
     return found
 
 
-def _module(place: str) -> ModuleType:
+def _module(noise_level_at: str) -> ModuleType:
     """Import a module, from the current folder too, or say in which line it fails."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return (
+            _run_file(Path(noise_level_at))
+            if noise_level_at.endswith(".py")
+            else importlib.import_module(noise_level_at)
+        )
     except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None)
-        if isinstance(error, ModuleNotFoundError) and place.split(".")[0] == missing:
+        if isinstance(error, ModuleNotFoundError) and noise_level_at.split(".")[0] == missing:
             raise ValueError(
-                f"OBJECT: expected a module that can be imported, got {place!r}, which is not "
+                f"OBJECT: expected a module that can be imported, got {noise_level_at!r}, which is not "
                 f"found from {Path.cwd()}; go to its folder, or name the file: path/to/file.py:…"
             ) from None
         *_, last = traceback.extract_tb(error.__traceback__)
         where = f"{last.filename}:{last.lineno}"
         raise ValueError(
-            f"OBJECT: expected a module that can be imported, but {place!r} fails with "
+            f"OBJECT: expected a module that can be imported, but {noise_level_at!r} fails with "
             f"{type(error).__name__}: {error} ({where})"
         ) from error
 

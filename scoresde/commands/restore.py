@@ -53,7 +53,9 @@ METHODS: dict[str, Callable[[Namespace], PosteriorSampler]] = {
     "dps": lambda options: PosteriorScoreSampling(DPS, Ancestral(), options.steps),
     "diffpir": lambda options: PosteriorScoreSampling(DiffPIR, steps=options.steps),
     "ddnm": lambda options: PosteriorScoreSampling(ddnm, steps=options.steps),
-    "imputation": lambda options: ConstrainedSampling(partial(Imputation, Ancestral()), options.steps),
+    "imputation": lambda options: ConstrainedSampling(
+        partial(Imputation, Ancestral()), options.steps
+    ),
     "repaint": lambda options: ConstrainedSampling(partial(RePaint, Ancestral()), options.steps),
     "particles": lambda options: ParticleSampling(MMPS, options.particles, options.steps),
 }

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scoresde._core.checks import check_ordered, check_positive
 
-__all__ = ["Coordinates", "VarianceExploding", "LogSNR", "Rectified", "Standardized", "Windowed"]
+__all__ = ["Coordinates", "LogSNR", "Rectified", "Standardized", "VarianceExploding", "Windowed"]
 
 
 @dataclass(frozen=True)

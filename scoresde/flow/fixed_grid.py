@@ -34,7 +34,7 @@ _BLOCK = 2**20
 """Numbers that are made ready at once, in each of a chart's tables."""
 
 
-class Chart:
+class FixedGridFlow:
     """Coordinates of a score's flow; what does not depend on the state is made ready at once.
 
     Args:
@@ -76,9 +76,9 @@ class Chart:
             times = torch.cat([torch.cat([times[:-1, None], inner], 1).reshape(-1), times[-1:]])
         self._times = times
         self._index = {t: i for i, t in enumerate(times.tolist())}
-        self._points: dict[float, Point] = {}
+        self._points: dict[float, GridPoint] = {}
 
-    def at(self, t: Tensor) -> Point:
+    def at(self, t: Tensor) -> GridPoint:
         """Return the chart at time t ``()``."""
         key = float(t)
         if key not in self._points:
@@ -94,15 +94,15 @@ class Chart:
         sde = gaussian(self.score.sde)
         return math.exp(-float(sde.half_logsnr(sde.interior(t)))) / float(self.unit)
 
-    def origin(self) -> Point:
+    def origin(self) -> GridPoint:
         """Return the chart at the data, ρ = 0, where y = x; the flow is not told there."""
         zero = torch.zeros(1, 1, dtype=torch.float64)
         scale = self.coordinates.scale(zero.to(self.variance), self.variance)
         (size,), (centre,) = self._rows(self.unit * scale), self._rows(self.mean.reshape(1, -1))
         time = float(self.coordinates.time(zero))
-        return Point(self, zero[0, 0], time, size, gain=0.0, lead=0.0, centre=centre)
+        return GridPoint(self, zero[0, 0], time, size, gain=0.0, lead=0.0, centre=centre)
 
-    def between(self, t: Tensor, s: Tensor, part: float) -> Point:
+    def between(self, t: Tensor, s: Tensor, part: float) -> GridPoint:
         """Return the chart at τ = (1 − part) τ_t + part τ_s."""
         if part in (0.0, 1.0):
             return self.at(s if part else t)
@@ -119,7 +119,7 @@ class Chart:
         ratio = self.coordinates.ratio((1 - part) * start + part * stop)
         return sde.time_at(-torch.log(self.unit * ratio))
 
-    def _made(self, times: Tensor) -> list[Point]:
+    def _made(self, times: Tensor) -> list[GridPoint]:
         """Return the chart at times ``(n,)``."""
         curves, coordinates = gaussian(self.score.sde), self.coordinates
         inside = curves.interior(times)
@@ -139,7 +139,7 @@ class Chart:
         )
         rows = zip(*(self._rows(table) for table in tables), strict=True)
         return [
-            Point(self, t, tau, *row)
+            GridPoint(self, t, tau, *row)
             for t, tau, row in zip(times.unbind(), moments, rows, strict=True)
         ]
 
@@ -150,7 +150,7 @@ class Chart:
         return table.to(self.dtype).unbind()
 
 
-class Point(NamedTuple):
+class GridPoint(NamedTuple):
     r"""A chart at one time: states in and out, and the slope of the flow.
 
     With w = Eᵀ x and z = (w − αEᵀm)/(αS), the flow is
@@ -161,7 +161,7 @@ class Point(NamedTuple):
     told as those of w, which is the state itself where E = 1.
     """
 
-    chart: Chart
+    chart: FixedGridFlow
     t: Tensor
     time: float
     """τ"""
@@ -174,33 +174,33 @@ class Point(NamedTuple):
     centre: Number
     """αEᵀm"""
 
-    def enter(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Return w ``(batch, d)`` for a state x ``(batch, *event)``."""
         return self.chart.score.moments.rotate(flatten(x))
 
-    def leave(self, w: Tensor) -> Tensor:
+    def decode(self, w: Tensor) -> Tensor:
         """Return the state x ``(batch, *event)`` for w ``(batch, d)``."""
         x = self.chart.score.moments.rotate_back(w)
         return x.reshape(-1, *self.chart.event_shape)
 
-    def pull(self, w: Tensor, x: Tensor) -> Tensor:
+    def slope(self, w: Tensor, x: Tensor) -> Tensor:
         """Return u ``(batch, d)`` at w, which is the state x; one evaluation of the score."""
         if isinstance(self.lead, Tensor):
-            pull = _plus(self.enter(self.chart.score.noise(x, self.t)), self.lead, w)
+            slope = _plus(self.encode(self.chart.score.noise(x, self.t)), self.lead, w)
         else:
-            pull = self.enter(self.chart.score.predict(Pull(self.lead), x, self.t))
+            slope = self.encode(self.chart.score.predict(ShiftedNoise(self.lead), x, self.t))
         if isinstance(self.centre, Tensor):
-            pull = pull - self.lead * self.centre
-        return pull
+            slope = slope - self.lead * self.centre
+        return slope
 
-    def carry(self, w: Tensor, start: Point) -> Tensor:
+    def rescale(self, w: Tensor, start: GridPoint) -> Tensor:
         """Return, as a tensor of its own, where w at ``start`` goes while z rests."""
         growth = self.scale / start.scale
         if not isinstance(self.centre, Tensor):
             return w * growth
         return _plus(self.centre - growth * start.centre, growth, w)
 
-    def add(self, w: Tensor, weight: float, u: Tensor, at: Point) -> None:
+    def add(self, w: Tensor, weight: float, u: Tensor, at: GridPoint) -> None:
         """Add to w what ``weight`` times the slope at another point adds to z."""
         factor = weight * self.scale * at.gain
         if isinstance(factor, Tensor):
@@ -210,7 +210,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pull(Prediction):
+class ShiftedNoise(Prediction):
     """What a network would put out that predicts ε̂ + lead · x."""
 
     lead: float

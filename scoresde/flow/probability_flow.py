@@ -31,7 +31,7 @@ from scoresde.flow.coordinates import Standardized
 from scoresde.scores import Score
 from scoresde.sdes import GaussianSDE
 from scoresde.sdes.gaussian import Inverse
-from scoresde.solvers.base import Evaluation
+from scoresde.solvers.base import FieldEvaluation
 from scoresde.solvers.local_linearization import (
     IDENTITY,
     EigenCoordinates,
@@ -52,7 +52,7 @@ _WIDEST = 10.0
 """Largest C, in units of the largest variance of the data, that ∂D/∂w is read as telling."""
 
 
-class Flow(ABC):
+class ProbabilityFlowODE(ABC):
     """The probability flow of a score as an initial-value problem dz/dτ, z of shape ``(batch, d)``.
 
     Attributes:
@@ -73,11 +73,11 @@ class Flow(ABC):
         return math.prod(self.event_shape)
 
     @abstractmethod
-    def enter(self, x: Tensor, tau: float) -> Tensor:
+    def encode(self, x: Tensor, tau: float) -> Tensor:
         """Return z ``(batch, d)`` in float64 for the state ``x`` ``(batch, *event)`` at τ."""
 
     @abstractmethod
-    def leave(self, z: Tensor, tau: float) -> Tensor:
+    def decode(self, z: Tensor, tau: float) -> Tensor:
         """Return the state x ``(batch, *event)`` in float64 for ``z`` ``(batch, d)`` at τ."""
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Flow(ABC):
         return terminal, matched - standard
 
     @abstractmethod
-    def slope(
+    def evaluate(
         self,
         tau: Tensor,
         z: Tensor,
@@ -116,7 +116,7 @@ class Flow(ABC):
         rng: CounterRNG | None = None,
         differentiable: bool = False,
         local_coordinates: bool = False,
-    ) -> Evaluation:
+    ) -> FieldEvaluation:
         """Evaluate the flow for some rows of the batch, at a time of their own each.
 
         Args:
@@ -130,7 +130,7 @@ class Flow(ABC):
         """
 
 
-class GaussianProbabilityFlow(Flow):
+class GaussianProbabilityFlow(ProbabilityFlowODE):
     """The flow of a Gaussian diffusion in the standardised variable z and the angle θ.
 
     Args:
@@ -170,12 +170,12 @@ class GaussianProbabilityFlow(Flow):
         time = self._time_at(half_logsnr.reshape(-1)).reshape(tau.shape)
         return time.clamp(self.t_min, self.t_max)
 
-    def enter(self, x: Tensor, tau: float) -> Tensor:
+    def encode(self, x: Tensor, tau: float) -> Tensor:
         """Return z = Eᵀ(x − αm)/√(α²c + σ²)."""
         alpha, sigma = self._scales(self._at(tau, x.device))
         return self.moments.whiten(x.double(), alpha, sigma)
 
-    def leave(self, z: Tensor, tau: float) -> Tensor:
+    def decode(self, z: Tensor, tau: float) -> Tensor:
         """Return x = αm + E z √(α²c + σ²)."""
         alpha, sigma = self._scales(self._at(tau, z.device))
         return self.moments.colour(z, alpha, sigma, self.event_shape)
@@ -185,7 +185,7 @@ class GaussianProbabilityFlow(Flow):
         alpha, sigma = self._scales(self._at(tau, self.moments.variance.device))
         return float(self.moments.log_det(alpha, sigma, self.dimension))
 
-    def slope(
+    def evaluate(
         self,
         tau: Tensor,
         z: Tensor,
@@ -194,7 +194,7 @@ class GaussianProbabilityFlow(Flow):
         rng: CounterRNG | None = None,
         differentiable: bool = False,
         local_coordinates: bool = False,
-    ) -> Evaluation:
+    ) -> FieldEvaluation:
         """Evaluate dz/dθ = −(R/S) d ln ρ/dθ, its divergence and ∇_z log p_z."""
         time = self.time(tau)
         alpha, sigma = self._scales(time)
@@ -211,7 +211,9 @@ class GaussianProbabilityFlow(Flow):
 
         scale = self.coordinates.scale(ratio, variance)
         w = scale * z
-        value, divergence, jacobian = _evaluate(field, w, trace, rng, differentiable, local_coordinates)
+        value, divergence, jacobian = _evaluate(
+            field, w, trace, rng, differentiable, local_coordinates
+        )
         # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)
         gradient = -scale * value / (rate * ratio**2) - z
         local: LocalCoordinates = IDENTITY
@@ -219,7 +221,7 @@ class GaussianProbabilityFlow(Flow):
             kept, weights_at = kept.expand_as(z), (kept * w - value) / rate
             shrinkage = (torch.diag_embed(kept) - jacobian) / rate.unsqueeze(2)
             local = Posterior.behind(self, ratio, w, weights_at, shrinkage)
-        return Evaluation(value / scale, divergence, gradient, local)
+        return FieldEvaluation(value / scale, divergence, gradient, local)
 
     def _at(self, tau: float, device: torch.device) -> Tensor:
         ends = {self.start: self.t_min, self.end: self.t_max}
@@ -253,7 +255,12 @@ class Posterior(EigenCoordinates):
 
     @classmethod
     def behind(
-        cls, flow: GaussianProbabilityFlow, ratio: Tensor, w: Tensor, denoised: Tensor, shrinkage: Tensor
+        cls,
+        flow: GaussianProbabilityFlow,
+        ratio: Tensor,
+        w: Tensor,
+        denoised: Tensor,
+        shrinkage: Tensor,
     ) -> Posterior:
         """Return the law of the data behind w ``(m, d)``, from D ``(m, d)`` and ∂D/∂w."""
         values, basis = eigenpairs(shrinkage)
@@ -261,16 +268,18 @@ class Posterior(EigenCoordinates):
         std = ratio**2 * values.clamp(0.0, 1.0) / (1 - values).clamp(min=1e-300)
         std = torch.minimum(std, widest)
         gain, left = (v / (std + ratio**2) for v in (std, ratio**2))
-        place, target = (torch.einsum("mdr,md->mr", basis, v.detach()) for v in (w, denoised))
+        noise_level_at, target = (
+            torch.einsum("mdr,md->mr", basis, v.detach()) for v in (w, denoised)
+        )
         return cls(
             basis=basis,
             values=flow.coordinates.rate(ratio) * (gain - values),
-            centre=(target - gain * place) / left,
+            centre=(target - gain * noise_level_at) / left,
             std=std,
             flow=flow,
         )
 
-    def pull(
+    def to_local(
         self, tau: Tensor, z: Tensor, velocity: Tensor, rates: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return ζ = (ω − μ)/s, its slope, and the divergence of that."""
@@ -279,13 +288,15 @@ class Posterior(EigenCoordinates):
         rate = coordinates.rate(ratio)
         growth = (rate * (1 - coordinates.kept(ratio, variance))).expand_as(z)  # of S
         swelling = rate * ratio**2 / (self.std.unsqueeze(1) + ratio**2)  # of s
-        place = (whole * z) @ self.basis - self.centre.unsqueeze(1)
-        moved = (whole * (velocity + growth * z)) @ self.basis
+        noise_level_at = (whole * z) @ self.basis - self.centre.unsqueeze(1)
+        relocate = (whole * (velocity + growth * z)) @ self.basis
         scale = torch.sqrt(self.std.unsqueeze(1) + ratio**2)
-        slope = (moved - swelling * place) / scale
-        return place / scale, slope, rates + growth.sum(2) - swelling.sum(2)
+        slope = (relocate - swelling * noise_level_at) / scale
+        return noise_level_at / scale, slope, rates + growth.sum(2) - swelling.sum(2)
 
-    def moved(self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+    def relocate(
+        self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return ``to`` and v + S⁻¹ ∂h/∂w S (to − z), ∂h/∂w = (A − ∂D/∂w) d ln ρ/dτ."""
         ratio, whole = self._scales(tau.unsqueeze(1))
         kept, rate = self.flow.coordinates.slope(ratio, self.flow.moments.variance)
@@ -294,11 +305,11 @@ class Posterior(EigenCoordinates):
         bent = kept * change - rate * self.stretched(shrinkage, change)
         return to, velocity + bent / whole
 
-    def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
+    def from_local(self, tau: Tensor, zeta: Tensor) -> Tensor:
         """Return z = E(μ + s ζ)/S."""
         ratio, whole = self._scales(tau.unsqueeze(1))
-        place = self.centre + torch.sqrt(self.std + ratio**2) * zeta
-        return torch.einsum("mdr,mr->md", self.basis, place) / whole
+        noise_level_at = self.centre + torch.sqrt(self.std + ratio**2) * zeta
+        return torch.einsum("mdr,mr->md", self.basis, noise_level_at) / whole
 
     def log_volume(self, tau: Tensor) -> Tensor:
         """Return Σ log s − Σ log S."""
@@ -311,7 +322,7 @@ class Posterior(EigenCoordinates):
         return ratio, self.flow.coordinates.scale(ratio, self.flow.moments.variance)
 
 
-class GeneralProbabilityFlow(Flow):
+class GeneralProbabilityFlow(ProbabilityFlowODE):
     """The flow of a general diffusion, dx/dt = f − ½ g² s, as it stands: z = x, τ = t.
 
     Args:
@@ -334,11 +345,11 @@ class GeneralProbabilityFlow(Flow):
         self.start = self.t_min
         self.end = score.sde.T if t_max is None else t_max
 
-    def enter(self, x: Tensor, tau: float) -> Tensor:
+    def encode(self, x: Tensor, tau: float) -> Tensor:
         """Return x, flattened."""
         return flatten(x.double())
 
-    def leave(self, z: Tensor, tau: float) -> Tensor:
+    def decode(self, z: Tensor, tau: float) -> Tensor:
         """Return z in the event's shape."""
         return z.reshape(z.shape[0], *self.event_shape)
 
@@ -346,7 +357,7 @@ class GeneralProbabilityFlow(Flow):
         """Return 0."""
         return 0.0
 
-    def slope(
+    def evaluate(
         self,
         tau: Tensor,
         z: Tensor,
@@ -355,21 +366,23 @@ class GeneralProbabilityFlow(Flow):
         rng: CounterRNG | None = None,
         differentiable: bool = False,
         local_coordinates: bool = False,
-    ) -> Evaluation:
+    ) -> FieldEvaluation:
         """Evaluate dx/dt = f − ½ g² s, its divergence and the score."""
         score = self.score.select(rows)
         half = 0.5 * score.sde.diffusion(tau).square()
 
         def field(w: Tensor) -> Tensor:
             x = w.reshape(-1, *self.event_shape)
-            pull = expand(half, x) * score(x, tau)
-            return flatten(score.sde.drift(x, tau) - pull)
+            to_local = expand(half, x) * score(x, tau)
+            return flatten(score.sde.drift(x, tau) - to_local)
 
-        value, divergence, jacobian = _evaluate(field, z, trace, rng, differentiable, local_coordinates)
+        value, divergence, jacobian = _evaluate(
+            field, z, trace, rng, differentiable, local_coordinates
+        )
         with torch.set_grad_enabled(differentiable):
             drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
         local = IDENTITY if jacobian is None else EigenCoordinates.of(jacobian)
-        return Evaluation(value, divergence, (drift - value) / half.unsqueeze(1), local)
+        return FieldEvaluation(value, divergence, (drift - value) / half.unsqueeze(1), local)
 
 
 def _evaluate(
@@ -398,7 +411,7 @@ def probability_flow(
     event_shape: Sequence[int],
     t_min: float | None = None,
     t_max: float | None = None,
-) -> Flow:
+) -> ProbabilityFlowODE:
     """Return the flow of a score in the best variables its diffusion allows."""
     kind = GaussianProbabilityFlow if score.sde.gaussian else GeneralProbabilityFlow
     return kind(score, event_shape, t_min, t_max)

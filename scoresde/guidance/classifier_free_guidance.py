@@ -43,7 +43,9 @@ def classifier_free_guidance(
     Example:
         >>> from scoresde import MLP, ScoreModel, VPSDE, sample
         >>> model = ScoreModel(MLP((2,), width=16, depth=1, classes=10), VPSDE())
-        >>> score = classifier_free_guidance(model.given(classes=torch.tensor([3, 3, 7])), weight=2.0)
+        >>> score = classifier_free_guidance(
+        ...     model.given(classes=torch.tensor([3, 3, 7])), weight=2.0
+        ... )
         >>> sample(score, (3, 2), steps=5).shape
         torch.Size([3, 2])
 

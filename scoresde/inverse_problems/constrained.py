@@ -26,7 +26,7 @@ from scoresde.inverse_problems.measurement import (
     check_observation,
 )
 from scoresde.samplers import Noise, Sampler
-from scoresde.samplers.base import gaussian, place
+from scoresde.samplers.base import gaussian, noise_level_at
 from scoresde.scores import Score
 from scoresde.sdes import SDE
 
@@ -225,6 +225,6 @@ class NormalizedDPS(Wrapped):
 
 def impute(observation: Observation, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
     """Return ``x`` with what is seen drawn anew at time t, shaped like ``x``."""
-    here, operator = place(sde, t), observation.operator
+    here, operator = noise_level_at(sde, t), observation.operator
     missed = here.alpha * observation.residual(x / here.alpha) + here.sigma * operator(noise(x))
     return x + operator.pseudo_inverse(missed)

@@ -38,7 +38,7 @@ from scoresde._core.random import normal_like, temporarily_seeded, uniform
 from scoresde._core.shapes import flatten
 from scoresde.inverse_problems.posterior import PosteriorScore, Update
 from scoresde.samplers import Grid, SamplingError, UniformLogSNR
-from scoresde.samplers.base import place
+from scoresde.samplers.base import noise_level_at
 from scoresde.samplers.exponential import exponential_moments
 
 
@@ -159,7 +159,10 @@ def twisted_smc(
     size = len(rows) if batch_size is None else check_integer("batch_size", batch_size, minimum=1)
     run = _Filter(posterior, rows, size, generator)
     run.start(event)
-    with evaluation_mode(posterior), tqdm(total=len(times), disable=not progress, unit="step") as bar:
+    with (
+        evaluation_mode(posterior),
+        tqdm(total=len(times), disable=not progress, unit="step") as bar,
+    ):
         for t, s in pairwise(times.unbind()):
             run.weigh(t)
             run.resample(threshold)
@@ -230,7 +233,7 @@ class _Filter:
 
     def step(self, t: Tensor, s: Tensor) -> None:
         """Make the chain's step, pushed by what the posterior knows, and weigh the push."""
-        here, there = place(self.posterior.sde, t), place(self.posterior.sde, s)
+        here, there = noise_level_at(self.posterior.sde, t), noise_level_at(self.posterior.sde, s)
         h = there.half_logsnr - here.half_logsnr
         level, slope = exponential_moments(2 * h, 2)
         clean, std = self.update.prior, there.sigma * math.sqrt(level)

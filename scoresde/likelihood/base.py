@@ -18,10 +18,10 @@ from torch.distributions import Distribution
 
 from scoresde._core.counter_rng import CounterRNG
 from scoresde.dequantization import bits_per_dim, check_dequantized
-from scoresde.flow.probability_flow import Flow
-from scoresde.likelihood.checkpointing import slope
+from scoresde.flow.probability_flow import ProbabilityFlowODE
+from scoresde.likelihood.checkpointing import evaluate
 from scoresde.solvers import Solver
-from scoresde.solvers.base import Evaluation
+from scoresde.solvers.base import FieldEvaluation
 from scoresde.traces import Trace
 
 
@@ -38,16 +38,16 @@ class LikelihoodSettings:
         streams: one random stream per point of the whole batch.
     """
 
-    flow: Flow
+    flow: ProbabilityFlowODE
     trace: Trace
     solver: Solver
     tolerance: float
     prior: Distribution | None
     rng: CounterRNG
 
-    def slope(
-        self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor, local_coordinates: bool = False
-    ) -> Evaluation:
+    def evaluate(
+        self, tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor, local_coordinates: bool = False
+    ) -> FieldEvaluation:
         """Evaluate the flow and its divergence at some rows' points.
 
         Args:
@@ -57,7 +57,9 @@ class LikelihoodSettings:
             node: the position of their streams, ``(m,)``: another one, fresh probes.
             framed: whether to give the frame of the flow where the trace tells it.
         """
-        return slope(self.flow, tau, z, rows, self.trace, self.rng.at(rows, node), local_coordinates)
+        return evaluate(
+            self.flow, tau, z, rows, self.trace, self.rng.at(rows, counter), local_coordinates
+        )
 
 
 class Method(ABC):

@@ -27,7 +27,7 @@ from scoresde._core.checks import check_integer
 from scoresde._core.shapes import expand, flatten
 from scoresde.flow.probability_flow import standard_normal
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
-from scoresde.likelihood.checkpointing import replayed
+from scoresde.likelihood.checkpointing import checkpointed
 from scoresde.likelihood.log_likelihood import log_likelihood
 from scoresde.scores import Score
 
@@ -92,7 +92,7 @@ class VariationalBound(Method):
         draws = [self._draw(query, score, x.double(), rows, i, strata) for i in range(2 * strata)]
         values = torch.stack([value for value, _ in draws]).unflatten(0, (strata, 2))
         mismatch = torch.stack([mismatch for _, mismatch in draws]).mean(0)
-        z = flow.enter(x, flow.start)
+        z = flow.encode(x, flow.start)
         log_prob = standard_normal(z) - flow.log_volume(flow.start) + values.mean((0, 1))
         variance = values.detach().var(1).mean(0) / (2 * strata)
         scale, _ = flow.score.sde.transition(flow.t_min, flow.score.sde.T)
@@ -122,15 +122,15 @@ class VariationalBound(Method):
         noise = torch.cat([noise, -noise])
         both = torch.cat([x, x])
         high, low = float(sde.half_logsnr(sde.interior(flow.t_min))), float(sde.half_logsnr(sde.T))
-        place = (i // 2 + rng.uniforms(())) / strata
-        time = sde.time_at(high + (low - high) * place).clamp(flow.t_min, sde.T).repeat(2)
+        noise_level_at = (i // 2 + rng.uniforms(())) / strata
+        time = sde.time_at(high + (low - high) * noise_level_at).clamp(flow.t_min, sde.T).repeat(2)
 
         def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
             return (_excess(score.select(index), x, noise[index], flow.t_min, time[index]),)
 
-        (excess,) = replayed(evaluate, score, both)
+        (excess,) = checkpointed(evaluate, score, both)
         last = _diffused(score, both, noise, flow.t_min, torch.full_like(time, sde.T))[0]
-        z = flow.enter(last, flow.end)
+        z = flow.encode(last, flow.end)
         terminal, mismatch = flow.terminal(z, last, query.prior)
         value = (high - low) * excess + terminal - standard_normal(z)
         return value.reshape(2, m).mean(0), mismatch.reshape(2, m).mean(0)

@@ -26,9 +26,9 @@ from torch.autograd.function import once_differentiable
 from scoresde._core.counter_rng import CounterRNG
 from scoresde._core.modules import evaluation_mode
 from scoresde._core.shapes import flatten
-from scoresde.flow.probability_flow import Flow
+from scoresde.flow.probability_flow import ProbabilityFlowODE
 from scoresde.scores import Score
-from scoresde.solvers.base import Evaluation
+from scoresde.solvers.base import FieldEvaluation
 from scoresde.traces import Trace
 
 Evaluate = Callable[[Tensor, Tensor | slice, bool], Sequence[Tensor]]
@@ -36,7 +36,7 @@ Evaluate = Callable[[Tensor, Tensor | slice, bool], Sequence[Tensor]]
 these rows of the variable; each result is ``(len(z), …)``, with a graph if it is differentiable."""
 
 
-def replayed(evaluate: Evaluate, score: Score, z: Tensor) -> tuple[Tensor, ...]:
+def checkpointed(evaluate: Evaluate, score: Score, z: Tensor) -> tuple[Tensor, ...]:
     """Evaluate functions of a batch, with gradients to ``z`` and to the parameters of the score.
 
     Args:
@@ -49,38 +49,38 @@ def replayed(evaluate: Evaluate, score: Score, z: Tensor) -> tuple[Tensor, ...]:
     """
     if not torch.is_grad_enabled():
         return tuple(evaluate(z, slice(None), False))
-    return tuple(_Replay.apply(evaluate, score, z, *_parameters(score)))
+    return tuple(_Checkpoint.apply(evaluate, score, z, *_parameters(score)))
 
 
-def slope(
-    flow: Flow,
+def evaluate(
+    flow: ProbabilityFlowODE,
     tau: Tensor,
     z: Tensor,
     rows: Tensor,
     trace: Trace | None = None,
     rng: CounterRNG | None = None,
     local_coordinates: bool = False,
-) -> Evaluation:
-    """Evaluate a flow, replayed where gradients are asked for (see :meth:`Flow.slope`).
+) -> FieldEvaluation:
+    """Evaluate a flow, checkpointed where gradients are asked for (see :meth:`ProbabilityFlowODE.evaluate`).
 
     These pass through values, not through frames: then the steps are taken without. (Along steps
     that a frame made long, its dependence on the parameters is what their gradient consists of.)
     """
     if not torch.is_grad_enabled():
-        return flow.slope(tau, z, rows, trace, rng, local_coordinates=local_coordinates)
+        return flow.evaluate(tau, z, rows, trace, rng, local_coordinates=local_coordinates)
 
     def evaluate(z: Tensor, index: Tensor | slice, differentiable: bool) -> Sequence[Tensor]:
-        drawn = None if rng is None else rng.at(index, rng.node[index])
-        point = flow.slope(tau[index], z, rows[index], trace, drawn, differentiable)
+        drawn = None if rng is None else rng.at(index, rng.counter[index])
+        point = flow.evaluate(tau[index], z, rows[index], trace, drawn, differentiable)
         assert point.gradient is not None  # a flow tells it, other fields need not
         return point.velocity, point.integrand, point.gradient
 
-    velocity, integrand, gradient = replayed(evaluate, flow.score, z)
-    return Evaluation(velocity, integrand, gradient)
+    velocity, integrand, gradient = checkpointed(evaluate, flow.score, z)
+    return FieldEvaluation(velocity, integrand, gradient)
 
 
-class _Replay(torch.autograd.Function):
-    """The function of :func:`replayed`, of z and the parameters."""
+class _Checkpoint(torch.autograd.Function):
+    """The function of :func:`checkpointed`, of z and the parameters."""
 
     @staticmethod
     def forward(

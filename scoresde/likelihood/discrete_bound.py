@@ -281,8 +281,8 @@ class _Bound:
         found = []
         with tqdm(total=len(jobs), disable=not progress, unit="evaluation") as bar:
             for job in jobs.split(size):
-                node, rows = job // n, job % n
-                found.append(self._term(node // number, rows, self.rng.at(rows, node)))
+                counter, rows = job // n, job % n
+                found.append(self._term(counter // number, rows, self.rng.at(rows, counter)))
                 bar.update(len(job))
         return torch.cat(found).reshape(count, number, n).permute(2, 0, 1)
 

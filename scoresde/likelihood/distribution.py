@@ -17,11 +17,11 @@ from scoresde._core.modules import evaluation_mode
 from scoresde._core.random import normal, temporarily_seeded
 from scoresde.flow.probability_flow import probability_flow
 from scoresde.likelihood.base import Likelihood, Method
-from scoresde.likelihood.checkpointing import slope
+from scoresde.likelihood.checkpointing import evaluate
 from scoresde.likelihood.log_likelihood import log_likelihood
 from scoresde.scores import Score
 from scoresde.solvers import Adams, Solver
-from scoresde.solvers.base import Evaluation
+from scoresde.solvers.base import FieldEvaluation
 from scoresde.traces import Trace
 
 Draw = Callable[..., Tensor]
@@ -240,8 +240,8 @@ class ScoreDistribution(Distribution):
         flow = probability_flow(score, self.event_shape, self.t_min)
         device = score.moments.mean.device
 
-        def velocity(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Evaluation:
-            return slope(flow, tau, z, rows)
+        def velocity(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> FieldEvaluation:
+            return evaluate(flow, tau, z, rows)
 
         if self.prior is None and score.moments.known:
             z = normal(
@@ -252,12 +252,12 @@ class ScoreDistribution(Distribution):
             with temporarily_seeded(generator):
                 draw = prior.rsample if prior.has_rsample else prior.sample
                 latent = draw(torch.Size(shape[:1])).to(device)
-            z = flow.enter(latent, flow.end)
+            z = flow.encode(latent, flow.end)
         with evaluation_mode(score):
             solution = self._solver.solve(
                 velocity, z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE
             )
-        return flow.leave(solution.state, flow.start)
+        return flow.decode(solution.state, flow.start)
 
     def __repr__(self) -> str:
         """Show the event's shape and the diffusion."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.flow.probability_flow import Flow
+from scoresde.flow.probability_flow import ProbabilityFlowODE
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.solvers import Status
-from scoresde.solvers.base import Evaluation
+from scoresde.solvers.base import FieldEvaluation
 
 _SOLVER_SHARE = 0.08
 """Tolerance of the solver's steps as a fraction of the wanted error of log p per dimension."""
@@ -52,19 +52,19 @@ class FlowIntegral(Method):
         """Return the likelihood of some rows by the flow."""
         flow, nats = query.flow, query.tolerance * math.log(2)
 
-        def field(tau: Tensor, z: Tensor, index: Tensor, node: Tensor) -> Evaluation:
-            return query.slope(tau, z, rows[index], node, query.solver.local_coordinates)
+        def field(tau: Tensor, z: Tensor, index: Tensor, counter: Tensor) -> FieldEvaluation:
+            return query.evaluate(tau, z, rows[index], counter, query.solver.local_coordinates)
 
         solution = query.solver.solve(
             field,
-            flow.enter(x, flow.start),
+            flow.encode(x, flow.start),
             flow.start,
             flow.end,
             tolerance=_SOLVER_SHARE * nats,
             noisy=not query.trace.exact,
         )
         arrived = solution.status == int(Status.CONVERGED)
-        latent = flow.leave(solution.state, flow.end)
+        latent = flow.decode(solution.state, flow.end)
         terminal, mismatch = flow.terminal(solution.state, latent, query.prior)
         log_prob = terminal + solution.integral - flow.log_volume(flow.start)
         one_bit = log_prob.new_tensor(flow.dimension * math.log(2))
@@ -87,6 +87,6 @@ class FlowIntegral(Method):
         )
 
 
-def _typical(flow: Flow) -> float:
+def _typical(flow: ProbabilityFlowODE) -> float:
     """Return the mean log-density at the data end of a Gaussian with the data's moments."""
     return -flow.log_volume(flow.start) - 0.5 * flow.dimension * (1 + math.log(2 * math.pi))

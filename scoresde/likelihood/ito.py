@@ -34,7 +34,7 @@ from scoresde._core.checks import check_integer
 from scoresde._core.shapes import flatten
 from scoresde.flow.coordinates import Standardized
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
-from scoresde.likelihood.checkpointing import replayed
+from scoresde.likelihood.checkpointing import checkpointed
 from scoresde.scores import Score
 
 
@@ -100,7 +100,7 @@ class ItoEstimate(Method):
             )
         last, fine, coarse = self._walk(query, x.double(), rows)
         sde = flow.score.sde
-        terminal, mismatch = flow.terminal(flow.enter(last, flow.end), last, query.prior)
+        terminal, mismatch = flow.terminal(flow.encode(last, flow.end), last, query.prior)
         shrink, _ = sde.transition(flow.t_min, sde.T)
         ends = terminal - flow.log_volume(flow.end) + flow.dimension * math.log(float(shrink))
         log_weights = (ends + fine).unflatten(0, (len(x), self.paths))
@@ -121,7 +121,9 @@ class ItoEstimate(Method):
             points=x,
         )
 
-    def _walk(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _walk(
+        self, query: LikelihoodSettings, x: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Noise x along K paths each; return where they end ``(m K, *event)``, and Σ log p/q.
 
         The sum comes twice ``(m K,)``: of all steps, and of the steps from every second node.
@@ -151,8 +153,8 @@ class ItoEstimate(Method):
         angle = Standardized(score.moments.std)
         ends = torch.tensor([query.flow.t_min, score.sde.T], dtype=torch.float64)
         first, last = angle.time(torch.exp(-score.sde.half_logsnr(score.sde.interior(ends))))
-        place = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)[1:-1]
-        inner = score.sde.time_at(-torch.log(angle.ratio(first + (last - first) * place)))
+        noise_level_at = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)[1:-1]
+        inner = score.sde.time_at(-torch.log(angle.ratio(first + (last - first) * noise_level_at)))
         return torch.cat([ends[:1], inner, ends[1:]])
 
 
@@ -162,7 +164,7 @@ def _score(score: Score, x: Tensor, t: Tensor) -> Tensor:
     def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
         return (score.select(index)(x, t),)
 
-    return replayed(evaluate, score, x)[0]
+    return checkpointed(evaluate, score, x)[0]
 
 
 def _log_ratio(score: Score, noise: Tensor, pull: Tensor, s: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,11 @@ from tqdm import tqdm
 from scoresde._core.checks import check_between, check_integer, check_positive, check_state
 from scoresde._core.counter_rng import CounterRNG
 from scoresde._core.modules import evaluation_mode
-from scoresde.flow.probability_flow import MAX_JACOBIAN_DIMENSION, Flow, probability_flow
+from scoresde.flow.probability_flow import (
+    MAX_JACOBIAN_DIMENSION,
+    ProbabilityFlowODE,
+    probability_flow,
+)
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.scores import Score
@@ -149,7 +153,7 @@ def log_likelihood(
     return parts[0].joined(parts[1:])
 
 
-def _room(flow: Flow, trace: Trace, solver: Solver, count: int) -> int:
+def _room(flow: ProbabilityFlowODE, trace: Trace, solver: Solver, count: int) -> int:
     """Return how many of ``count`` samples to take together if nobody says so."""
     d = flow.dimension
     if not (trace.exact and solver.local_coordinates) or d > MAX_JACOBIAN_DIMENSION:

@@ -118,8 +118,8 @@ class PathIntegral(Method):
     def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return the likelihood of some rows by the path integral."""
         flow = query.flow
-        z = flow.enter(x, flow.start)
-        latent = flow.leave(z, flow.end)
+        z = flow.encode(x, flow.start)
+        latent = flow.decode(z, flow.end)
         terminal, mismatch = flow.terminal(z, latent, query.prior)
         ends = terminal - flow.log_volume(flow.start)
         allowed = query.tolerance * flow.dimension * math.log(2)
@@ -159,13 +159,15 @@ class PathIntegral(Method):
             points=x,
         )
 
-    def _evaluate(self, query: LikelihoodSettings, z: Tensor, rows: Tensor, panels: _Panels) -> _Panels:
+    def _evaluate(
+        self, query: LikelihoodSettings, z: Tensor, rows: Tensor, panels: _Panels
+    ) -> _Panels:
         """Fill in the integrals of new panels: one batch of 15 nodes each."""
         kronrod, gauss, nodes = _rule(z)
         row, index = panels.row.repeat_interleave(_NODES), panels.index.repeat_interleave(_NODES)
         tau = panels.left.unsqueeze(1) + panels.width.unsqueeze(1) * 0.5 * (1 + nodes)
-        node = index * _NODES + torch.arange(_NODES, device=z.device).repeat(len(panels.row))
-        point = query.slope(tau.reshape(-1), z[row], rows[row], node)
+        counter = index * _NODES + torch.arange(_NODES, device=z.device).repeat(len(panels.row))
+        point = query.evaluate(tau.reshape(-1), z[row], rows[row], counter)
         assert point.gradient is not None  # a flow tells it, other fields need not
         along = (point.gradient * point.velocity).sum(1, keepdim=True)
         estimates = (point.integrand + along).reshape(len(tau), _NODES, -1)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from scoresde._core.checks import check_positive
 from scoresde.flow.coordinates import Coordinates
-from scoresde.flow.fixed_grid import STRAIGHT, Chart, FlowSampler, Point, check_coordinates
+from scoresde.flow.fixed_grid import (
+    STRAIGHT,
+    FixedGridFlow,
+    FlowSampler,
+    GridPoint,
+    check_coordinates,
+)
 from scoresde.samplers.base import Noise, half_step
 from scoresde.samplers.grids import LogMobius
 from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
@@ -84,9 +90,9 @@ class AdamsBashforth(FlowSampler, Multistep):
         first = min(3.5, 30 / steps) if math.isfinite(self.coordinates.rests) else 1.0
         return LogMobius(lower=0.045, upper=5.0).through(sde, steps, std, first)
 
-    def clock(self, score: Score, x: Tensor, times: Tensor) -> Chart:
+    def clock(self, score: Score, x: Tensor, times: Tensor) -> FixedGridFlow:
         """Return the chart."""
-        return Chart(self.coordinates, score, x, times)
+        return FixedGridFlow(self.coordinates, score, x, times)
 
     def read(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
@@ -97,21 +103,23 @@ class AdamsBashforth(FlowSampler, Multistep):
         the slope found there (Euler's implicit step, with one iteration).
         """
         here = state.clock.at(t)
-        w = here.enter(x)
+        w = here.encode(x)
         if state.values or state.clock.ratio(t) < self.coordinates.rests:
-            return w, Value(here, here.pull(w, x))
+            return w, Value(here, here.slope(w, x))
         middle = state.clock.between(t, s, 0.5)
-        w = middle.carry(w, here)
-        value = Value(middle, middle.pull(w, middle.leave(w)))
+        w = middle.rescale(w, here)
+        value = Value(middle, middle.slope(w, middle.decode(w)))
         middle.add(w, middle.time - here.time, value.value, middle)
         return w, value
 
-    def base(self, w: Tensor, here: Point, there: Point, noise: Noise) -> tuple[Tensor, Leg]:
+    def base(
+        self, w: Tensor, here: GridPoint, there: GridPoint, noise: Noise
+    ) -> tuple[Tensor, Leg]:
         """Return where w goes without a slope."""
         h = there.time - here.time
-        return there.carry(w, here), Leg(here.time, h, gain=h, kernel=0.0)
+        return there.rescale(w, here), Leg(here.time, h, gain=h, kernel=0.0)
 
-    def add(self, w: Tensor, weight: float, past: Value, there: Point) -> None:
+    def add(self, w: Tensor, weight: float, past: Value, there: GridPoint) -> None:
         """Add ``weight`` times a slope, in the scale of the step's end."""
         there.add(w, weight, past.value, past.moment)
 
@@ -120,9 +128,9 @@ class AdamsBashforth(FlowSampler, Multistep):
         near = tuple(v for v in values if abs(v.time - values[0].time) <= self.reach)
         return super().trusted(near, h)
 
-    def leave(self, w: Tensor, there: Point) -> Tensor:
+    def decode(self, w: Tensor, there: GridPoint) -> Tensor:
         """Return the state x."""
-        return there.leave(w)
+        return there.decode(w)
 
     @property
     def kept(self) -> int:
@@ -142,11 +150,11 @@ class AdamsBashforth(FlowSampler, Multistep):
         if not (math.isfinite(ahead) and abs(ahead) <= farthest):
             return half_step(score, x, t)
         h = origin.time - here.time
-        w = origin.carry(here.enter(x), here)
+        w = origin.rescale(here.encode(x), here)
         leg = Leg(here.time, h, gain=h, kernel=0.0)
         weights = self._weights(leg, self.trusted(state.values, ahead))
         self._add(w, weights, state.values, origin)
-        return origin.leave(w)
+        return origin.decode(w)
 
     def moments(self, kernel: float, count: int) -> list[float]:
         """Return ∫₀¹ uᵏ du for k < ``count``."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoresde._core.checks import check_between
-from scoresde.samplers.base import Noise, Sampler, place
+from scoresde.samplers.base import Noise, Sampler, noise_level_at
 from scoresde.scores import Score
 
 
@@ -55,7 +55,7 @@ class Ancestral(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         h = there.half_logsnr - here.half_logsnr
         gained = -math.expm1(-2 * h)
         small, large = (end.sigma * math.sqrt(gained) for end in (there, here))

@@ -152,10 +152,10 @@ def half_step(score: Score, x: Tensor, t: Tensor) -> Tensor:
     """
     if not score.sde.gaussian:
         return x
-    return (x / place(score.sde, t).alpha).add_(score.denoised(x, t)).mul_(0.5)
+    return (x / noise_level_at(score.sde, t).alpha).add_(score.denoised(x, t)).mul_(0.5)
 
 
-class Place(NamedTuple):
+class NoiseLevel(NamedTuple):
     """A time as a Gaussian diffusion sees it, in plain numbers that cost a device nothing."""
 
     log_alpha: float
@@ -187,7 +187,7 @@ class Place(NamedTuple):
         return math.exp(-self.half_logsnr)
 
 
-class Places:
+class TimeTable:
     """Where times lie on the two curves of a diffusion: those ahead, found at once, and others.
 
     Args:
@@ -200,10 +200,10 @@ class Places:
 
     def __init__(self, sde: SDE, times: Tensor) -> None:
         self._sde = gaussian(sde)
-        self._known: dict[float, Place] = {}
+        self._known: dict[float, NoiseLevel] = {}
         self._add(times.reshape(-1))
 
-    def at(self, t: Tensor) -> Place:
+    def at(self, t: Tensor) -> NoiseLevel:
         """Return the place of a time ``()``."""
         found = self._known.get(float(t))
         if found is None:
@@ -214,16 +214,16 @@ class Places:
     def _add(self, times: Tensor) -> None:
         inside = self._sde.interior(times)
         curves = self._sde.log_alpha(inside).tolist(), self._sde.log_sigma(inside).tolist()
-        self._known |= zip(times.tolist(), map(Place, *curves), strict=True)
+        self._known |= zip(times.tolist(), map(NoiseLevel, *curves), strict=True)
 
 
-def place(sde: SDE, t: Tensor) -> Place:
+def noise_level_at(sde: SDE, t: Tensor) -> NoiseLevel:
     """Return where a time ``()`` lies on the two curves.
 
     Raises:
         TypeError: if the diffusion has none.
     """
-    return Places(sde, t).at(t)
+    return TimeTable(sde, t).at(t)
 
 
 def gaussian(sde: SDE) -> GaussianSDE:

@@ -114,7 +114,7 @@ def encode(
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in place
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in noise_level_at
         >>> x = torch.ones(2, 3)
         >>> torch.allclose(encode(score, x), x, atol=1e-3)
         True

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde._core.checks import check_between, check_nonnegative
-from scoresde.samplers.base import Noise, Place, Places
+from scoresde.samplers.base import Noise, NoiseLevel, TimeTable
 from scoresde.samplers.grids import UniformLogSNR
 from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
 from scoresde.scores import Score
@@ -78,9 +78,9 @@ class ExponentialMultistep(Multistep):
         """Return times ``(N+1,)`` equidistant in log-SNR."""
         return UniformLogSNR()(sde, steps, std)
 
-    def clock(self, score: Score, x: Tensor, times: Tensor) -> Places:
+    def clock(self, score: Score, x: Tensor, times: Tensor) -> TimeTable:
         """Return the places of the times on the two curves."""
-        return Places(score.sde, times)
+        return TimeTable(score.sde, times)
 
     def moments(self, kernel: float, count: int) -> list[float]:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh the kernel."""
@@ -157,7 +157,9 @@ class Exponential(ExponentialMultistep):
         """Return x and x̂."""
         return x, Value(state.clock.at(t), score.denoised(x, t))
 
-    def base(self, x: Tensor, here: Place, there: Place, noise: Noise) -> tuple[Tensor, Leg]:
+    def base(
+        self, x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Noise
+    ) -> tuple[Tensor, Leg]:
         """Return the step in terms of x̂."""
         h = there.time - here.time
         eta = self.noise_level(h)
@@ -215,7 +217,9 @@ class DEIS(ExponentialMultistep):
         """Return x and ε̂."""
         return x, Value(state.clock.at(t), score.noise(x, t))
 
-    def base(self, x: Tensor, here: Place, there: Place, noise: Noise) -> tuple[Tensor, Leg]:
+    def base(
+        self, x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Noise
+    ) -> tuple[Tensor, Leg]:
         """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""
         h = there.time - here.time
         eta = self.noise_level(h)

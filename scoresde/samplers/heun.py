@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoresde._core.checks import check_nonnegative
-from scoresde.samplers.base import Noise, Sampler, place
+from scoresde.samplers.base import Noise, Sampler, noise_level_at
 from scoresde.samplers.grids import Karras
 from scoresde.scores import Score
 from scoresde.sdes import SDE
@@ -64,7 +64,7 @@ class Heun(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s; two evaluations of the score."""
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         push = (1 + self.eta**2) * there.alpha * (there.ratio - here.ratio)
         base = x * math.exp(there.log_alpha - here.log_alpha)
         if self.eta:

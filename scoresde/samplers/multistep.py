@@ -123,7 +123,7 @@ class Multistep(Sampler):
             correction = self._correction(state.leg, values)
             total = _sum(total, tuple(leg.factor * weight for weight in correction))
         self._add(z, total, values, there)
-        return self.leave(z, there), Memory(state.clock, values[: self.kept], leg)
+        return self.decode(z, there), Memory(state.clock, values[: self.kept], leg)
 
     @abstractmethod
     def clock(self, score: Score, x: Tensor, times: Tensor) -> Clock:
@@ -146,7 +146,7 @@ class Multistep(Sampler):
         """Add ``weight`` times a value to z."""
         z.add_(past.value, alpha=weight)
 
-    def leave(self, z: Tensor, there: Any) -> Tensor:
+    def decode(self, z: Tensor, there: Any) -> Tensor:
         """Return the state x; here z itself."""
         return z
 

@@ -112,7 +112,9 @@ def annealed_langevin(
         Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon, *Improved techniques for
         training score-based generative models*, 2020, arXiv:2006.09011.
     """
-    return Scheduled(PredictorCorrector(NoPredictor(), AnnealedLangevin(snr), corrections), grid, steps)
+    return Scheduled(
+        PredictorCorrector(NoPredictor(), AnnealedLangevin(snr), corrections), grid, steps
+    )
 
 
 def edm_heun(

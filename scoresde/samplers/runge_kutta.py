@@ -9,7 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.flow.coordinates import Coordinates
-from scoresde.flow.fixed_grid import STRAIGHT, Chart, FlowSampler, Point, check_coordinates
+from scoresde.flow.fixed_grid import (
+    STRAIGHT,
+    FixedGridFlow,
+    FlowSampler,
+    GridPoint,
+    check_coordinates,
+)
 from scoresde.samplers.base import Noise
 from scoresde.scores import Score
 
@@ -101,11 +107,11 @@ class RungeKutta(FlowSampler):
             raise TypeError(f"tableau: expected a Tableau such as HEUN, got {self.tableau!r}")
         check_coordinates(self.coordinates)
 
-    def init(self, score: Score, x: Tensor, times: Tensor) -> Chart:
+    def init(self, score: Score, x: Tensor, times: Tensor) -> FixedGridFlow:
         """Return the chart."""
         parts = [sum(row) for row in self.tableau.matrix]
         inner = [part for part in dict.fromkeys(parts) if part not in (0.0, 1.0)]
-        return Chart(self.coordinates, score, x, times, inner)
+        return FixedGridFlow(self.coordinates, score, x, times, inner)
 
     @property
     def convergence_order(self) -> float:
@@ -113,29 +119,29 @@ class RungeKutta(FlowSampler):
         return float(self.tableau.order)
 
     def step(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Chart, noise: Noise
-    ) -> tuple[Tensor, Chart]:
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: FixedGridFlow, noise: Noise
+    ) -> tuple[Tensor, FixedGridFlow]:
         """Go from t to s, both ``()``; one evaluation for each stage."""
         here, there = state.at(t), state.at(s)
-        h, w = there.time - here.time, here.enter(x)
-        slopes = [(here, here.pull(w, x))]
+        h, w = there.time - here.time, here.encode(x)
+        slopes = [(here, here.slope(w, x))]
         for row in self.tableau.matrix:
             point = state.between(t, s, sum(row))
             trial = _combine(w, here, point, h, row, slopes)
-            slopes.append((point, point.pull(trial, point.leave(trial))))
-        return there.leave(_combine(w, here, there, h, self.tableau.weights, slopes)), state
+            slopes.append((point, point.slope(trial, point.decode(trial))))
+        return there.decode(_combine(w, here, there, h, self.tableau.weights, slopes)), state
 
 
 def _combine(
     w: Tensor,
-    start: Point,
-    end: Point,
+    start: GridPoint,
+    end: GridPoint,
     h: float,
     weights: Sequence[float],
-    slopes: Sequence[tuple[Point, Tensor]],
+    slopes: Sequence[tuple[GridPoint, Tensor]],
 ) -> Tensor:
     """Return z_start + h Σ weight · slope, as w at the end."""
-    w = end.carry(w, start)
+    w = end.rescale(w, start)
     for weight, (point, slope) in zip(weights, slopes, strict=True):
         if weight:
             end.add(w, h * weight, slope, point)

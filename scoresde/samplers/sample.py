@@ -114,7 +114,7 @@ def walk(score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise)
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in place
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in noise_level_at
         >>> times = torch.linspace(1.0, 1e-3, 4, dtype=torch.float64)
         >>> way = walk(score, torch.ones(1, 2), times, AdamsBashforth(), torch.randn_like)
         >>> [tuple(x.shape) for x in way], way.end()
@@ -306,13 +306,13 @@ def _check_health(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
     bad = (~sums.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        place = (
+        noise_level_at = (
             f"from step {step + 1} of {len(sums)} on (t = {times[step]:g} to {times[step + 1]:g})"
         )
     else:
-        place = f"in the denoised x̂ at t = {times[-1]:g}"
+        noise_level_at = f"in the denoised x̂ at t = {times[-1]:g}"
     raise SamplingError(
-        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {place}; check the score "
+        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {noise_level_at}; check the score "
         "there or try more steps; the others are this error's `samples[finite]`",
         x,
         finite,

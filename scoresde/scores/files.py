@@ -99,9 +99,7 @@ class ModelFile:
         try:
             module.load_state_dict(state, assign=keep_dtype)
         except RuntimeError as error:
-            raise ValueError(
-                f"{part}: the weights in {self.path} do not fit it: {error}"
-            ) from None
+            raise ValueError(f"{part}: the weights in {self.path} do not fit it: {error}") from None
 
 
 def read_model(path: Path) -> ModelFile:

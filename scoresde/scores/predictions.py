@@ -51,7 +51,6 @@ __all__ = [
 ]
 
 
-
 class Coefficients(NamedTuple):
     """x̂ = x/α + residual·x + output·y; float64, shaped like t."""
 

@@ -62,8 +62,8 @@ class Augmented:
         if not self._left:
             raise Exhausted
         self.busy = True
-        node = torch.zeros_like(self.rows)
-        velocity, estimates, *_ = self._field(time.expand(len(z)), z, self.rows, node)
+        counter = torch.zeros_like(self.rows)
+        velocity, estimates, *_ = self._field(time.expand(len(z)), z, self.rows, counter)
         self.busy = False
         self._left -= 1
         slope = torch.cat([velocity, estimates], dim=1)

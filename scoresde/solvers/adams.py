@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_integer
-from scoresde.solvers.base import Evaluation, Field, Solution, Solver, Status
+from scoresde.solvers.base import Field, FieldEvaluation, Solution, Solver, Status
 from scoresde.solvers.local_linearization import LocalCoordinates
 
 _SAFETY = 0.8
@@ -175,7 +175,7 @@ class Adams(Solver):
         zero = z.new_zeros(n)
         tau = torch.full_like(zero, start)
         counts = torch.zeros_like(rows)
-        v, q, a, local = Evaluation(*field(tau, z, rows, counts))
+        v, q, a, local = FieldEvaluation(*field(tau, z, rows, counts))
         mean, std = _average(q)
 
         def history(value: Tensor) -> Tensor:  # one slope counts, the others only fill the rows
@@ -220,7 +220,7 @@ class Adams(Solver):
         """Try one step; return the state after it, and its error over the allowed one."""
         reach = _Reach(w, step)
         p = reach.predict()
-        v, q, a, local = Evaluation(*field(reach.tau, p, w.rows, w.evaluations))
+        v, q, a, local = FieldEvaluation(*field(reach.tau, p, w.rows, w.evaluations))
         mean, std = _average(q)
         if noisy and q.shape[1] == 1:
             std = _roughness(w, reach.tau, mean).detach()
@@ -238,7 +238,7 @@ class Adams(Solver):
         finite = error.isfinite() & z.isfinite().all(1) & mean.isfinite()
         error = torch.where(finite, error, torch.inf)
         weights = weights + torch.nn.functional.pad(w.weights, (1, 0))
-        seat, lean = local.moved(reach.tau, p, v, z)
+        seat, lean = local.relocate(reach.tau, p, v, z)
         share = weights[:, -1] ** 2 * w.spreads[:, -1]
         after = _Walk(
             rows=w.rows,
@@ -276,8 +276,8 @@ class _Reach:
         h = step.unsqueeze(1)
         self._past = (w.nodes - w.tau.unsqueeze(1)) / h
         point = (w.tau, w.z, torch.zeros_like(w.z), torch.zeros_like(w.tau))
-        self._here, *_ = w.local.pull(*(v.unsqueeze(1) for v in point))
-        self._told = w.local.pull(w.nodes, w.states, w.slopes, w.rates)
+        self._here, *_ = w.local.to_local(*(v.unsqueeze(1) for v in point))
+        self._told = w.local.to_local(w.nodes, w.states, w.slopes, w.rates)
         self._moments = _exponential_moments(h, w.local.values, self._past.shape[1] + 1)
 
     def predict(self) -> Tensor:
@@ -296,7 +296,7 @@ class _Reach:
             and the weights ``(m, K + 1)`` of the nodes in it, the end's first.
         """
         k, local = self._w.order, self._w.local
-        there = local.pull(*(value.unsqueeze(1) for value in (self.tau, p, v, q)))
+        there = local.to_local(*(value.unsqueeze(1) for value in (self.tau, p, v, q)))
         both = (torch.cat(pair, dim=1) for pair in zip(there, self._told, strict=True))
         states, slopes, rates = both
         nodes = torch.cat([torch.ones_like(self._past[:, :1]), self._past], dim=1)
@@ -317,8 +317,8 @@ class _Reach:
         if local.values is not None:
             slopes = slopes - local.values.unsqueeze(1) * (states - self._here)
         coefficients = torch.einsum("mij,mjd->mid", fit, slopes)
-        moved = (self._moments[:, : fit.shape[1]] * coefficients).sum(1)
-        return local.push(self.tau, self._here[:, 0] + self._step.unsqueeze(1) * moved)
+        relocate = (self._moments[:, : fit.shape[1]] * coefficients).sum(1)
+        return local.from_local(self.tau, self._here[:, 0] + self._step.unsqueeze(1) * relocate)
 
 
 class _Arrivals:
@@ -333,7 +333,9 @@ class _Arrivals:
     def record(self, walk: _Walk, status: Tensor) -> None:
         weights_at = walk.weights**2 * walk.spreads
         noise = _noise(
-            walk.variance + weights_at.sum(1), walk.scatter + weights_at.square().sum(1), walk.freedom
+            walk.variance + weights_at.sum(1),
+            walk.scatter + weights_at.square().sum(1),
+            walk.freedom,
         )
         last = (walk.gradient * walk.defect).sum(1).nan_to_num(torch.inf)
         error = _CAUTION * (walk.error + last**2).sqrt()

@@ -20,7 +20,7 @@ from torch import Tensor
 from scoresde.solvers.local_linearization import IDENTITY, LocalCoordinates
 
 
-class Evaluation(NamedTuple):
+class FieldEvaluation(NamedTuple):
     """A field at ``m`` points.
 
     Attributes:
@@ -36,8 +36,8 @@ class Evaluation(NamedTuple):
     local: LocalCoordinates = IDENTITY
 
 
-Field = Callable[[Tensor, Tensor, Tensor, Tensor], Evaluation]
-"""field(tau (m,), z (m, d), rows (m,), node (m,)): ``node`` numbers the evaluations of each row."""
+Field = Callable[[Tensor, Tensor, Tensor, Tensor], FieldEvaluation]
+"""field(tau (m,), z (m, d), rows (m,), node (m,)): ``counter`` numbers the evaluations of each row."""
 
 
 class Status(IntEnum):

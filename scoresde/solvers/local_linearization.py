@@ -30,7 +30,7 @@ class LocalCoordinates(ABC):
     values: Tensor | None
 
     @abstractmethod
-    def pull(
+    def to_local(
         self, tau: Tensor, z: Tensor, velocity: Tensor, rates: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return ζ, ζ′ ``(m, k, d)`` and the integrand in these coordinates ``(m, k)``.
@@ -43,14 +43,16 @@ class LocalCoordinates(ABC):
         """
 
     @abstractmethod
-    def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
+    def from_local(self, tau: Tensor, zeta: Tensor) -> Tensor:
         """Return z ``(m, d)`` at τ ``(m,)`` for ζ ``(m, d)``."""
 
     @abstractmethod
     def log_volume(self, tau: Tensor) -> Tensor:
         """Return log |det ∂z/∂ζ| ``(m,)`` at τ ``(m,)``: ∫q = ∫q_ζ + its increase."""
 
-    def moved(self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+    def relocate(
+        self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return a point close to z whose velocity is known as well, and that velocity.
 
         It is ``to`` where the Jacobian is known, else z itself.
@@ -79,13 +81,13 @@ class IdentityCoordinates(LocalCoordinates):
 
     values = None
 
-    def pull(
+    def to_local(
         self, tau: Tensor, z: Tensor, velocity: Tensor, rates: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return all as it is."""
         return z, velocity, rates
 
-    def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
+    def from_local(self, tau: Tensor, zeta: Tensor) -> Tensor:
         """Return ζ."""
         return zeta
 
@@ -112,17 +114,19 @@ class EigenCoordinates(LocalCoordinates):
         values, basis = eigenpairs(jacobian)
         return cls(basis, values)
 
-    def pull(
+    def to_local(
         self, tau: Tensor, z: Tensor, velocity: Tensor, rates: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the components along the axes."""
         return z @ self.basis, velocity @ self.basis, rates
 
-    def push(self, tau: Tensor, zeta: Tensor) -> Tensor:
+    def from_local(self, tau: Tensor, zeta: Tensor) -> Tensor:
         """Return the vector of these components."""
         return torch.einsum("mdr,mr->md", self.basis, zeta)
 
-    def moved(self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+    def relocate(
+        self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return ``to`` and v + J (to − z)."""
         return to, velocity + self.stretched(self.values, to - z)
 

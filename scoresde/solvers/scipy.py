@@ -44,7 +44,7 @@ class SciPy(Solver):
         ValueError: if the method is none of these, or a number is out of range.
 
     Example:
-        >>> def decay(tau, z, rows, node):
+        >>> def decay(tau, z, rows, counter):
         ...     return -z, z.sum(1, keepdim=True), None
         >>> z = torch.ones(1, 2, dtype=torch.float64)
         >>> solution = SciPy("DOP853").solve(decay, z, 0.0, 1.0, tolerance=1e-6)

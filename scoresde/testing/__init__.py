@@ -33,8 +33,8 @@ from scoresde.testing.traces import check_trace
 __all__ = [
     "BrokenPropertyError",
     "Counterexample",
-    "PropertySuite",
     "Property",
+    "PropertySuite",
     "adapters",
     "check_likelihood",
     "check_sampler",

@@ -346,9 +346,9 @@ def close(what: str, found: Any, expected: Any, *, rtol: float = 0.0, atol: Any 
         float(v.expand_as(found).reshape(-1)[worst]) for v in (found, expected, error, tolerance)
     )
     index = [int(i) for i in torch.unravel_index(torch.tensor(worst), found.shape)]
-    place = f" at index {index}" if found.ndim else ""
+    noise_level_at = f" at index {index}" if found.ndim else ""
     raise AssertionError(
-        f"{what} is {a:.6g}{place}, expected {b:.6g}: off by {off:.3g}, tolerated is {most:.3g}"
+        f"{what} is {a:.6g}{noise_level_at}, expected {b:.6g}: off by {off:.3g}, tolerated is {most:.3g}"
     )
 
 

@@ -61,16 +61,16 @@ def solve_within(
     """
     calls = torch.zeros(len(z), dtype=torch.int64, device=z.device)
 
-    def watched(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def watched(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         calls.index_add_(0, rows, torch.ones_like(rows))
         if len(calls) and int(calls.max()) > _CAP:
             raise RunawayError(f"a row was evaluated {_CAP} times, and there is no end in sight")
-        return field(tau, z, rows, node)
+        return field(tau, z, rows, counter)
 
     return solver.solve(watched, z, start, end, tolerance=tolerance, noisy=noisy)
 
 
-def _decay(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+def _decay(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
     """z′ = −(1 + row) z and q = Σ z."""
     return -column(1.0 + rows) * z, z.sum(1, keepdim=True), None
 
@@ -78,7 +78,7 @@ def _decay(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
 def _lively(pace: Tensor) -> Callable[..., Any]:
     """Return z′ = r cos(r τ) z, at a pace r for each row, and q = Σ z."""
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         r = column(pace[rows])
         return r * torch.cos(r * column(tau)) * z, z.sum(1, keepdim=True), None
 
@@ -201,7 +201,7 @@ def failures_of(solver: object = None) -> st.SearchStrategy[str]:
 def failures(solver: Any, kind: str) -> None:
     """Row 1 of three fails; where batch-mates are coupled they may fail with it, but say so."""
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         bad, part = _FAILURES[kind](column(tau), z)
         one = column(rows == 1)
         q = torch.where(one, part, z).sum(1, keepdim=True)
@@ -244,7 +244,7 @@ _HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def an_end(solver: Any, kind: str) -> None:
     """Discontinuities, poles, noise, NaN: at most 200 evaluations a row where that can be told."""
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         v = _HARD[kind](column(tau), z)
         return v, v.sum(1, keepdim=True), None
 
@@ -269,7 +269,7 @@ def cap(solver: Any, most: int) -> None:
     """Where 12 and 30 evaluations are too few, the state so far is returned, with its time."""
     z, counts = torch.ones(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         counts.index_add_(0, rows, torch.ones_like(rows))
         return -z, z.sum(1, keepdim=True), None
 
@@ -292,9 +292,9 @@ def counts(solver: Any, seed: int) -> None:
     """Counted by the field itself."""
     made = torch.zeros(3, dtype=torch.int64)
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         made.index_add_(0, rows, torch.ones_like(rows))
-        return _decay(tau, z, rows, node)
+        return _decay(tau, z, rows, counter)
 
     solution = solve_within(solver, field, 0.5 + rand((3, 2), seed), 0.0, 1.0, 1e-4)
     close("evaluations", solution.evaluations, made)
@@ -311,10 +311,12 @@ def interval(solver: Any, backward: bool) -> None:
     """So slow a field that a first step could be long."""
     seen: list[Tensor] = []
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         seen.append(tau)
-        agree = len(tau) == len(z) == len(rows) == len(node)
-        holds(agree, f"tau, z, rows, node have {len(tau)}, {len(z)}, {len(rows)}, {len(node)} rows")
+        agree = len(tau) == len(z) == len(rows) == len(counter)
+        holds(
+            agree, f"tau, z, rows, node have {len(tau)}, {len(z)}, {len(rows)}, {len(counter)} rows"
+        )
         inside = bool(((rows >= 0) & (rows < 2)).all())
         holds(inside, f"rows are {rows.tolist()}, expected numbers of the batch's two")
         return 0.01 * torch.cos(column(tau)) + 0 * z, 1e-3 * z[:, :1], None
@@ -337,10 +339,10 @@ def nodes(solver: Any) -> None:
     """What noise is drawn from."""
     seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
-        for row, number in zip(rows.tolist(), node.tolist(), strict=True):
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
+        for row, number in zip(rows.tolist(), counter.tolist(), strict=True):
             seen[row].append(number)
-        return _decay(tau, z, rows, node)
+        return _decay(tau, z, rows, counter)
 
     solve_within(solver, field, torch.ones(3, 1, dtype=torch.float64), 0.0, 1.0, 1e-4)
     for row, found in seen.items():
@@ -363,7 +365,7 @@ def nothing_to_do(solver: Any, seed: int) -> None:
     close("∫ q, after no time,", still.integral, 0.0)
     close("the status, after no time,", still.status, 0)
 
-    def bare(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def bare(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         return -z, z.new_zeros(len(z), 0), None
 
     path = solve_within(solver, bare, z, 0.0, 1.0, 1e-4)
@@ -389,7 +391,7 @@ def errors_of_the_field(solver: Any, call: int, kind: type[Exception]) -> None:
     """In the first, fourth or ninth evaluation."""
     made: list[int] = []
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         made.append(1)
         if len(made) == call:
             raise kind("mind the step")

@@ -68,7 +68,7 @@ class Problem(ABC):
         """Return ∫ q dτ ``(n,)``."""
 
     @abstractmethod
-    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         """Return v ``(m, d)``, q ``(m, 1)`` and no gradient."""
 
 
@@ -92,7 +92,7 @@ class Logistic(Problem):
         a, b = self.at(start), self.at(end)
         return (torch.log(b * (1 - b)) - torch.log(a * (1 - a))).sum(1)
 
-    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         """Return the velocity and its divergence."""
         speed = self.rate[rows] * torch.cos(self.omega[rows] * column(tau))
         return speed * z * (1 - z), (speed * (1 - 2 * z)).sum(1, keepdim=True), None
@@ -115,7 +115,7 @@ class Linear(Problem):
         """Return Δ z_1²/2."""
         return (self.at(end)[:, 0] ** 2 - self.at(start)[:, 0] ** 2) / 2
 
-    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         """Return the velocity and q."""
         v = torch.cos(column(tau)) * torch.einsum("nij,nj->ni", self.A[rows], z)
         return v, (z * v)[:, :1], None
@@ -148,7 +148,7 @@ class GaussianProbabilityFlow(Problem):
         a, b = (self._law(torch.tensor(tau), slice(None))[2] for tau in (start, end))
         return 0.5 * self.origin.shape[1] * torch.log(b / a)[:, 0]
 
-    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         """Return −½β (x + s) and its divergence, with s the score."""
         beta, mean, variance = self._law(column(tau), rows)
         v = 0.5 * beta * ((z - mean) / variance - z)
@@ -237,7 +237,7 @@ def stiff(solver: Any, rate: float, seed: int) -> None:
     Rows that say so have arrived, within 100 tolerances of 1e-4.
     """
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         t = column(tau)
         return -rate * (z - torch.cos(t)) - torch.sin(t), z.sum(1, keepdim=True), None
 
@@ -285,7 +285,7 @@ def order(solver: Any) -> None:
     show only where they are needed.
     """
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         turned = torch.stack([z[:, 1], -z[:, 0]], dim=1)
         return turned, z.square().sum(1, keepdim=True) * z[:, :1], None
 
@@ -359,9 +359,9 @@ def gradient(solver: Any, seed: int) -> None:
 def _noisy(problem: Problem, rng: CounterRNG, k: int, scale: float) -> Any:
     """The field with ``k`` estimates of q, each with noise of its own at every node."""
 
-    def field(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
-        v, q, gradient = problem.field(tau, z, rows, node)
-        return v, q + scale * rng.at(rows, node).normals((k,)), gradient
+    def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
+        v, q, gradient = problem.field(tau, z, rows, counter)
+        return v, q + scale * rng.at(rows, counter).normals((k,)), gradient
 
     return field
 
@@ -436,9 +436,9 @@ class _Transported(Logistic):
         """Return log p at τ = 1, up to a constant."""
         return -0.5 * ((z - 0.5) / 0.3).square().sum(1)
 
-    def field(self, tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> Any:
+    def field(self, tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         """Return the velocity, its divergence and ∇ log p."""
-        v, q, _ = super().field(tau, z, rows, node)
+        v, q, _ = super().field(tau, z, rows, counter)
         omega = self.omega[rows]
         ahead = self.rate[rows] * (torch.sin(omega) - torch.sin(omega * column(tau))) / omega
         with torch.enable_grad():

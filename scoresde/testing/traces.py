@@ -198,7 +198,7 @@ def rng(trace: Any, d: int, seed: int) -> None:
     holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
     close("the estimates of the same streams", trace(field, x, source)[1], first)
     if d > 2 and _noisy(trace, d):
-        later = trace(field, x, source.at(slice(None), source.node + 1))[1]
+        later = trace(field, x, source.at(slice(None), source.counter + 1))[1]
         others = _estimates(trace, field, x, seed + 1)[1]
         for what, value in (("node", later), ("seed", others)):
             apart = not torch.equal(value, first)
@@ -227,7 +227,7 @@ def rows(trace: Any, d: int, seed: int) -> None:
         ("beside a row of NaN", spoilt, [0, 1, 2]),
     ):
         order = torch.tensor(index)
-        part, told = trace(field, points[order], source.at(order, source.node[order]))
+        part, told = trace(field, points[order], source.at(order, source.counter[order]))
         for i, row in enumerate(index):
             if not points[row].isnan().any():
                 close(f"h(x) of row {row} {name}", part[i], value[row], rtol=1e-9, atol=1e-9)

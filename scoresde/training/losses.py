@@ -41,14 +41,14 @@ from scoresde.sdes import GaussianSDE
 
 __all__ = [
     "EDMWeighting",
-    "MinSNR",
     "ImportanceSampled",
-    "TableTimes",
     "LikelihoodWeighting",
     "LogNormal",
+    "MinSNR",
     "PredictionWeighting",
     "Simple",
     "Stratified",
+    "TableTimes",
     "TimeSampler",
     "Uniform",
     "Weighting",

@@ -214,7 +214,9 @@ class Run(Generic[AnyScore]):
         x = x.to(self.device, self.dtype, non_blocking=True)
         amp = self.recipe.amp
         with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
-            losses = sample_losses(score, x, self.recipe.weighting, self.recipe.time_sampler, generator)
+            losses = sample_losses(
+                score, x, self.recipe.weighting, self.recipe.time_sampler, generator
+            )
         return losses / math.prod(x.shape[1:])
 
     def _prepare_gradients(self) -> Tensor:

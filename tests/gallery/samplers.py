@@ -16,7 +16,7 @@ from scoresde.samplers import (
     Heun,
     Sampler,
 )
-from scoresde.samplers.base import place
+from scoresde.samplers.base import noise_level_at
 from scoresde.testing.adapters import FunctionSampler
 
 VP = {"sde": VPSDE()}
@@ -55,7 +55,7 @@ class HeunAtOneTime(Heun):
     """The second slope is taken at the first time."""
 
     def step(self, score, x, t, s, state, noise):
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         push, factor = there.alpha * (there.ratio - here.ratio), there.alpha / here.alpha
         slope = score.noise(x, t)
         later = score.noise((x * factor + push * slope) / factor, t)
@@ -79,7 +79,7 @@ class Rosenbrock(Sampler):
         return math.hypot(there.alpha, there.sigma)
 
     def step(self, score, x, t, s, state, noise):
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         before, after = (math.hypot(p.alpha, p.sigma) for p in (here, there))
         f = before / here.sigma * (here.alpha * x / before**2 - score.denoised(x, t))
         a, b = -here.half_logsnr, -there.half_logsnr
@@ -238,7 +238,11 @@ class ZeroOverZero(Exponential):
         return None
 
     def step(self, score, x, t, s, state, noise):
-        here, there, value = place(score.sde, t), place(score.sde, s), score.denoised(x, t)
+        here, there, value = (
+            noise_level_at(score.sde, t),
+            noise_level_at(score.sde, s),
+            score.denoised(x, t),
+        )
         before, last = (here.half_logsnr, value) if state is None else state
         h = torch.tensor(there.half_logsnr - here.half_logsnr, dtype=torch.float64)
         slope = (value - last) / (here.half_logsnr - torch.tensor(before, dtype=torch.float64))
@@ -278,7 +282,7 @@ class NoWayBack(Sampler):
     deterministic = True
 
     def step(self, score, x, t, s, state, noise):
-        here, there = place(score.sde, t), place(score.sde, s)
+        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
         gap = -abs(here.ratio - there.ratio)
         x = there.alpha / here.alpha * x + there.alpha * gap * score.noise(x, t)
         return x, state

@@ -74,7 +74,7 @@ class KeptProbe(Hutchinson):
     """The same probe at every evaluation along the path."""
 
     def __call__(self, field, x, rng, *, differentiable=False):
-        kept = CounterRNG(rng.seeds, torch.zeros_like(rng.node))
+        kept = CounterRNG(rng.seeds, torch.zeros_like(rng.counter))
         return super().__call__(field, x, kept, differentiable=differentiable)
 
 

@@ -230,7 +230,7 @@ class FunctionSolver(Named, Solver):
         ...         d = field(tau + h, z + h * c)
         ...         z, tau = z + h / 6 * (a + 2 * b + 2 * c + d), tau + h
         ...     return z
-        >>> def decay(tau, z, rows, node):
+        >>> def decay(tau, z, rows, counter):
         ...     return -z, z.sum(1, keepdim=True), None
         >>> z = torch.ones(1, 2, dtype=torch.float64)
         >>> solution = FunctionSolver(rk4).solve(decay, z, 0.0, 1.0, tolerance=1e-6)
@@ -320,7 +320,7 @@ class FunctionTrace(Named, Trace):
 
         def noise(like: Tensor) -> Tensor:
             seeds = rng.bits((len(drawn) + 1,), salt=7)[:, -1]
-            drawn.append(CounterRNG(seeds, rng.node).normals(tuple(like.shape[1:])).to(like))
+            drawn.append(CounterRNG(seeds, rng.counter).normals(tuple(like.shape[1:])).to(like))
             return drawn[-1]
 
         with torch.enable_grad():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.samplers import Noise, Sampler
-from scoresde.samplers.base import place
+from scoresde.samplers.base import noise_level_at
 from scoresde.scores import Score
 from scoresde.scores.predictions import NOISE, edm
 from scoresde.testing.adapters.functions import Named
@@ -108,14 +108,18 @@ class SchedulerSampler(Named, Sampler):
     def init(self, score: Score, x: Tensor, times: Tensor) -> _Run:
         """Return a copy of the scheduler at its first timestep, which is made the first time."""
         run = _Run(self.scheduler)
-        run.set(0, place(score.sde, times.reshape(-1)[0]).ratio)
+        run.set(0, noise_level_at(score.sde, times.reshape(-1)[0]).ratio)
         return run
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Run, noise: Noise
     ) -> tuple[Tensor, _Run]:
         """Go from t to s, in as many calls as the scheduler takes."""
-        scheduler, here, there = state.scheduler, place(score.sde, t), place(score.sde, s)
+        scheduler, here, there = (
+            state.scheduler,
+            noise_level_at(score.sde, t),
+            noise_level_at(score.sde, s),
+        )
         scale = state.scale, state.set(state.number + 1, there.ratio)
         own = x * (scale[0] / here.alpha)
         extra: dict[str, Any] = {} if self.deterministic else {"variance_noise": noise(x)}
