@@ -39,6 +39,7 @@ format: $(VENV)/.dev ## format the code and fix what can be fixed
 
 types: $(VENV)/.dev ## check types
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 clean: ## remove the environment, caches and demo output
 	rm -rf $(VENV) build dist demo_output .hypothesis .mypy_cache .pytest_cache .ruff_cache

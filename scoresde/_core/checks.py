@@ -16,6 +16,7 @@ import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "check_file",
     "check_finite",
     "check_floating",
+    "check_instance",
     "check_integer",
     "check_integers",
     "check_nonnegative",
@@ -51,6 +53,32 @@ def summarize(value: object) -> str:
 
 def _message(name: str, expected: str, value: object, hint: str) -> str:
     return f"{name}: expected {expected}, got {summarize(value)}; {hint}"
+
+
+# --- kinds
+
+T = TypeVar("T")
+
+
+def check_instance(name: str, value: object, kind: type[T], example: str) -> T:
+    """The value, if it is an instance of ``kind``; ``TypeError`` otherwise.
+
+    Args:
+        name: The argument's name in the message.
+        value: What the user passed.
+        kind: The class, abstract or not.
+        example: Code that makes one, such as ``"Adams()"``.
+    """
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, type) and issubclass(value, kind):
+        hint = f"pass an instance, {value.__name__}(…), not the class"
+    elif isinstance(value, str):
+        hint = f"pass the object {example}, not a name"
+    else:
+        hint = f"pass {example}"
+    article = "an" if kind.__name__[0] in "AEIO" or kind.__name__.startswith("SDE") else "a"
+    raise TypeError(_message(name, f"{article} {kind.__name__} such as {example}", value, hint))
 
 
 # --- tensors
