@@ -143,7 +143,7 @@ def test_targets_come_back_from_the_data(member, source, target):
     sde = member()
     truth = draw(sde, times(sde))
     score = FunctionScore(lambda x, t: truth.data, sde, DATA)
-    value = score.predict(source, truth.x, truth.t)
+    value = score.predict(truth.x, truth.t, source)
     expected = target(truth)
     bound = (1e-10 + ROUNDING / truth.sigma) * expected.abs().amax(1, keepdim=True)
     assert ((value - expected).abs() <= bound).all()
@@ -176,7 +176,7 @@ def test_the_edm_network_sees_inputs_and_targets_of_unit_size(member):
         scaled = x / sde.alpha(t) / torch.sqrt(SIGMA_DATA**2 + ratio**2)
         torch.testing.assert_close(network.seen[0], scaled)
         assert abs(float(network.seen[0].square().mean()) - 1) < 6 * math.sqrt(2 / n)
-        target = FunctionScore(lambda x, t: data, sde, DATA).predict(edm(SIGMA_DATA), x, t)
+        target = FunctionScore(lambda x, t: data, sde, DATA).predict(x, t, edm(SIGMA_DATA))
         assert abs(float(target.square().mean()) - 1) < 6 * math.sqrt(2 / n)
 
 

@@ -4,7 +4,7 @@ The hub is the denoiser x̂(x, t) = E[x_0 | x_t = x]; for x_t = α x_0 + σ ε a
 
     noise ε̂ = (x − α x̂)/σ,      score s = ∇ log p_t = −ε̂/σ,      velocity v = α ε̂ − σ x̂,
 
-(Tweedie's formula), and so is every parametrisation a network may have been trained in
+(Tweedie's formula), and so is every parametrization a network may have been trained in
 (:mod:`scoresde.scores.predictions`).
 """
 
@@ -55,40 +55,91 @@ class Score(nn.Module, ABC):
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
         """Return the score s = ∇ log p_t(x), shaped like ``x`` ``(batch, *event)``."""
-        return self.predict(SCORE, x, t)
+        return self.predict(x, t, SCORE)
 
     @final
     def noise(self, x: Tensor, t: Time) -> Tensor:
         """Return ε̂ = E[ε | x_t = x], shaped like ``x``."""
-        return self.predict(NOISE, x, t)
+        return self.predict(x, t, NOISE)
 
     @final
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return v = α ε̂ − σ x̂, shaped like ``x``."""
-        return self.predict(VELOCITY, x, t)
+        return self.predict(x, t, VELOCITY)
+
+    def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
+        """Return what a network of parametrization ``prediction`` would output.
+
+        ``denoised``, ``noise``, ``velocity`` and the score itself are special cases. A subclass
+        whose native output is not x̂ overrides this method, so that
+        no precision is lost by converting through x̂.
+
+        Args:
+            x: states ``(batch, *event)``.
+            t: time, a float, ``()`` or ``(batch,)``.
+            prediction: the parametrization of the result: ``NOISE``, ``DATA``, ``SCORE``,
+                ``VELOCITY``, ``FLOW``, ``edm(sigma_data)`` or another :class:`Prediction`.
+
+        Returns:
+            The converted output, shaped like ``x``.
+
+        Raises:
+            TypeError: if a conversion needs α and σ and the SDE is not a ``GaussianSDE``.
+            ValueError: if ``t`` lies outside [0, T] or does not fit the batch.
+
+        Example:
+            >>> from scoresde import NOISE, VPSDE, FunctionScore
+            >>> score = FunctionScore(lambda x, t: -x, VPSDE())
+            >>> x = torch.ones(1, 2)
+            >>> torch.equal(score.predict(x, 0.5, NOISE), score.noise(x, 0.5))
+            True
+        """
+        return _convert(DATA, self.denoised(x, t), prediction, self.sde, x, t)
 
     def select(self, index: Tensor | slice) -> Score:
-        """Return the score of a part of the batch: what it holds per sample is indexed alike."""
+        """Return the score of some samples of the batch.
+
+        Adaptive methods continue with the samples that are not finished, and large batches are
+        evaluated in chunks. A score that stores one value per sample, such as a class label or an
+        observation, overrides this method and indexes those values; any other returns itself.
+
+        Args:
+            index: which samples, an integer tensor or a slice of the batch dimension.
+
+        Returns:
+            A score for batches of the selected samples.
+
+        Example:
+            >>> from scoresde import MLP, VPSDE, ScoreModel
+            >>> model = ScoreModel(MLP((2,), width=16, depth=1, classes=3), VPSDE())
+            >>> score = model.given(classes=torch.tensor([0, 1, 2]))
+            >>> score.select(torch.tensor([2])).condition["classes"]
+            tensor([2])
+        """
         return self
 
     def concatenate(self, other: Score, rows: int, others: int) -> Score | None:
-        """Return this score on ``rows`` samples and the other on ``others`` more, in one batch.
+        """Return one score for a batch of ``rows`` samples of this and ``others`` of the other.
 
-        None if it takes two evaluations, as it does of any two networks.
+        Guidance evaluates one network under several conditions in a single call by it.
+
+        Args:
+            other: the score of the samples that follow.
+            rows: the number of samples this score is evaluated at, the first of the batch.
+            others: the number of samples the other is evaluated at.
+
+        Returns:
+            The joint score, or None if one evaluation cannot replace two, as for two networks.
         """
         return None
 
-    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
-        """Return what a perfect network of parametrisation ``view`` would put out."""
-        return _convert(DATA, self.denoised(x, t), view, self.sde, x, t)
-
 
 class PredictionScore(Score):
-    """A score given in any parametrisation: ``output`` in the terms of ``prediction``.
+    """A score given in any parametrization: ``output`` in the terms of ``prediction``.
 
     Args:
         sde: the diffusion the score belongs to.
-        prediction: the parametrisation of :meth:`output`.
+        prediction: the parametrization of :meth:`output`.
         moments: mean and covariance of the data, if known.
     """
 
@@ -110,10 +161,10 @@ class PredictionScore(Score):
     @final
     def denoised(self, x: Tensor, t: Time) -> Tensor:
         """Return x̂ = E[x_0 | x_t = x], shaped like ``x``."""
-        return self.predict(DATA, x, t)
+        return self.predict(x, t, DATA)
 
-    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
-        return _convert(self.prediction, self.output(x, t), view, self.sde, x, t)
+    def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
+        return _convert(self.prediction, self.output(x, t), prediction, self.sde, x, t)
 
 
 def _convert(

@@ -51,8 +51,8 @@ class ChunkedScore(Score):
         """Return the score of a part of the batch, evaluated a few rows at a time."""
         return ChunkedScore(self.score.select(index), self.batch_size)
 
-    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
-        return self._map(lambda part, x, t: part.predict(view, x, t), x, t)
+    def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
+        return self._map(lambda part, x, t: part.predict(x, t, prediction), x, t)
 
     def _map(self, read: Callable[[Any, Tensor, Time], Tensor], x: Tensor, t: Time) -> Tensor:
         parts = []

@@ -59,15 +59,15 @@ class Combination(Score, ABC):
 
     def denoised(self, x: Tensor, t: Time) -> Tensor:
         """Return x̂, shaped like ``x`` ``(batch, *event)``."""
-        return self.predict(DATA, x, t)
+        return self.predict(x, t, DATA)
 
-    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
+    def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
         time = as_time(t, self.sde.T)
         check_batch(time, x)
         weights_at = self.weights_at(x, time)
         parts = [*self.scores, self._flat][: len(weights_at)]
         weighty = [k for k, share in enumerate(weights_at) if not _vanishes(share)]
-        values = _values([parts[k] for k in weighty], view, x, time)
+        values = _values([parts[k] for k in weighty], x, time, prediction)
         total = [expand(weights_at[k], x) * value for k, value in zip(weighty, values, strict=True)]
         return torch.stack(total).sum(0) if len(total) > 1 else total[0]
 
@@ -105,7 +105,9 @@ def _curves(sde: Any, t: Tensor) -> Tensor:
     return torch.stack([sde.log_alpha(t), sde.log_sigma(t)])
 
 
-def _values(scores: list[Score], view: Prediction, x: Tensor, t: Tensor) -> list[Tensor]:
+def _values(
+    scores: list[Score], x: Tensor, t: Tensor, prediction: Prediction
+) -> list[Tensor]:
     """Return what each score says, neighbours that can in one evaluation."""
     groups: list[tuple[Score, int]] = []
     for score in scores:
@@ -119,10 +121,10 @@ def _values(scores: list[Score], view: Prediction, x: Tensor, t: Tensor) -> list
     values: list[Tensor] = []
     for score, count in groups:
         if count == 1:
-            values.append(score.predict(view, x, t))
+            values.append(score.predict(x, t, prediction))
         else:
             times = t if t.ndim == 0 else t.repeat(count)
-            values.extend(score.predict(view, torch.cat([x] * count), times).chunk(count))
+            values.extend(score.predict(torch.cat([x] * count), times, prediction).chunk(count))
     return values
 
 

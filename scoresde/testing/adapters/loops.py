@@ -95,16 +95,16 @@ class _Told(Score):
 
     def denoised(self, x: Tensor, t: Time) -> Tensor:
         """Return x̂."""
-        return self.predict(DATA, x, t)
+        return self.predict(x, t, DATA)
 
-    def predict(self, view: Prediction, x: Tensor, t: Time) -> Tensor:
+    def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
         time, number = as_time(t, self.sde.T), self.asked
         self.asked += 1
         if number < len(self.said):
             before, at, when, value = self.said[number]
-            if before == view and torch.equal(when, time) and torch.equal(at, x):
+            if before == prediction and torch.equal(when, time) and torch.equal(at, x):
                 return value.clone()
             del self.said[number:]
-        value = self.score.predict(view, x, t)
-        self.said.append((view, x.clone(), time.clone(), value))
+        value = self.score.predict(x, t, prediction)
+        self.said.append((prediction, x.clone(), time.clone(), value))
         return value.clone()

@@ -133,7 +133,7 @@ class SchedulerSampler(Named, Sampler):
             )
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(own, timestep)  # made for its network, as it asks
-            output = score.predict(state.prediction, own * (alpha / unit), time)
+            output = score.predict(own * (alpha / unit), time, state.prediction)
             own = scheduler.step(output, timestep, own, **extra, **self.options).prev_sample
         if not torch.equal(torch.get_rng_state(), before):
             raise ValueError(
