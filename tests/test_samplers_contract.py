@@ -42,7 +42,7 @@ def test_members_are_records_that_print_themselves(sampler):
 @SDES
 def test_the_default_grid_falls_to_t_min(sampler, sde):
     for steps in (1, 2, 17):
-        grid = sampler.grid(sde, steps)
+        grid = sampler.times(sde, steps)
         assert (float(grid[0]), float(grid[-1])) == (sde.T, sde.t_min)
 
 

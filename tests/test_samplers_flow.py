@@ -64,16 +64,16 @@ def agree(ours, theirs, tolerance=1e-10):
 @pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
 @given(log_ratio=st.floats(-7.0, 6.0), variance=st.floats(0.0, 5.0))
 def test_rates_and_what_is_kept_are_the_derivatives(coordinates, log_ratio, variance):
-    noise_level_at, c = double(log_ratio), double(variance)
+    place, c = double(log_ratio), double(variance)
     time, growth = torch.func.jvp(
-        lambda v: coordinates.time(v.exp()), (noise_level_at,), (noise_level_at**0,)
+        lambda v: coordinates.time(v.exp()), (place,), (place**0,)
     )
-    agree(coordinates.rate(noise_level_at.exp()) * growth, double(1.0), 1e-9)
-    agree(coordinates.ratio(time), noise_level_at.exp(), 1e-8)
+    agree(coordinates.rate(place.exp()) * growth, double(1.0), 1e-9)
+    agree(coordinates.ratio(time), place.exp(), 1e-8)
     _, slope = torch.func.jvp(
-        lambda v: torch.log(coordinates.scale(v.exp(), c)), (noise_level_at,), (noise_level_at**0,)
+        lambda v: torch.log(coordinates.scale(v.exp(), c)), (place,), (place**0,)
     )
-    agree(coordinates.kept(noise_level_at.exp(), c), 1 - slope, 1e-9)
+    agree(coordinates.kept(place.exp(), c), 1 - slope, 1e-9)
 
 
 @pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
@@ -358,7 +358,7 @@ def test_few_steps_are_accurate(sde):
     ours, theirs = (
         float((run(s, score, start, grid) - exact).square().mean(1).sqrt().median())
         for s, grid in (
-            (AdamsBashforth(), AdamsBashforth().grid(sde, 20, score.moments.std)),
+            (AdamsBashforth(), AdamsBashforth().times(sde, 20, score.moments.std)),
             (Exponential(2), UniformLogSNR()(sde, 20)),
         )
     )
@@ -404,7 +404,7 @@ def by_the_last_polynomial(score, x, t):
     """The end of :func:`test_denoising_is_a_choice` again, as a step on to where no noise is."""
     whole = VESDE(1e-9, score.sde.sigma_max)
     low = float(whole.time_at(double(18.0)))
-    grid = AdamsBashforth().grid(score.sde, 5, score.moments.std)
+    grid = AdamsBashforth().times(score.sde, 5, score.moments.std)
     times = whole.time_at(score.sde.half_logsnr(grid))
     times[-1] = low
     return run(AdamsBashforth(), mixture(whole), 50 * draw(4, 2), times)
@@ -444,7 +444,7 @@ def test_the_end_costs_an_evaluation_only_where_steps_are_short(sampler, steps, 
     exact, calls = mixture(sde), []
     counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], sde)
     sample(counted, None, sampler, start=sde.sigma(sde.T) * draw(2, 2), steps=steps)
-    sooner = sampler.grid(sde, steps)
+    sooner = sampler.times(sde, steps)
     rho = torch.exp(-sde.half_logsnr(sooner[-3:]))
     assert len(calls) in (steps, steps + 1)
     if steps < 20:

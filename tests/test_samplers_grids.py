@@ -128,7 +128,7 @@ def test_knots_are_those_of_the_table(sde):
 def test_a_sampler_can_be_put_on_a_grid():
     sde = DDPM.linear(N=50)
     assert torch.equal(
-        Scheduled(ReverseDiffusion(), Timesteps(), 49).grid(sde, 49), Timesteps()(sde, 49)
+        Scheduled(ReverseDiffusion(), Timesteps(), 49).times(sde, 49), Timesteps()(sde, 49)
     )
     assert Scheduled(ReverseDiffusion(), Timesteps(), 49).default_steps == 49
 
@@ -157,7 +157,7 @@ def test_a_general_sde_has_uniform_times_only():
         (lambda: Timesteps()(VPSDE(), 3), TypeError, "sde: expected a discretised diffusion"),
         (lambda: Timesteps()(DDPM.linear(N=10), 10), ValueError, "steps: expected at most 9"),
         (lambda: Karras()(VPSDE(), 0), ValueError, "steps: expected an integer, at least 1"),
-        (lambda: Scheduled(ReverseDiffusion(), None), TypeError, "spacing: expected a Grid"),
+        (lambda: Scheduled(ReverseDiffusion(), None), TypeError, "grid: expected a Grid"),
         (lambda: Scheduled(None, Karras()), TypeError, "sampler: expected a Sampler"),
         (
             lambda: Scheduled(ReverseDiffusion(), Karras(), 0),

@@ -107,7 +107,7 @@ def test_the_callback_sees_the_start_and_every_step():
         generator=generator(),
     )  # fmt: skip
     assert [(frame.step, frame.steps) for frame in frames] == [(k, 4) for k in range(5)]
-    times = Ancestral().grid(SCORE.sde, 4)
+    times = Ancestral().times(SCORE.sde, 4)
     assert [float(frame.t) for frame in frames] == times.tolist()
     assert torch.equal(frames[-1].x, x)
     assert torch.equal(frames[2].denoised, SCORE.denoised(frames[2].x, times[2]))
@@ -121,7 +121,7 @@ def test_the_progress_bar_counts_steps(capsys):
 
 
 def test_times_of_ones_own_are_the_grid_itself():
-    times = Ancestral().grid(SCORE.sde, 3)
+    times = Ancestral().times(SCORE.sde, 3)
     for own in (times, times.tolist(), times.float()):
         frames = []
         x = sample(
@@ -171,7 +171,7 @@ def test_a_condition_goes_with_its_rows(sampler, steps):
 
 def test_gradients_flow_through_the_walk_and_not_through_sample():
     start = torch.ones(2, 3, requires_grad=True)
-    times = Ancestral().grid(SCORE.sde, 3)
+    times = Ancestral().times(SCORE.sde, 3)
     *_, x = walk(SCORE, start, times, Ancestral(), torch.zeros_like)
     (gradient,) = torch.autograd.grad(x.sum(), start)
     assert bool((gradient != 0).all())
@@ -304,7 +304,7 @@ def test_bad_input_of_sample(change, error, message):
             ValueError,
             "corrections: expected an integer, at least 0",
         ),
-        (lambda: Ancestral().grid(VESDE(), 0), ValueError, "steps: expected an integer"),
+        (lambda: Ancestral().times(VESDE(), 0), ValueError, "steps: expected an integer"),
     ],
 )
 def test_bad_input_of_members(make, error, message):

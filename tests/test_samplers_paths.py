@@ -81,7 +81,7 @@ def mixture(sde):
 def test_a_trajectory_is_the_run_of_sample():
     score = mixture(VPSDE())
     times, states = trajectory(score, (3, 2), Ancestral(), steps=5, generator=generator())
-    assert torch.equal(times, Ancestral().grid(score.sde, 5))
+    assert torch.equal(times, Ancestral().times(score.sde, 5))
     assert states.shape == (6, 3, 2)
     x = sample(score, (3, 2), Ancestral(), steps=5, denoise=False, generator=generator())
     assert torch.equal(states[-1], x)
@@ -279,7 +279,7 @@ def evaluations(sampler, score, start, seed=1):
 
     source = generator(seed)
     counting = Counting(score, torch.arange(len(start)))
-    times = sampler.grid(score.sde, 1)
+    times = sampler.times(score.sde, 1)
     *_, x = walk(counting, start, times, sampler,
                  lambda x: torch.randn(x.shape, generator=source, dtype=x.dtype))  # fmt: skip
     return x, counts
@@ -342,9 +342,9 @@ def test_stored_pieces_of_a_path_add_up():
         z = torch.randn(n, 1, generator=source, dtype=torch.float64)
         return walk_.draw(torch.full((n,), target, dtype=torch.float64), z, eta)
 
-    def move(walk_, noise_level_at):
+    def move(walk_, place):
         accepted = torch.ones(n, dtype=torch.bool)
-        there = torch.full((n,), noise_level_at, dtype=torch.float64)
+        there = torch.full((n,), place, dtype=torch.float64)
         return walk_.settle(accepted, walk_.x, there, walk_.time, walk_.length)
 
     def variance(length):

@@ -67,7 +67,7 @@ class ThirdOrder(Sampler):
     deterministic = True
     convergence_order = 3.0
 
-    def grid(self, sde, steps, std=1.0):
+    def times(self, sde, steps, std=1.0):
         return UniformLogSNR()(sde, steps, std)
 
     def init(self, score, x, t):

@@ -137,7 +137,7 @@ def traffic(sampler: Sampler, sde: GaussianSDE) -> str:
         score = FreeScore(sde, torch.empty(SHAPE, device="meta"))
         try:
             with torch.no_grad(), Traffic() as seen:
-                times = sampler.grid(sde, steps)
+                times = sampler.times(sde, steps)
                 deque(walk(score, x, times, sampler, torch.zeros_like), maxlen=0)
         except (RuntimeError, NotImplementedError) as failure:
             return f"reads ({str(failure).splitlines()[0][:40]})"

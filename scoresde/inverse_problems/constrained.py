@@ -26,7 +26,7 @@ from scoresde.inverse_problems.measurement import (
     check_observation,
 )
 from scoresde.samplers import Noise, Sampler
-from scoresde.samplers.base import gaussian, noise_level_at
+from scoresde.samplers.base import check_gaussian, noise_level_at
 from scoresde.scores import Score
 from scoresde.sdes import SDE
 
@@ -46,9 +46,9 @@ class Wrapped(Sampler):
         """How many steps the other would make."""
         return self.sampler.default_steps
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the other's grid ``(N+1,)``."""
-        return self.sampler.grid(sde, steps, std)
+        return self.sampler.times(sde, steps, std)
 
     @property
     def corrects(self) -> bool:
@@ -164,7 +164,7 @@ class RePaint(Imputed):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
         """Go from t to s, and back, and again; ``repeats`` times the sampler's evaluations."""
-        scale, std = gaussian(score.sde).transition(s, t)
+        scale, std = check_gaussian(score.sde).transition(s, t)
         for again in range(self.repeats, 0, -1):
             x = impute(self.observation, score.sde, x, t, noise)
             x, after = self.sampler.step(score, x, t, s, state, noise)

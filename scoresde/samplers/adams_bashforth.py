@@ -9,14 +9,9 @@ from torch import Tensor
 
 from scoresde._core.checks import check_positive
 from scoresde.flow.coordinates import Coordinates
-from scoresde.flow.fixed_grid import (
-    STRAIGHT,
-    FixedGridFlow,
-    FlowSampler,
-    GridPoint,
-    check_coordinates,
-)
+from scoresde.flow.fixed_grid import FixedGridFlow, GridPoint
 from scoresde.samplers.base import Noise, half_step
+from scoresde.samplers.flow_sampler import STRAIGHTEST, FlowSampler
 from scoresde.samplers.grids import LogMobius
 from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
 from scoresde.scores import Score
@@ -73,26 +68,26 @@ class AdamsBashforth(FlowSampler, Multistep):
 
     order: int = 4
     corrector: int = 4
-    coordinates: Coordinates = STRAIGHT
+    coordinates: Coordinates = STRAIGHTEST
     reach: float = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_coordinates(self.coordinates)
+        FlowSampler.__post_init__(self)
         check_positive("reach", self.reach)
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` that are fine where the data's structure appears.
 
         The first step, which is of order one, is the longest of few and the shortest of many, like
         N⁻², so that its error falls as fast as that of the others.
         """
-        first = min(3.5, 30 / steps) if math.isfinite(self.coordinates.rests) else 1.0
+        first = min(3.5, 30 / steps) if math.isfinite(self.coordinates.stationary_above) else 1.0
         return LogMobius(lower=0.045, upper=5.0).through(sde, steps, std, first)
 
     def clock(self, score: Score, x: Tensor, times: Tensor) -> FixedGridFlow:
         """Return the chart."""
-        return FixedGridFlow(self.coordinates, score, x, times)
+        return self.tabulate(score, x, times)
 
     def read(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
@@ -104,7 +99,7 @@ class AdamsBashforth(FlowSampler, Multistep):
         """
         here = state.clock.at(t)
         w = here.encode(x)
-        if state.values or state.clock.ratio(t) < self.coordinates.rests:
+        if state.values or state.clock.ratio(t) < self.coordinates.stationary_above:
             return w, Value(here, here.slope(w, x))
         middle = state.clock.between(t, s, 0.5)
         w = middle.rescale(w, here)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scoresde._core.checks import check_positive
 from scoresde._core.shapes import expand, flatten
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, check_gaussian
 from scoresde.scores import Score
 from scoresde.sdes import GaussianSDE
 
@@ -86,14 +86,14 @@ class AdaptiveSDE(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
         """Go from t to s, both ``()``, in as many steps as each sample needs."""
-        sde = gaussian(score.sde)
+        sde = check_gaussian(score.sde)
         start, end = (float(sde.half_logsnr(sde.interior(u))) for u in (t, s))
         out, lengths = torch.empty_like(x), torch.empty_like(state)
         walk = _Walk.begin(x, t, start, state)
         while len(walk.rows):
             z = noise(x)[walk.rows]
             walk = self._advance(score, sde, walk, end, (end - start) * _SMALLEST, z)
-            arrived = walk.noise_level_at >= end
+            arrived = walk.place >= end
             index = arrived.nonzero().squeeze(1)
             if len(index):
                 out[walk.rows[index]] = walk.x[index]
@@ -108,8 +108,8 @@ class AdaptiveSDE(Sampler):
         score = score.select(walk.rows)
         walk = walk.look(score)
         length = walk.length.clamp(max=self.longest)
-        target = torch.minimum(walk.noise_level_at + length, walk.knot()).clamp(max=end)
-        time, h = sde.time_at(target), target - walk.noise_level_at
+        target = torch.minimum(walk.place + length, walk.knot()).clamp(max=end)
+        time, h = sde.time_at(target), target - walk.place
         walk, kick = walk.draw(target, z, self.eta)
 
         alpha, sigma = sde.alpha(time), sde.sigma(time)
@@ -134,7 +134,7 @@ class _Walk:
     rows: Tensor  # (m,) index in the batch
     x: Tensor  # (m, *event)
     time: Tensor  # (m,) t
-    noise_level_at: Tensor  # (m,) λ
+    place: Tensor  # (m,) λ
     length: Tensor  # (m,) of the next step
     denoised: Tensor  # (m, *event) x̂ at x
     stale: Tensor  # (m,) whether x has moved since
@@ -143,14 +143,14 @@ class _Walk:
     kicks: Tensor  # (m, K, *event) G of each
 
     @classmethod
-    def begin(cls, x: Tensor, time: Tensor, noise_level_at: float, length: Tensor) -> _Walk:
+    def begin(cls, x: Tensor, time: Tensor, place: float, length: Tensor) -> _Walk:
         m = x.shape[0]
         rows = torch.arange(m, device=x.device)
         return cls(
             rows=rows,
             x=x,
             time=time.to(x.device).expand(m),
-            noise_level_at=torch.full_like(length, noise_level_at),
+            place=torch.full_like(length, place),
             length=length,
             denoised=torch.zeros_like(x),
             stale=torch.ones_like(rows, dtype=torch.bool),
@@ -179,8 +179,8 @@ class _Walk:
         """Return G from here to ``target``, and leave it on top of the stack."""
         index = torch.arange(len(self.rows), device=z.device)
         knot, whole = self.knot(), self.kicks[index, self.depth]
-        first, rest = _variance(target - self.noise_level_at, eta), _variance(knot - target, eta)
-        total = _variance(knot - self.noise_level_at, eta)
+        first, rest = _variance(target - self.place, eta), _variance(knot - target, eta)
+        total = _variance(knot - self.place, eta)
         fade = torch.exp(-(eta**2) * (knot - target))
         kick = expand(fade * first / total, z) * whole
         kick = kick + expand((first * rest / total).sqrt(), z) * z
@@ -194,7 +194,7 @@ class _Walk:
         return replace(self, knots=knots, kicks=kicks, depth=depth), kick
 
     def settle(
-        self, accepted: Tensor, x: Tensor, noise_level_at: Tensor, time: Tensor, length: Tensor
+        self, accepted: Tensor, x: Tensor, place: Tensor, time: Tensor, length: Tensor
     ) -> _Walk:
         """Move the accepted; the others try again from where they are, their noise kept."""
         moved = accepted.reshape(-1, *(1,) * (x.ndim - 1))
@@ -202,7 +202,7 @@ class _Walk:
             self,
             x=torch.where(moved, x, self.x),
             time=torch.where(accepted, time, self.time),
-            noise_level_at=torch.where(accepted, noise_level_at, self.noise_level_at),
+            place=torch.where(accepted, place, self.place),
             length=length,
             stale=accepted,
             depth=self.depth - accepted.long(),

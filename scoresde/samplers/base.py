@@ -68,7 +68,7 @@ class Sampler(ABC):
         """Whether a step stays at its time t and moves samples towards p_t."""
         return False
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the times of ``steps`` steps, here equidistant in t.
 
         Args:
@@ -199,7 +199,7 @@ class TimeTable:
     """
 
     def __init__(self, sde: SDE, times: Tensor) -> None:
-        self._sde = gaussian(sde)
+        self._sde = check_gaussian(sde)
         self._known: dict[float, NoiseLevel] = {}
         self._add(times.reshape(-1))
 
@@ -226,7 +226,7 @@ def noise_level_at(sde: SDE, t: Tensor) -> NoiseLevel:
     return TimeTable(sde, t).at(t)
 
 
-def gaussian(sde: SDE) -> GaussianSDE:
+def check_gaussian(sde: SDE) -> GaussianSDE:
     """Return the diffusion, for steps that need its α and σ.
 
     Raises:

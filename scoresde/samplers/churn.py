@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde._core.checks import check_nonnegative, check_positive
 from scoresde._core.shapes import expand
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, check_gaussian
 from scoresde.samplers.heun import Heun
 from scoresde.scores import Score
 from scoresde.sdes import SDE
@@ -69,9 +69,9 @@ class Churn(Sampler):
         """That of the sampler where nothing is added; else it depends on how γ goes with N."""
         return None if self.gamma else self.sampler.convergence_order
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the sampler's grid ``(N+1,)``."""
-        return self.sampler.grid(sde, steps, std)
+        return self.sampler.times(sde, steps, std)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
         """Return what the sampler starts with."""
@@ -81,7 +81,7 @@ class Churn(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
         """Go from t up to t̂ and down to s; the evaluations are the sampler's."""
-        sde = gaussian(score.sde)
+        sde = check_gaussian(score.sde)
         half_logsnr = sde.half_logsnr(t)
         if self.gamma and self.lowest <= math.exp(-float(half_logsnr)) <= self.highest:
             raised = torch.maximum(sde.time_at(half_logsnr - math.log1p(self.gamma)), t)

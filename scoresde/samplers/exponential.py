@@ -74,7 +74,7 @@ class ExponentialMultistep(Multistep):
         """Whether no noise is drawn."""
         return self.eta == 0
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` equidistant in log-SNR."""
         return UniformLogSNR()(sde, steps, std)
 

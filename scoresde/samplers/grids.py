@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_integer, check_positive
-from scoresde.samplers.base import gaussian
+from scoresde.samplers.base import check_gaussian
 from scoresde.sdes import SDE
 
 _ROOM = 0.25
@@ -117,14 +117,14 @@ class RatioGrid(Grid):
     def _ends(self, sde: SDE, std: float) -> list[float]:
         """Return the warped ρ at T and at t_min."""
         ends = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
-        return self.warp(torch.exp(-gaussian(sde).half_logsnr(ends)) / std).tolist()
+        return self.warp(torch.exp(-check_gaussian(sde).half_logsnr(ends)) / std).tolist()
 
     def _times(self, sde: SDE, values: Tensor, std: float) -> Tensor:
         """Return the times at warped ρ, the first being T, the last t_min."""
         times = torch.empty_like(values)
         times[0], times[-1] = sde.T, sde.t_min
         ratio = self.unwarp(values[1:-1]) * std
-        times[1:-1] = gaussian(sde).time_at(-torch.log(ratio))
+        times[1:-1] = check_gaussian(sde).time_at(-torch.log(ratio))
         return times
 
 

@@ -56,7 +56,7 @@ class Heun(Sampler):
         """Two."""
         return 2.0
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` on EDM's grid."""
         return Karras()(sde, steps, std)
 

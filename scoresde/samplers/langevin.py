@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoresde._core.checks import check_nonnegative, check_positive
 from scoresde._core.shapes import expand, flatten
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, check_gaussian
 from scoresde.scores import Score
 from scoresde.sdes import GaussianSDE
 
@@ -59,9 +59,9 @@ class AnnealedLangevin(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Correct at time t, whatever s; one evaluation of the score."""
-        size = 2 * (self.snr * gaussian(score.sde).sigma(t)) ** 2
+        size = 2 * (self.snr * check_gaussian(score.sde).sigma(t)) ** 2
         if self.published:
-            size = size * gaussian(score.sde).transition(s, t)[0] ** 2
+            size = size * check_gaussian(score.sde).transition(s, t)[0] ** 2
         return move(x, score(x, t), size, noise(x)), None
 
 
@@ -121,7 +121,7 @@ class Langevin(Sampler):
         return move(x, value, size, z), None
 
     def _size(self, score: Score, value: Tensor, t: Tensor) -> Tensor:
-        variance = (gaussian(score.sde).sigma(t) ** 2).to(value)
+        variance = (check_gaussian(score.sde).sigma(t) ** 2).to(value)
         squares = flatten(value).square().sum(1)
         dimension = flatten(value).shape[1]
         mean = (variance * squares + self.shrinkage) / (dimension + self.shrinkage)
@@ -131,11 +131,11 @@ class Langevin(Sampler):
         self, score: Score, value: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         ratio = flatten(z).norm(dim=1).mean() / flatten(value).norm(dim=1).mean()
-        kept = gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2
+        kept = check_gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2
         return 2 * kept * (self._snr(score) * ratio) ** 2
 
     def _snr(self, score: Score) -> float:
-        return published_snr(gaussian(score.sde)) if self.snr is None else self.snr
+        return published_snr(check_gaussian(score.sde)) if self.snr is None else self.snr
 
 
 def published_snr(sde: GaussianSDE) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde._core.checks import check_positive
 from scoresde._core.shapes import expand, flatten
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, check_gaussian
 from scoresde.scores import Score
 
 
@@ -58,7 +58,7 @@ class MALA(Sampler):
     ) -> tuple[Tensor, None]:
         """Correct at time t, whatever s; two evaluations of the score and two of the density."""
         log_prob = self._density(score)
-        size = 2 * (self.snr * gaussian(score.sde).sigma(t)) ** 2
+        size = 2 * (self.snr * check_gaussian(score.sde).sigma(t)) ** 2
         step, std = expand(size, x), expand((2 * size).sqrt(), x)
         z, forward = noise(x), score(x, t)
         proposal = x + step * forward + std * z

@@ -79,9 +79,9 @@ class PredictorCorrector(Sampler):
         """Whether the predictor stays at its time, as in annealed Langevin dynamics."""
         return self.predictor.corrects
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the predictor's grid ``(N+1,)``."""
-        return self.predictor.grid(sde, steps, std)
+        return self.predictor.times(sde, steps, std)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> tuple[Any, Any]:
         """Return what both start with."""

@@ -83,7 +83,7 @@ def pc(
         steps: how many.
 
     Example:
-        >>> pc(snr=0.075, steps=2000).count
+        >>> pc(snr=0.075, steps=2000).steps
         2000
 
     References:
@@ -105,7 +105,7 @@ def annealed_langevin(
         steps: how many.
 
     Example:
-        >>> annealed_langevin(snr=0.316, corrections=100, steps=10).count
+        >>> annealed_langevin(snr=0.316, corrections=100, steps=10).steps
         10
 
     References:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde.samplers.base import Noise, Sampler, gaussian
+from scoresde.samplers.base import Noise, Sampler, check_gaussian
 from scoresde.scores import Score
 
 
@@ -36,6 +36,6 @@ class ReverseDiffusion(Sampler):
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
         """Go from t to s < t; one evaluation of the score."""
-        a, b = (float(value) for value in gaussian(score.sde).transition(s, t))
+        a, b = (float(value) for value in check_gaussian(score.sde).transition(s, t))
         mean = (x * (2 - a)).add_(score(x, t), alpha=b**2)
         return mean.add_(noise(x), alpha=b), None

@@ -9,14 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.flow.coordinates import Coordinates
-from scoresde.flow.fixed_grid import (
-    STRAIGHT,
-    FixedGridFlow,
-    FlowSampler,
-    GridPoint,
-    check_coordinates,
-)
+from scoresde.flow.fixed_grid import FixedGridFlow, GridPoint
 from scoresde.samplers.base import Noise
+from scoresde.samplers.flow_sampler import STRAIGHTEST, FlowSampler
 from scoresde.scores import Score
 
 
@@ -100,18 +95,18 @@ class RungeKutta(FlowSampler):
     """
 
     tableau: Tableau = HEUN
-    coordinates: Coordinates = STRAIGHT
+    coordinates: Coordinates = STRAIGHTEST
 
     def __post_init__(self) -> None:
         if not isinstance(self.tableau, Tableau):
             raise TypeError(f"tableau: expected a Tableau such as HEUN, got {self.tableau!r}")
-        check_coordinates(self.coordinates)
+        FlowSampler.__post_init__(self)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> FixedGridFlow:
         """Return the chart."""
         parts = [sum(row) for row in self.tableau.matrix]
         inner = [part for part in dict.fromkeys(parts) if part not in (0.0, 1.0)]
-        return FixedGridFlow(self.coordinates, score, x, times, inner)
+        return self.tabulate(score, x, times, inner)
 
     @property
     def convergence_order(self) -> float:

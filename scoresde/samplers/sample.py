@@ -244,7 +244,7 @@ def sampling_times(
     """Return the times ``(N+1,)`` that ``steps`` and ``times`` ask for (see :func:`sample`)."""
     if times is None or callable(times):
         count = sampler.default_steps if steps is None else steps
-        grid = sampler.grid if times is None else times
+        grid = sampler.times if times is None else times
         return grid(score.sde, check_integer("steps", count, minimum=1), score.moments.std)
     if steps is not None:
         raise ValueError(
@@ -306,13 +306,13 @@ def _check_health(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
     bad = (~sums.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        noise_level_at = (
+        place = (
             f"from step {step + 1} of {len(sums)} on (t = {times[step]:g} to {times[step + 1]:g})"
         )
     else:
-        noise_level_at = f"in the denoised x̂ at t = {times[-1]:g}"
+        place = f"in the denoised x̂ at t = {times[-1]:g}"
     raise SamplingError(
-        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {noise_level_at}; check the score "
+        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {place}; check the score "
         "there or try more steps; the others are this error's `samples[finite]`",
         x,
         finite,

@@ -20,30 +20,30 @@ class Scheduled(Sampler):
 
     Args:
         sampler: makes the steps.
-        spacing: the grid.
-        count: how many steps are made where the user does not say.
+        grid: where the steps are made: the function ``grid(sde, steps, std)`` that returns their times.
+        steps: N, the number of steps unless :func:`~scoresde.samplers.sample` is given another.
 
     Example:
         >>> from scoresde.samplers import Ancestral, Timesteps
         >>> Scheduled(Ancestral(variance=1.0), Timesteps(), 999)
-        Scheduled(sampler=Ancestral(variance=1.0), spacing=Knots(), count=999)
+        Scheduled(sampler=Ancestral(variance=1.0), grid=Timesteps(), steps=999)
     """
 
     sampler: Sampler
-    spacing: Grid
-    count: int = 1000
+    grid: Grid
+    steps: int = 1000
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, Sampler):
             raise TypeError(f"sampler: expected a Sampler such as Heun(), got {self.sampler!r}")
-        if not callable(self.spacing):
-            raise TypeError(f"spacing: expected a Grid such as Karras(), got {self.spacing!r}")
-        check_integer("count", self.count, minimum=1)
+        if not callable(self.grid):
+            raise TypeError(f"grid: expected a Grid such as Karras(), got {self.grid!r}")
+        check_integer("steps", self.steps, minimum=1)
 
     @property
     def default_steps(self) -> int:
-        """Return ``count``."""
-        return self.count
+        """Return ``steps``."""
+        return self.steps
 
     @property
     def deterministic(self) -> bool:
@@ -60,9 +60,9 @@ class Scheduled(Sampler):
         """Whether the sampler stays at its time."""
         return self.sampler.corrects
 
-    def grid(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
+    def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return the grid's times ``(N+1,)``."""
-        return self.spacing(sde, steps, std)
+        return self.grid(sde, steps, std)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
         """Return what the sampler starts with."""

@@ -91,7 +91,7 @@ def _times(sampler: Any, sde: GaussianSDE, steps: int) -> Tensor:
 def grid(sampler: Any, sde: GaussianSDE, steps: int) -> None:
     """The default grid is one; a sampler may refuse a diffusion it has no grid for."""
     try:
-        times = sampler.grid(sde, steps)
+        times = sampler.times(sde, steps)
     except (TypeError, ValueError):
         return
     found = tuple(times.shape), times.dtype, times.device.type

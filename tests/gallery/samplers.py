@@ -265,14 +265,14 @@ class DividingBySigma(Sampler):
 
 @breaks("grid", "N instead of N + 1 times", EulerMaruyama)
 class OneTimeShort(EulerMaruyama):
-    def grid(self, sde, steps, std=1.0):
+    def times(self, sde, steps, std=1.0):
         return torch.linspace(sde.T, sde.t_min, steps, dtype=torch.float64)
 
 
 @breaks("grid", "time that rises", EulerMaruyama)
 class RisingTime(EulerMaruyama):
-    def grid(self, sde, steps, std=1.0):
-        return super().grid(sde, steps, std).flip(0)
+    def times(self, sde, steps, std=1.0):
+        return super().times(sde, steps, std).flip(0)
 
 
 @breaks("inverse", "coefficients that presume s < t", ddim, seed=0, **VP)
