@@ -1,4 +1,4 @@
-"""Every bad argument gets the right exception: its name, what was expected, what came, the cure."""
+"""Every bad argument gets the right exception: its name, what was expected, what came, a hint."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from scoresde._core import checks
 
@@ -92,6 +93,26 @@ BAD = [
     (lambda: checks.check_integers("shape", 3), TypeError, ["shape", "sequence", "(3,)"]),
     (lambda: checks.check_integers("shape", (2, 0), 1), ValueError, ["shape[1]", "at least 1"]),
     (lambda: checks.check_integers("shape", "32"), TypeError, ["sequence"]),
+    (
+        lambda: checks.check_instance("sde", "vp", nn.Linear, "Linear(2, 2)"),
+        TypeError,
+        ["sde", "a Linear such as Linear(2, 2)", "'vp' (str)", "not a name"],
+    ),
+    (
+        lambda: checks.check_instance("sde", nn.Linear, nn.Module, "Linear(2, 2)"),
+        TypeError,
+        ["a Module such as", "pass an instance, Linear(…), not the class"],
+    ),
+    (
+        lambda: checks.check_instance("sde", 3, nn.Identity, "Identity()"),
+        TypeError,
+        ["an Identity such as", "3 (int)", "; pass Identity()"],
+    ),
+    (
+        lambda: checks.check_instance("sde", 3, nn.Identity, "Identity()", "wrap it"),
+        TypeError,
+        ["an Identity such as", "; wrap it"],
+    ),
     (lambda: checks.check_file("path", 3), TypeError, ["path", "string or a Path"]),
     (
         lambda: checks.check_file("path", "/no/such/file.pt"),
@@ -152,6 +173,11 @@ def test_bounds_belong_to_closed_intervals():
     assert checks.check_between("p", 1, 0, 1) == 1.0
     assert checks.check_nonnegative("eta", 0) == 0.0
     assert checks.check_ordered("low", 0, "high", np.float32(2)) == (0.0, 2.0)
+
+
+def test_an_instance_comes_back():
+    module = nn.Identity()
+    assert checks.check_instance("network", module, nn.Module, "Identity()") is module
 
 
 def test_an_existing_file_comes_back_as_a_path():

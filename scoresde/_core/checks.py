@@ -1,12 +1,12 @@
-"""Argument checks for the public doors: messages name what was expected, what came, and the cure.
+"""Argument checks of public functions: messages say what was expected, what came, and a hint.
 
-A public function checks its arguments once, on entry, with the functions below; loops inside trust
-them.  Every check hands back the value: tensors as they are, numbers and paths as plain ``float``,
-``int`` or ``Path``, so that a constructor writes ``self.beta_min = check_positive("beta_min",
-beta_min)`` whatever kind of scalar (Python's or NumPy's) came.  ``bool`` is never a number here.
+A public function checks its arguments once, on entry; the loops inside do not check again. Every
+check returns the value: tensors unchanged, numbers and paths as plain ``float``, ``int`` or
+``Path``, so that a constructor writes ``self.beta_min = check_positive("beta_min", beta_min)``
+for Python's and NumPy's scalars alike. ``bool`` is never a number here.
 
-Wrong kinds raise ``TypeError``, wrong values ``ValueError``, missing files ``FileNotFoundError``.
-Looking for non-finite values synchronises with the device: right at a door, wrong in a loop.
+Wrong types raise ``TypeError``, wrong values ``ValueError``, missing files ``FileNotFoundError``.
+A check for non-finite values synchronizes with the device: call it on entry, never in a loop.
 """
 
 from __future__ import annotations
@@ -55,28 +55,30 @@ def _message(name: str, expected: str, value: object, hint: str) -> str:
     return f"{name}: expected {expected}, got {summarize(value)}; {hint}"
 
 
-# --- kinds
+# --- types
 
 T = TypeVar("T")
 
 
-def check_instance(name: str, value: object, kind: type[T], example: str) -> T:
+def check_instance(
+    name: str, value: object, kind: type[T], example: str, hint: str | None = None
+) -> T:
     """The value, if it is an instance of ``kind``; ``TypeError`` otherwise.
 
     Args:
-        name: The argument's name in the message.
-        value: What the user passed.
-        kind: The class, abstract or not.
-        example: Code that makes one, such as ``"Adams()"``.
+        name: the argument's name in the message.
+        value: what the user passed.
+        kind: the class, abstract or not.
+        example: code that makes one, such as ``"Adams()"``.
+        hint: the end of the message, where the usual advice to pass ``example`` is not the best.
     """
     if isinstance(value, kind):
         return value
     if isinstance(value, type) and issubclass(value, kind):
         hint = f"pass an instance, {value.__name__}(…), not the class"
-    elif isinstance(value, str):
-        hint = f"pass the object {example}, not a name"
-    else:
-        hint = f"pass {example}"
+    elif hint is None:
+        is_name = isinstance(value, str)
+        hint = f"pass the object {example}, not a name" if is_name else f"pass {example}"
     article = "an" if kind.__name__[0] in "AEIO" or kind.__name__.startswith("SDE") else "a"
     raise TypeError(_message(name, f"{article} {kind.__name__} such as {example}", value, hint))
 
@@ -119,13 +121,13 @@ def check_state(name: str, x: object, event_shape: Sequence[int] | None = None) 
     """The value, if it is a state: floating, finite, of shape ``(batch, *event)``, not empty.
 
     Args:
-        name: The argument's name in the message.
-        x: What the user passed.
-        event_shape: The expected shape of one sample; any shape when None.
+        name: the argument's name in the message.
+        x: what the user passed.
+        event_shape: the expected shape of one sample; any shape when None.
 
     Raises:
-        TypeError: If ``x`` is no floating-point tensor.
-        ValueError: If it lacks a batch dimension, is empty, not finite or of another event shape.
+        TypeError: if ``x`` is no floating-point tensor.
+        ValueError: if it lacks a batch dimension, is empty, not finite or of another event shape.
     """
     x = check_floating(name, x)
     shape, unsqueeze = tuple(x.shape), f"add the batch dimension with {name}.unsqueeze(0)"
@@ -239,9 +241,9 @@ def check_file(name: str, path: object) -> Path:
     """The path as a ``Path``, if it names an existing file.
 
     Raises:
-        TypeError: If ``path`` is neither a string nor path-like.
-        FileNotFoundError: If nothing is there; the message names what the folder holds instead.
-        IsADirectoryError: If it is a folder.
+        TypeError: if ``path`` is neither a string nor path-like.
+        FileNotFoundError: if nothing is there; the message names what the folder holds instead.
+        IsADirectoryError: if it is a folder.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(_message(name, "the path of a file", path, "pass a string or a Path"))
@@ -259,7 +261,7 @@ def check_file(name: str, path: object) -> Path:
 
 
 def _nearby(folder: Path) -> str:
-    """The cure of a missing file: what its folder holds, or that even the folder is missing."""
+    """Return the hint for a missing file: what its folder holds, or that the folder is missing."""
     if not folder.is_dir():
         return f"there is no folder {folder}: check the spelling"
     files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
