@@ -1,25 +1,23 @@
-r"""The probability flow in variables where its Gaussian part is exact.
+r"""The probability flow of a score as an initial-value problem.
 
-With y = x/α, ρ = σ/α and D(y; ρ) = E[x_0 | y], every Gaussian diffusion has the same flow,
-dy/d ln ρ = y − D. If the data have mean m and covariance E diag(c) Eᵀ, write
+In the coordinates of :mod:`scoresde.flow.coordinates` the flow of a Gaussian SDE is
 
-    w = Eᵀ(y − m),     S = √(c + ρ²),     z = w/S,     A = c/(c + ρ²),     R = Eᵀ(D − m) − A w.
+    dz/dτ = g (Eᵀε̂ + b u),      u = Eᵀ(x − αm) = αS z.
 
-Then dz/d ln ρ = −R/S: Gaussian data stand still, and what is left for the solver is what the data
-have beyond a Gaussian. In the angle θ = atan(ρ/b), with b the scale of the data, the whole way from
-ρ = 0 to ρ = ∞ is an interval of length π/2, and d ln ρ/dθ = (ρ² + b²)/(bρ).
+With S = √(c + ρ²), the default, Gaussian data are stationary and the solver integrates only what
+the data have beyond a Gaussian; with τ = atan(ρ/s), s the standard deviation of the data, the
+interval from ρ = 0 to ρ = ∞ has length π/2.
 
-Along the flow d log p_z/dθ = −∇_z · (dz/dθ), and p_x(x) = p_z(z)/∏ S_x with S_x = αS. The
-divergence is invariant under the scaling by S, ∇_z·(dz/dθ) = ∇_w·h with h = S dz/dθ = −R d ln
-ρ/dθ, and is taken of h, whose Jacobian is symmetric.
+Along the flow d log p_z/dτ = −∇_z · (dz/dτ), and p_x(x) = p_z(z)/∏ αS. The divergence is invariant
+under the scaling by αS; it is taken of αS dz/dτ as a function of u, whose Jacobian is symmetric.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,38 +25,40 @@ from torch.distributions import Distribution
 
 from scoresde._core.counter_rng import CounterRNG
 from scoresde._core.shapes import expand, flatten
-from scoresde.flow.coordinates import Standardized
-from scoresde.scores import Score
+from scoresde.flow.checkpointing import Rows, checkpointed
+from scoresde.flow.coordinates import DataCoordinates, FlowCoefficients, Standardized
+from scoresde.flow.linearization import DenoiserLinearization
+from scoresde.scores.base import Score
 from scoresde.sdes import GaussianSDE
 from scoresde.sdes.gaussian import Inverse
-from scoresde.solvers.base import FieldEvaluation
-from scoresde.solvers.local_linearization import (
-    IDENTITY,
-    EigenCoordinates,
-    LocalCoordinates,
-    eigenpairs,
-)
+from scoresde.solvers.base import Field, FieldEvaluation
+from scoresde.solvers.local_linearization import IDENTITY, EigenCoordinates
 from scoresde.traces import Trace
-from scoresde.traces.base import VectorField
 
 MAX_JACOBIAN_DIMENSION = 1024
-"""Dimensions up to which the Jacobian and its spectrum are cheap beside the products it takes."""
-
+"""Largest dimension in which the Jacobian and its eigenvectors are cheap beside the trace."""
 
 _NODES = 2**14
-"""Values of λ between which times are looked for: many, for they are asked at every step."""
+"""Nodes of the table that inverts λ(t); a fine one, since every evaluation uses it."""
 
-_WIDEST = 10.0
-"""Largest C, in units of the largest variance of the data, that ∂D/∂w is read as telling."""
+
+class _Flow(NamedTuple):
+    """A vector field with a symmetric Jacobian, at the states ``u`` ``(m, d)``."""
+
+    field: Callable[[Tensor], Tensor]
+    u: Tensor
+    finish: Callable[[Tensor, Tensor, Tensor | None], FieldEvaluation]
 
 
 class ProbabilityFlowODE(ABC):
-    """The probability flow of a score as an initial-value problem dz/dτ, z of shape ``(batch, d)``.
+    """The probability flow dz/dτ of a score, with z of shape ``(batch, d)``.
 
     Attributes:
+        score: the score.
+        event_shape: shape of one sample.
         start: τ at the data end of the interval.
         end: τ at its noise end.
-        event_shape: shape of one sample.
+        t_min: time at the data end.
     """
 
     score: Score
@@ -84,61 +84,119 @@ class ProbabilityFlowODE(ABC):
     def log_volume(self, tau: float) -> float:
         """Return log |det ∂x/∂z| at τ, so that log p_x = log p_z − log_volume."""
 
-    def terminal(
-        self, z: Tensor, latent: Tensor, prior: Distribution | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return log p_z at the noise end, and what matching its moments is worth, ``(batch,)``.
-
-        Args:
-            z: where the flow ends, ``(batch, d)``.
-            latent: the same as a state x ``(batch, *event)``.
-            prior: the law at T; None for the moment-matched Gaussian where moments are known, else
-                the SDE's own.
-        """
-        volume = self.log_volume(self.end)
-        if prior is not None and not self.score.moments.known:
-            return prior.log_prob(latent) + volume, torch.full_like(z[:, 0], torch.nan)
-        own = self.score.sde.prior(self.event_shape, dtype=latent.dtype, device=latent.device)
-        standard = own.log_prob(latent) + volume
-        if not self.score.moments.known:
-            return standard, torch.full_like(standard, torch.nan)
-        matched = standard_normal(z)
-        terminal = matched if prior is None else prior.log_prob(latent) + volume
-        return terminal, matched - standard
-
     @abstractmethod
+    def _at(self, tau: Tensor, z: Tensor, rows: Rows) -> _Flow:
+        """Return the vector field of some rows at their times and states."""
+
     def evaluate(
         self,
         tau: Tensor,
         z: Tensor,
-        rows: Tensor | slice,
+        rows: Rows,
         trace: Trace | None = None,
         rng: CounterRNG | None = None,
         differentiable: bool = False,
         local_coordinates: bool = False,
     ) -> FieldEvaluation:
-        """Evaluate the flow for some rows of the batch, at a time of their own each.
+        """Evaluate the flow for some rows of the batch, each at a time of its own.
 
         Args:
             tau: ``(m,)``, float64.
             z: ``(m, d)``, float64.
-            rows: which rows of the batch they are, for conditions held per sample.
+            rows: the rows of the batch that these are, for conditions held per sample.
             trace: the estimator of the divergence; None for none.
-            streams: the rows' random streams, at the position to draw from.
-            differentiable: keep the graph.
-            framed: give the frame of the flow too, where the trace hands out the Jacobian.
+            rng: random numbers of the rows.
+            differentiable: whether to keep the graph.
+            local_coordinates: whether to return the local linearization, if the trace yields the
+                Jacobian.
+
+        Returns:
+            dz/dτ, its divergence, ∇_z log p_z and the local coordinates.
         """
+        flow = self._at(tau, z, rows)
+        if trace is None or rng is None:
+            return flow.finish(flow.field(flow.u), z.new_zeros(len(z), 0), None)
+        if local_coordinates and z.shape[1] <= MAX_JACOBIAN_DIMENSION:
+            return flow.finish(
+                *trace.linearize(flow.field, flow.u, rng, differentiable=differentiable)
+            )
+        return flow.finish(*trace(flow.field, flow.u, rng, differentiable=differentiable), None)
+
+    def rhs(
+        self,
+        trace: Trace | None = None,
+        rng: CounterRNG | None = None,
+        rows: Tensor | None = None,
+        local_coordinates: bool = False,
+    ) -> Field:
+        """Return the right-hand side dz/dτ for a solver, with its divergence as the integrand.
+
+        Where gradients are enabled, evaluations are recomputed in the backward pass
+        (:mod:`scoresde.flow.checkpointing`). Gradients pass through values, not through local
+        coordinates, so that these are not used then.
+
+        Args:
+            trace: the estimator of the divergence; None for none.
+            rng: random numbers of the whole batch.
+            rows: the rows of the batch that the solver integrates; all if None.
+            local_coordinates: whether to return local linearizations (see :meth:`evaluate`).
+
+        Returns:
+            A :data:`~scoresde.solvers.base.Field`.
+        """
+
+        def field(tau: Tensor, z: Tensor, index: Tensor, counter: Tensor) -> FieldEvaluation:
+            own = index if rows is None else rows[index]
+            drawn = None if rng is None else rng.at(own, counter)
+            if not torch.is_grad_enabled():
+                return self.evaluate(tau, z, own, trace, drawn, False, local_coordinates)
+
+            def evaluate(z: Tensor, part: Rows, differentiable: bool) -> Sequence[Tensor]:
+                of_part = None if drawn is None else drawn.at(part, drawn.counter[part])
+                found = self.evaluate(tau[part], z, own[part], trace, of_part, differentiable)
+                assert found.gradient is not None  # only other fields lack it
+                return found.velocity, found.integrand, found.gradient
+
+            return FieldEvaluation(*checkpointed(evaluate, self.score, z))
+
+        return field
+
+    def terminal(
+        self, z: Tensor, latent: Tensor, prior: Distribution | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return log p_z at the noise end, and the effect of matching its moments, ``(batch,)``.
+
+        Args:
+            z: the end of the flow, ``(batch, d)``.
+            latent: the same as a state x ``(batch, *event)``.
+            prior: the distribution at T; None for the moment-matched Gaussian where moments are
+                known, else the SDE's own.
+
+        Returns:
+            log p_z, and how much it exceeds that of the SDE's own prior if the moments are matched
+            (NaN if they are unknown).
+        """
+        volume = self.log_volume(self.end)
+        known = self.score.moments.known
+        given = None if prior is None else prior.log_prob(latent) + volume
+        if given is not None and not known:
+            return given, torch.full_like(z[:, 0], torch.nan)
+        own = self.score.sde.prior(self.event_shape, dtype=latent.dtype, device=latent.device)
+        standard = own.log_prob(latent) + volume
+        if not known:
+            return standard, torch.full_like(standard, torch.nan)
+        matched = standard_normal(z)
+        return matched if given is None else given, matched - standard
 
 
 class GaussianProbabilityFlow(ProbabilityFlowODE):
-    """The flow of a Gaussian diffusion in the standardised variable z and the angle θ.
+    """The flow of a Gaussian SDE in standardized coordinates, τ = atan(ρ/s).
 
     Args:
-        score: the score, whose moments fix m, c and E.
+        score: the score, whose moments define m, c and E.
         event_shape: shape of one sample.
         t_min: data end of the path, the SDE's own by default.
         t_max: noise end of the path, the SDE's T by default.
-        pivot: b, the scale of the angle; the data's root mean variance by default.
     """
 
     def __init__(
@@ -147,183 +205,97 @@ class GaussianProbabilityFlow(ProbabilityFlowODE):
         event_shape: Sequence[int],
         t_min: float | None = None,
         t_max: float | None = None,
-        pivot: float | None = None,
     ) -> None:
         self.score = score
         self.sde: GaussianSDE = score.sde
         self.moments = score.moments
         self.event_shape = tuple(event_shape)
         self.moments.check_event("x", self.event_shape)
-        self.coordinates = Standardized(self.moments.std if pivot is None else pivot)
+        std, variance = self.moments.std, self.moments.variance
+        self.coordinates = DataCoordinates(Standardized(), std, variance)
         self.t_min = self.sde.t_min if t_min is None else t_min
         self.t_max = self.sde.T if t_max is None else t_max
         self._time_at = Inverse(self.sde, _NODES)
         self.start, self.end = self.angle(self.t_min), self.angle(self.t_max)
 
     def angle(self, t: float) -> float:
-        """Return θ = atan(ρ(t)/b)."""
+        """Return τ = atan(ρ(t)/s)."""
         return float(self.coordinates.time(torch.exp(-self.sde.half_logsnr(self.sde.interior(t)))))
 
     def time(self, tau: Tensor) -> Tensor:
-        """Return the diffusion time t at the angle θ, in [t_min, t_max]."""
+        """Return the time t ``(m,)`` at τ ``(m,)``, in [t_min, t_max]."""
         half_logsnr = -torch.log(self.coordinates.ratio(tau))
-        time = self._time_at(half_logsnr.reshape(-1)).reshape(tau.shape)
-        return time.clamp(self.t_min, self.t_max)
+        return self._time_at(half_logsnr).clamp(self.t_min, self.t_max)
 
     def encode(self, x: Tensor, tau: float) -> Tensor:
-        """Return z = Eᵀ(x − αm)/√(α²c + σ²)."""
-        alpha, sigma = self._scales(self._at(tau, x.device))
+        alpha, sigma = self._end(tau, x.device)
         return self.moments.whiten(x.double(), alpha, sigma)
 
     def decode(self, z: Tensor, tau: float) -> Tensor:
-        """Return x = αm + E z √(α²c + σ²)."""
-        alpha, sigma = self._scales(self._at(tau, z.device))
-        return self.moments.colour(z, alpha, sigma, self.event_shape)
+        alpha, sigma = self._end(tau, z.device)
+        return self.moments.unwhiten(z, alpha, sigma, self.event_shape)
 
     def log_volume(self, tau: float) -> float:
-        """Return Σ log √(α²c + σ²)."""
-        alpha, sigma = self._scales(self._at(tau, self.moments.variance.device))
+        alpha, sigma = self._end(tau, self.moments.variance.device)
         return float(self.moments.log_det(alpha, sigma, self.dimension))
 
-    def evaluate(
-        self,
-        tau: Tensor,
-        z: Tensor,
-        rows: Tensor | slice,
-        trace: Trace | None = None,
-        rng: CounterRNG | None = None,
-        differentiable: bool = False,
-        local_coordinates: bool = False,
-    ) -> FieldEvaluation:
-        """Evaluate dz/dθ = −(R/S) d ln ρ/dθ, its divergence and ∇_z log p_z."""
+    def _at(self, tau: Tensor, z: Tensor, rows: Rows) -> _Flow:
         time = self.time(tau)
-        alpha, sigma = self._scales(time)
-        ratio = (sigma / alpha).unsqueeze(1)
-        variance = self.moments.variance
-        kept, rate = self.coordinates.slope(ratio, variance)
-        score = self.score.select(rows)
+        log_alpha, log_sigma = self.sde.log_alpha(time), self.sde.log_sigma(time)
+        alpha, sigma, ratio = log_alpha.exp(), log_sigma.exp(), (log_sigma - log_alpha).exp()
+        c = self.coordinates.coefficients(alpha, sigma, ratio)
+        score, moments, shape = self.score.select(rows), self.moments, (-1, *self.event_shape)
+        mean = alpha.unsqueeze(1) * moments.mean.reshape(-1)
+        speed = sigma.unsqueeze(1) * c.rate  # αS g
 
-        def field(w: Tensor) -> Tensor:
-            y = self.moments.rotate_back(w) + self.moments.mean.reshape(-1)
-            x = expand(alpha, y) * y
-            denoised = flatten(score.denoised(x.reshape(-1, *self.event_shape), time))
-            return kept * w - rate * self.moments.rotate(denoised - self.moments.mean.reshape(-1))
+        def field(u: Tensor) -> Tensor:
+            x = (moments.rotate_back(u) + mean).reshape(shape)
+            return speed * (moments.rotate(flatten(score.noise(x, time))) + c.lead * u)
 
-        scale = self.coordinates.scale(ratio, variance)
-        w = scale * z
-        value, divergence, jacobian = _evaluate(
-            field, w, trace, rng, differentiable, local_coordinates
+        u = c.scale * z
+
+        def finish(value: Tensor, divergence: Tensor, jacobian: Tensor | None) -> FieldEvaluation:
+            noise = value / speed - c.lead * u
+            gradient = -c.scale / sigma.unsqueeze(1) * noise  # ∇_z log p_z = −(αS/σ) Eᵀε̂
+            local = (
+                IDENTITY
+                if jacobian is None
+                else self._linearize(c, u, noise, jacobian, alpha, sigma)
+            )
+            return FieldEvaluation(value / c.scale, divergence, gradient, local)
+
+        return _Flow(field, u, finish)
+
+    def _linearize(
+        self,
+        c: FlowCoefficients,
+        u: Tensor,
+        noise: Tensor,
+        jacobian: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+    ) -> DenoiserLinearization:
+        """Return the local coordinates, from ε̂ and the Jacobian of αS dz/dτ with respect to u."""
+        alpha, sigma = alpha.unsqueeze(1), sigma.unsqueeze(1)
+        drift = (1 + c.lead * sigma).expand_as(u)  # A
+        denoised = (u - sigma * noise) / alpha
+        sensitivity = torch.diag_embed(drift) - jacobian / c.rate.unsqueeze(2)
+        return DenoiserLinearization.at(
+            self.coordinates, sigma / alpha, u / alpha, denoised, sensitivity
         )
-        # ∇_y log p = (D − y)/ρ² = (R − (1 − A) w)/ρ², with 1 − A = ρ²/(c + ρ²)
-        gradient = -scale * value / (rate * ratio**2) - z
-        local: LocalCoordinates = IDENTITY
-        if jacobian is not None:
-            kept, weights_at = kept.expand_as(z), (kept * w - value) / rate
-            shrinkage = (torch.diag_embed(kept) - jacobian) / rate.unsqueeze(2)
-            local = Posterior.behind(self, ratio, w, weights_at, shrinkage)
-        return FieldEvaluation(value / scale, divergence, gradient, local)
 
-    def _at(self, tau: float, device: torch.device) -> Tensor:
+    def _end(self, tau: float, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return α and σ at τ, exactly at the two ends."""
         ends = {self.start: self.t_min, self.end: self.t_max}
         if tau in ends:
-            return torch.tensor(ends[tau], dtype=torch.float64, device=device)
-        return self.time(torch.tensor(tau, dtype=torch.float64, device=device))
-
-    def _scales(self, time: Tensor) -> tuple[Tensor, Tensor]:
+            time = torch.tensor(ends[tau], dtype=torch.float64, device=device)
+        else:
+            time = self.time(torch.tensor([tau], dtype=torch.float64, device=device))[0]
         return self.sde.log_alpha(time).exp(), self.sde.log_sigma(time).exp()
 
 
-@dataclass(frozen=True)
-class Posterior(EigenCoordinates):
-    r"""The clean data as seen from a point, as a Gaussian; under it, the flow of w stands still.
-
-    Near the point, D ≈ μ + A (ω − μ) along the eigenvectors of ∂D/∂w, with A = C/(C + ρ²) of their
-    eigenvalues; that of a Gaussian N(μ, C), whose flow is ω = μ + s ζ, s = √(C + ρ²). Eigenvalues
-    outside [0, 1), as between modes, have no such law; what they differ by remains in ``values``.
-
-    Args:
-        basis: eigenvectors of the shrinkage ∂D/∂w, in columns ``(m, d, d)``.
-        values: what the model leaves of the Jacobian ∂ζ′/∂ζ, ``(m, d)``.
-        centre: μ ``(m, d)``.
-        spread: C ``(m, d)``.
-        flow: whose z = w/S and τ these are.
-    """
-
-    centre: Tensor
-    std: Tensor
-    flow: GaussianProbabilityFlow = field(metadata={"shared": True})
-
-    @classmethod
-    def behind(
-        cls,
-        flow: GaussianProbabilityFlow,
-        ratio: Tensor,
-        w: Tensor,
-        denoised: Tensor,
-        shrinkage: Tensor,
-    ) -> Posterior:
-        """Return the law of the data behind w ``(m, d)``, from D ``(m, d)`` and ∂D/∂w."""
-        values, basis = eigenpairs(shrinkage)
-        widest = _WIDEST * flow.moments.variance.max().clamp(min=flow.coordinates.pivot**2)
-        std = ratio**2 * values.clamp(0.0, 1.0) / (1 - values).clamp(min=1e-300)
-        std = torch.minimum(std, widest)
-        gain, left = (v / (std + ratio**2) for v in (std, ratio**2))
-        noise_level_at, target = (
-            torch.einsum("mdr,md->mr", basis, v.detach()) for v in (w, denoised)
-        )
-        return cls(
-            basis=basis,
-            values=flow.coordinates.rate(ratio) * (gain - values),
-            centre=(target - gain * noise_level_at) / left,
-            std=std,
-            flow=flow,
-        )
-
-    def to_local(
-        self, tau: Tensor, z: Tensor, velocity: Tensor, rates: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ζ = (ω − μ)/s, its slope, and the divergence of that."""
-        ratio, whole = self._scales(tau.unsqueeze(2))
-        coordinates, variance = self.flow.coordinates, self.flow.moments.variance
-        rate = coordinates.rate(ratio)
-        growth = (rate * (1 - coordinates.kept(ratio, variance))).expand_as(z)  # of S
-        swelling = rate * ratio**2 / (self.std.unsqueeze(1) + ratio**2)  # of s
-        noise_level_at = (whole * z) @ self.basis - self.centre.unsqueeze(1)
-        relocate = (whole * (velocity + growth * z)) @ self.basis
-        scale = torch.sqrt(self.std.unsqueeze(1) + ratio**2)
-        slope = (relocate - swelling * noise_level_at) / scale
-        return noise_level_at / scale, slope, rates + growth.sum(2) - swelling.sum(2)
-
-    def relocate(
-        self, tau: Tensor, z: Tensor, velocity: Tensor, to: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``to`` and v + S⁻¹ ∂h/∂w S (to − z), ∂h/∂w = (A − ∂D/∂w) d ln ρ/dτ."""
-        ratio, whole = self._scales(tau.unsqueeze(1))
-        kept, rate = self.flow.coordinates.slope(ratio, self.flow.moments.variance)
-        change = whole * (to - z)
-        shrinkage = self.std / (self.std + ratio**2) - self.values / rate
-        bent = kept * change - rate * self.stretched(shrinkage, change)
-        return to, velocity + bent / whole
-
-    def from_local(self, tau: Tensor, zeta: Tensor) -> Tensor:
-        """Return z = E(μ + s ζ)/S."""
-        ratio, whole = self._scales(tau.unsqueeze(1))
-        noise_level_at = self.centre + torch.sqrt(self.std + ratio**2) * zeta
-        return torch.einsum("mdr,mr->md", self.basis, noise_level_at) / whole
-
-    def log_volume(self, tau: Tensor) -> Tensor:
-        """Return Σ log s − Σ log S."""
-        ratio, whole = self._scales(tau.unsqueeze(1))
-        return (0.5 * torch.log(self.std + ratio**2) - torch.log(whole)).sum(1)
-
-    def _scales(self, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ρ and S."""
-        ratio = self.flow.coordinates.ratio(tau)
-        return ratio, self.flow.coordinates.scale(ratio, self.flow.moments.variance)
-
-
 class GeneralProbabilityFlow(ProbabilityFlowODE):
-    """The flow of a general diffusion, dx/dt = f − ½ g² s, as it stands: z = x, τ = t.
+    """The flow of a general SDE, dx/dt = f − ½ g² s, in its own variables: z = x, τ = t.
 
     Args:
         score: the score.
@@ -346,59 +318,30 @@ class GeneralProbabilityFlow(ProbabilityFlowODE):
         self.end = score.sde.T if t_max is None else t_max
 
     def encode(self, x: Tensor, tau: float) -> Tensor:
-        """Return x, flattened."""
         return flatten(x.double())
 
     def decode(self, z: Tensor, tau: float) -> Tensor:
-        """Return z in the event's shape."""
         return z.reshape(z.shape[0], *self.event_shape)
 
     def log_volume(self, tau: float) -> float:
-        """Return 0."""
         return 0.0
 
-    def evaluate(
-        self,
-        tau: Tensor,
-        z: Tensor,
-        rows: Tensor | slice,
-        trace: Trace | None = None,
-        rng: CounterRNG | None = None,
-        differentiable: bool = False,
-        local_coordinates: bool = False,
-    ) -> FieldEvaluation:
-        """Evaluate dx/dt = f − ½ g² s, its divergence and the score."""
-        score = self.score.select(rows)
+    def _at(self, tau: Tensor, z: Tensor, rows: Rows) -> _Flow:
+        score, shape = self.score.select(rows), (-1, *self.event_shape)
         half = 0.5 * score.sde.diffusion(tau).square()
 
-        def field(w: Tensor) -> Tensor:
-            x = w.reshape(-1, *self.event_shape)
-            to_local = expand(half, x) * score(x, tau)
-            return flatten(score.sde.drift(x, tau) - to_local)
+        def field(z: Tensor) -> Tensor:
+            x = z.reshape(shape)
+            return flatten(score.sde.drift(x, tau) - expand(half, x) * score(x, tau))
 
-        value, divergence, jacobian = _evaluate(
-            field, z, trace, rng, differentiable, local_coordinates
-        )
-        with torch.set_grad_enabled(differentiable):
-            drift = flatten(score.sde.drift(z.reshape(-1, *self.event_shape), tau))
-        local = IDENTITY if jacobian is None else EigenCoordinates.of(jacobian)
-        return FieldEvaluation(value, divergence, (drift - value) / half.unsqueeze(1), local)
+        def finish(value: Tensor, divergence: Tensor, jacobian: Tensor | None) -> FieldEvaluation:
+            with torch.set_grad_enabled(value.requires_grad):
+                drift = flatten(score.sde.drift(z.reshape(shape), tau))
+            local = IDENTITY if jacobian is None else EigenCoordinates.from_jacobian(jacobian)
+            gradient = (drift - value) / half.unsqueeze(1)
+            return FieldEvaluation(value, divergence, gradient, local)
 
-
-def _evaluate(
-    field: VectorField,
-    z: Tensor,
-    trace: Trace | None,
-    rng: CounterRNG | None,
-    differentiable: bool,
-    local_coordinates: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return a field's value, its divergence, and its Jacobian where that is wanted and told."""
-    if trace is None or rng is None:
-        return field(z), z.new_zeros(len(z), 0), None
-    if not local_coordinates or z.shape[1] > MAX_JACOBIAN_DIMENSION:
-        return *trace(field, z, rng, differentiable=differentiable), None
-    return trace.linearize(field, z, rng, differentiable=differentiable)
+        return _Flow(field, z, finish)
 
 
 def standard_normal(z: Tensor) -> Tensor:
@@ -412,6 +355,16 @@ def probability_flow(
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> ProbabilityFlowODE:
-    """Return the flow of a score in the best variables its diffusion allows."""
+    """Return the probability flow of a score, in standardized coordinates if its SDE is Gaussian.
+
+    Args:
+        score: the score.
+        event_shape: shape of one sample.
+        t_min: data end of the path, the SDE's own by default.
+        t_max: noise end of the path, the SDE's T by default.
+
+    Returns:
+        The initial-value problem.
+    """
     kind = GaussianProbabilityFlow if score.sde.gaussian else GeneralProbabilityFlow
     return kind(score, event_shape, t_min, t_max)

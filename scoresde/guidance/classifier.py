@@ -28,7 +28,7 @@ from scoresde._core.shapes import (
     per_sample,
 )
 from scoresde.guidance.product import Product, Weight
-from scoresde.samplers.base import gaussian
+from scoresde.samplers.base import check_gaussian
 from scoresde.scores import LabelFunction, PredictionScore, Score
 from scoresde.scores.labels import by_half_logsnr
 from scoresde.scores.predictions import SCORE
@@ -80,7 +80,7 @@ class NoisyClassifier(nn.Module):
                 f"network: expected a module (x, label) -> logits, got {summarize(network)}"
             )
         self.network: Any = network
-        self.sde: Any = gaussian(sde)
+        self.sde: Any = check_gaussian(sde)
         self.std = check_positive("spread", std)
         self.label = label
 

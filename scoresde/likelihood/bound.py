@@ -25,9 +25,9 @@ from torch.distributions import Distribution
 
 from scoresde._core.checks import check_integer
 from scoresde._core.shapes import expand, flatten
+from scoresde.flow.checkpointing import checkpointed
 from scoresde.flow.probability_flow import standard_normal
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
-from scoresde.likelihood.checkpointing import checkpointed
 from scoresde.likelihood.log_likelihood import log_likelihood
 from scoresde.scores import Score
 
@@ -122,8 +122,8 @@ class VariationalBound(Method):
         noise = torch.cat([noise, -noise])
         both = torch.cat([x, x])
         high, low = float(sde.half_logsnr(sde.interior(flow.t_min))), float(sde.half_logsnr(sde.T))
-        noise_level_at = (i // 2 + rng.uniforms(())) / strata
-        time = sde.time_at(high + (low - high) * noise_level_at).clamp(flow.t_min, sde.T).repeat(2)
+        place = (i // 2 + rng.uniforms(())) / strata
+        time = sde.time_at(high + (low - high) * place).clamp(flow.t_min, sde.T).repeat(2)
 
         def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
             return (_excess(score.select(index), x, noise[index], flow.t_min, time[index]),)

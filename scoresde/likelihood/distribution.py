@@ -17,11 +17,9 @@ from scoresde._core.modules import evaluation_mode
 from scoresde._core.random import normal, temporarily_seeded
 from scoresde.flow.probability_flow import probability_flow
 from scoresde.likelihood.base import Likelihood, Method
-from scoresde.likelihood.checkpointing import evaluate
 from scoresde.likelihood.log_likelihood import log_likelihood
 from scoresde.scores import Score
 from scoresde.solvers import Adams, Solver
-from scoresde.solvers.base import FieldEvaluation
 from scoresde.traces import Trace
 
 Draw = Callable[..., Tensor]
@@ -240,9 +238,6 @@ class ScoreDistribution(Distribution):
         flow = probability_flow(score, self.event_shape, self.t_min)
         device = score.moments.mean.device
 
-        def velocity(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> FieldEvaluation:
-            return evaluate(flow, tau, z, rows)
-
         if self.prior is None and score.moments.known:
             z = normal(
                 (shape[0], flow.dimension), generator=generator, dtype=torch.float64, device=device
@@ -255,7 +250,7 @@ class ScoreDistribution(Distribution):
             z = flow.encode(latent, flow.end)
         with evaluation_mode(score):
             solution = self._solver.solve(
-                velocity, z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE
+                flow.rhs(), z, flow.end, flow.start, tolerance=_DRAW_TOLERANCE
             )
         return flow.decode(solution.state, flow.start)
 

@@ -1,10 +1,10 @@
 r"""The density of the probability flow.
 
-Along the flow, told in the standardised variable z of :mod:`scoresde.flow.probability_flow`,
+Along the flow, in the standardized coordinates z of :mod:`scoresde.flow.probability_flow`,
 
     log p_{t_min}(x) = log p_z(z_T) + ∫ ∇·(dz/dτ) dτ − Σ log S_x(t_min),
 
-one initial-value problem per sample, with the divergence beside it.
+one initial-value problem per sample, with the integral of the divergence as a component.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from torch import Tensor
 from scoresde.flow.probability_flow import ProbabilityFlowODE
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.solvers import Status
-from scoresde.solvers.base import FieldEvaluation
 
-_SOLVER_SHARE = 0.08
-"""Tolerance of the solver's steps as a fraction of the wanted error of log p per dimension."""
+_SOLVER_FRACTION = 0.08
+"""Tolerance of the solver's steps as a fraction of the target error of log p per dimension."""
 
-_LENIENCE = 10.0
-"""How far the error estimate, an upper bound, may exceed the tolerance before a sample is
-flagged."""
+_CONVERGED_WITHIN = 10.0
+"""Estimated error, in units of the tolerance, up to which a sample counts as converged: the
+estimate is an upper bound."""
 
-_RESOLUTION, _DEPTH_SHARE = 0.25, 2 / 3
-"""What is claimed at least, in units of the tolerance: per bit and dimension, and of what log p
-lies below that of data."""
+_LEAST_ERROR, _LEAST_ERROR_OF_DEPTH = 0.25, 2 / 3
+"""Least error that is reported, in units of the tolerance: per bit and dimension, and per bit by
+which log p lies below that of typical data."""
 
 
 @dataclass(frozen=True)
@@ -39,40 +38,35 @@ class FlowIntegral(Method):
     Exact for the density that the probability flow of this very score carries to the prior, whether
     the score is a gradient or not.
 
-    The steps control errors relative to the state. Far off the data, log p is a large number that
-    hangs on the state with a large slope, so that its error is relative too: by as much as log p
-    lies below the typical log-density of a Gaussian with the data's moments, the solver's error
-    counts as at least two thirds of the tolerance. Nor is it told finer than a quarter of it.
+    The steps control errors relative to the state. Far off the data, log p depends steeply on the
+    state, so that its error is relative too: the reported error is at least two thirds of the
+    tolerance per bit by which log p lies below the mean log-density of a Gaussian with the moments
+    of the data, and at least a quarter of the tolerance everywhere.
 
     References:
         Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, eq. 39.
     """
 
-    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
-        """Return the likelihood of some rows by the flow."""
-        flow, nats = query.flow, query.tolerance * math.log(2)
-
-        def field(tau: Tensor, z: Tensor, index: Tensor, counter: Tensor) -> FieldEvaluation:
-            return query.evaluate(tau, z, rows[index], counter, query.solver.local_coordinates)
-
-        solution = query.solver.solve(
-            field,
+    def __call__(self, settings: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
+        flow, trace, solver = settings.flow, settings.trace, settings.solver
+        solution = solver.solve(
+            flow.rhs(trace, settings.rng, rows, solver.local_coordinates),
             flow.encode(x, flow.start),
             flow.start,
             flow.end,
-            tolerance=_SOLVER_SHARE * nats,
-            noisy=not query.trace.exact,
+            tolerance=_SOLVER_FRACTION * settings.tolerance * math.log(2),
+            noisy=not trace.exact,
         )
-        arrived = solution.status == int(Status.CONVERGED)
+        reached = solution.status == int(Status.CONVERGED)
         latent = flow.decode(solution.state, flow.end)
-        terminal, mismatch = flow.terminal(solution.state, latent, query.prior)
+        terminal, mismatch = flow.terminal(solution.state, latent, settings.prior)
         log_prob = terminal + solution.integral - flow.log_volume(flow.start)
         one_bit = log_prob.new_tensor(flow.dimension * math.log(2))
         depth = _typical(flow) - log_prob.detach()
-        resolved = torch.maximum(_RESOLUTION * one_bit, _DEPTH_SHARE * depth) * query.tolerance
-        error = torch.hypot(solution.error.detach(), resolved)
-        error = torch.where(arrived, error, torch.inf)
-        allowed = _LENIENCE * query.tolerance * torch.maximum(log_prob.abs(), one_bit)
+        least = torch.maximum(_LEAST_ERROR * one_bit, _LEAST_ERROR_OF_DEPTH * depth)
+        error = torch.hypot(solution.error.detach(), least * settings.tolerance)
+        error = torch.where(reached, error, torch.inf)
+        allowed = _CONVERGED_WITHIN * settings.tolerance * torch.maximum(log_prob.abs(), one_bit)
         return Likelihood(
             log_prob=log_prob.to(x.dtype),
             standard_error=solution.standard_error.detach().to(x.dtype),
@@ -81,7 +75,7 @@ class FlowIntegral(Method):
             latent=latent.to(x.dtype),
             evaluations=solution.evaluations,
             divergences=solution.evaluations,
-            converged=arrived & ~(error > allowed) & log_prob.isfinite(),
+            converged=reached & ~(error > allowed) & log_prob.isfinite(),
             t_min=flow.t_min,
             points=x,
         )

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from scoresde._core.checks import check_integer
 from scoresde._core.shapes import flatten
+from scoresde.flow.checkpointing import checkpointed
 from scoresde.flow.coordinates import Standardized
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
-from scoresde.likelihood.checkpointing import checkpointed
 from scoresde.scores import Score
 
 
@@ -153,8 +153,8 @@ class ItoEstimate(Method):
         angle = Standardized(score.moments.std)
         ends = torch.tensor([query.flow.t_min, score.sde.T], dtype=torch.float64)
         first, last = angle.time(torch.exp(-score.sde.half_logsnr(score.sde.interior(ends))))
-        noise_level_at = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)[1:-1]
-        inner = score.sde.time_at(-torch.log(angle.ratio(first + (last - first) * noise_level_at)))
+        place = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)[1:-1]
+        inner = score.sde.time_at(-torch.log(angle.ratio(first + (last - first) * place)))
         return torch.cat([ends[:1], inner, ends[1:]])
 
 

@@ -1,22 +1,22 @@
-"""The door: what is asked of a score, and how."""
+"""The public function: log-densities of points under a score."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm import tqdm
 
-from scoresde._core.checks import check_between, check_integer, check_positive, check_state
+from scoresde._core.checks import (
+    check_between,
+    check_instance,
+    check_integer,
+    check_positive,
+    check_state,
+)
 from scoresde._core.counter_rng import CounterRNG
 from scoresde._core.modules import evaluation_mode
-from scoresde.flow.probability_flow import (
-    MAX_JACOBIAN_DIMENSION,
-    ProbabilityFlowODE,
-    probability_flow,
-)
+from scoresde.flow.probability_flow import MAX_JACOBIAN_DIMENSION, probability_flow
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.scores import Score
@@ -24,18 +24,18 @@ from scoresde.solvers import Adams, Solver
 from scoresde.traces import ExactTrace, Hutchinson, Trace
 
 _EXACT_UP_TO = 64
-"""Dimensions up to which the exact trace is worth its price anyway: its Jacobian also takes the
-stiffness out of the flow."""
+"""Dimension up to which the exact trace is always the default: its Jacobian also removes the
+stiffness of the flow."""
 
 _JACOBIANS = 2**26
-"""How many entries of Jacobians are held at once, in float64, unless a batch size is given."""
+"""Entries of Jacobians held in memory at once, in float64, unless a batch size is given."""
 
 _NOISE = 0.35
-"""Standard deviation of log p with one fresh probe at every evaluation, in bits per dimension times
-√d: measured 0.27 to 0.45 on mixtures and networks of 16 to 784 dimensions."""
+"""Standard deviation of log p with one new probe at every evaluation, in bits per dimension times
+√d: 0.27 to 0.45 measured on mixtures and networks in 16 to 784 dimensions."""
 
 _EXACT_COST = 0.7
-"""Cost of a product of the exact trace, batched as they are, over that of a probe."""
+"""Cost of one of the batched products of the exact trace relative to that of a probe."""
 
 
 def log_likelihood(
@@ -57,43 +57,46 @@ def log_likelihood(
 
         log p_{t_min}(x) = log p_T(x_T) + ∫_{t_min}^{T} ∇·(f x − ½ g² s) dt.
 
-    A sample's value does not depend on its batch-mates: each has its own steps and its own probes.
+    The value of a sample does not depend on the other samples of the batch: each has its own steps
+    and its own probes.
 
     Args:
-        score: a score that knows its diffusion.
-        x: points ``(batch, *event)``, floating point and finite; read as points of p at t_min.
-        trace: how the divergence is told; None for exact up to 64 dimensions, or where it costs
-            less than the probes that would bring the noise down to ``tolerance``, d <= 0.4 /
-            tolerance; above, two Rademacher probes, fresh at every evaluation, whose noise the
-            standard error tells. Up to 1024 dimensions an exact trace also has the Jacobian at
-            hand, d² numbers a sample, which takes out the stiffness of the flow off the data.
-        method: which density; None for that of the probability flow, ``FlowIntegral()``.
+        score: the score.
+        x: points ``(batch, *event)``, floating point and finite; taken as points of p at t_min.
+        trace: the divergence estimator. None for the exact trace up to 64 dimensions, or where it
+            costs less than the probes that would reduce the noise to ``tolerance``, d <= 0.4 /
+            tolerance (418 dimensions at the default tolerance); above, two Rademacher probes, new
+            ones at every evaluation, whose noise the standard error measures. Up to 1024 dimensions
+            an exact trace also yields the Jacobian, d² numbers a sample, which removes the
+            stiffness of the flow off the data.
+        method: the estimator of the density; None for the probability flow, ``FlowIntegral()``.
         solver: the integrator; None for the adaptive Adams method.
-        tolerance: wanted error of log p from the integration, in bits per dimension; where log p is
+        tolerance: target error of log p from the integration, in bits per dimension; where log p is
             larger than one bit per dimension, as far off the data, relative to it.
         generator: source of the probes; None for PyTorch's global one.
-        batch_size: how many samples to integrate together, to bound memory; None for all, or for as
+        batch_size: number of samples integrated together, to bound memory; None for all, or for as
             many as half a gigabyte has room for the Jacobians of.
-        prior: the law at T, with the event's shape; None for the Gaussian with the moments of x_T
-            where the score knows those of its data, else the SDE's own prior.
-        t_min: the time at which x is taken to be a sample, the SDE's own ``t_min`` by default.
-            There the data are blurred by σ(t_min): the value is the density of the blurred law,
+        prior: the distribution at T, with the shape of the event; None for the Gaussian with the
+            moments of x_T where the score has those of its data, else the SDE's own prior.
+        t_min: the time at which x is taken as a sample, the SDE's own ``t_min`` by default. There
+            the data are blurred by σ(t_min): the value is the density of the blurred distribution,
             finite even for data on a manifold, where it grows without bound as t_min → 0.
         differentiable: whether ``log_prob`` and ``latent`` have gradients with respect to ``x``,
-            to the score's parameters and to those of ``prior``; None where ``x`` requires one.
-            Each evaluation is made again on the way back, so that the memory is that of one, beside
-            a few dozen times that of ``x`` for the steps of the solver; with an exact trace it has
-            the graph of all d products. The stiffness off the data is then not taken out: there,
-            look at ``converged``, or use ``PathIntegral()``. With a stochastic trace the gradient
-            is that of the estimate, hence an unbiased one.
-        progress: show a bar.
+            to the parameters of the score and to those of ``prior``; None where ``x`` requires one.
+            Evaluations are recomputed in the backward pass: memory is that of one evaluation and a
+            few dozen times that of ``x`` for the steps of the solver; with an exact trace it holds
+            the graph of all d products. The stiffness off the data is then not removed: check
+            ``converged`` there, or use ``PathIntegral()``. With a stochastic trace the gradient is
+            that of the estimate, hence unbiased.
+        progress: show a progress bar.
 
     Returns:
         A :class:`Likelihood`; its tensors have the dtype and the device of ``x``.
 
     Raises:
-        TypeError: if ``x`` is not a floating-point tensor, or ``score`` not a Score.
-        ValueError: if ``x`` is empty or not finite, or a number is out of range.
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if ``x`` is empty or not finite, a number is out of range, or the solver has no
+            gradients where they are required.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -107,14 +110,7 @@ def log_likelihood(
         differential equations*, 2018, arXiv:1806.07366, theorem 1; Skilling 1989 and Hutchinson
         1990.
     """
-    if not isinstance(score, Score):
-        raise TypeError(
-            f"score: expected a Score, got {type(score).__name__}; wrap a network in "
-            "ScoreModel(network, sde), a function in FunctionScore(function, sde)"
-        )
-    _check_kind("trace", trace, Trace, "ExactTrace()")
-    _check_kind("method", method, Method, "FlowIntegral()")
-    _check_kind("solver", solver, Solver, "Adams()")
+    check_instance("score", score, Score, "ScoreModel(network, sde)")
     check_state("x", x)
     check_positive("tolerance", tolerance)
     if t_min is not None:
@@ -124,22 +120,27 @@ def log_likelihood(
     differentiable &= torch.is_grad_enabled()
     if not differentiable:
         x = x.clone() if x.is_inference() else x.detach()
-    event_shape = x.shape[1:]
+    flow = probability_flow(score, x.shape[1:], t_min)
     if trace is None:
-        trace = _trace_for(math.prod(event_shape), tolerance)
-    flow = probability_flow(score, event_shape, t_min)
-    solver = Adams() if solver is None else solver
-    if differentiable and not solver.differentiable:
+        trace = _default_trace(flow.dimension, tolerance)
+    settings = LikelihoodSettings(
+        flow=flow,
+        trace=check_instance("trace", trace, Trace, "ExactTrace()"),
+        solver=check_instance("solver", Adams() if solver is None else solver, Solver, "Adams()"),
+        tolerance=tolerance,
+        prior=prior,
+        rng=CounterRNG.draw(len(x), generator, x.device),
+    )
+    method = FlowIntegral() if method is None else method
+    check_instance("method", method, Method, "FlowIntegral()")
+    if differentiable and not settings.solver.differentiable:
         raise ValueError(
-            f"solver: expected one that gradients pass through, such as Adams(), got {solver!r}; "
-            "or pass differentiable=False"
+            f"solver: expected one with gradients, such as Adams(), got {solver!r}; or pass "
+            "differentiable=False"
         )
-    size = _room(flow, trace, solver, len(x))
+    size = _batch_size(settings, len(x))
     if batch_size is not None:
         size = check_integer("batch_size", batch_size, minimum=1)
-    method = FlowIntegral() if method is None else method
-    rng = CounterRNG.draw(len(x), generator, x.device)
-    query = LikelihoodSettings(flow, trace, solver, tolerance, prior, rng)
     parts = []
     with (
         torch.inference_mode(False),
@@ -148,27 +149,21 @@ def log_likelihood(
         tqdm(total=len(x), disable=not progress, unit="sample") as bar,
     ):
         for rows in torch.arange(len(x), device=x.device).split(size):
-            parts.append(method(query, x[rows], rows))
+            parts.append(method(settings, x[rows], rows))
             bar.update(len(rows))
-    return parts[0].joined(parts[1:])
+    return parts[0].concatenate(parts[1:])
 
 
-def _room(flow: ProbabilityFlowODE, trace: Trace, solver: Solver, count: int) -> int:
-    """Return how many of ``count`` samples to take together if nobody says so."""
-    d = flow.dimension
-    if not (trace.exact and solver.local_coordinates) or d > MAX_JACOBIAN_DIMENSION:
+def _batch_size(settings: LikelihoodSettings, count: int) -> int:
+    """Return the number of ``count`` samples to integrate together by default."""
+    d = settings.flow.dimension
+    uses_jacobians = settings.trace.exact and settings.solver.local_coordinates
+    if not uses_jacobians or d > MAX_JACOBIAN_DIMENSION:
         return count
     return max(1, min(count, _JACOBIANS // d**2))
 
 
-def _trace_for(d: int, tolerance: float) -> Trace:
-    """Return the exact trace where it is the cheapest way to the wanted error, else two probes."""
+def _default_trace(d: int, tolerance: float) -> Trace:
+    """Return the exact trace where it is the cheapest for the target error, else two probes."""
     probes = (_NOISE / tolerance) ** 2 / d
     return ExactTrace() if d <= max(_EXACT_UP_TO, probes / _EXACT_COST) else Hutchinson(probes=2)
-
-
-def _check_kind(name: str, value: object, kind: type, example: str) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(
-            f"{name}: expected None or a {kind.__name__} such as {example}, got {value!r}"
-        )

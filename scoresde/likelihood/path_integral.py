@@ -167,7 +167,8 @@ class PathIntegral(Method):
         row, index = panels.row.repeat_interleave(_NODES), panels.index.repeat_interleave(_NODES)
         tau = panels.left.unsqueeze(1) + panels.width.unsqueeze(1) * 0.5 * (1 + nodes)
         counter = index * _NODES + torch.arange(_NODES, device=z.device).repeat(len(panels.row))
-        point = query.evaluate(tau.reshape(-1), z[row], rows[row], counter)
+        field = query.flow.rhs(query.trace, query.rng, rows)
+        point = field(tau.reshape(-1), z[row], row, counter)
         assert point.gradient is not None  # a flow tells it, other fields need not
         along = (point.gradient * point.velocity).sum(1, keepdim=True)
         estimates = (point.integrand + along).reshape(len(tau), _NODES, -1)

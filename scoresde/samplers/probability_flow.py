@@ -13,7 +13,6 @@ from scoresde.flow.probability_flow import probability_flow
 from scoresde.samplers.base import Noise, Sampler, half_step
 from scoresde.scores import Score
 from scoresde.solvers import Adams, Solver, Status
-from scoresde.solvers.base import FieldEvaluation
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,8 @@ def transport(
     """
     flow = probability_flow(score, x.shape[1:], min(s, t), max(s, t))
     start, end = (flow.end, flow.start) if t > s else (flow.start, flow.end)
-
-    def velocity(tau: Tensor, z: Tensor, rows: Tensor, node: Tensor) -> FieldEvaluation:
-        return flow.evaluate(tau, z, rows)
-
     solver = Adams() if solver is None else solver
-    solution = solver.solve(velocity, flow.encode(x, start), start, end, tolerance=tolerance)
+    solution = solver.solve(flow.rhs(), flow.encode(x, start), start, end, tolerance=tolerance)
     failed = int((solution.status != int(Status.CONVERGED)).sum())
     if failed:
         behind = float((solution.reached - end).abs().max())

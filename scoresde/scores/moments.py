@@ -147,7 +147,7 @@ class Moments(FixedDtypeModule):
         centred = flatten(x) - alpha.unsqueeze(-1) * self.mean.reshape(-1)
         return self.rotate(centred) / self.scale(alpha, sigma)
 
-    def colour(self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]) -> Tensor:
+    def unwhiten(self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]) -> Tensor:
         """Return x = α m + E S z ``(batch, *event)`` for ``z`` ``(batch, d)``: undo ``whiten``."""
         flat = self.rotate_back(z * self.scale(alpha, sigma))
         x = flat + alpha.unsqueeze(-1) * self.mean.reshape(-1)
