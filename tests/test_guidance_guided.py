@@ -49,7 +49,7 @@ from scoresde.guidance import (
 )
 from scoresde.networks import DiT
 from scoresde.samplers import MALA
-from scoresde.samplers.base import gaussian
+from scoresde.samplers.base import check_gaussian
 from scoresde.testing import check_score
 
 SDES = pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_langevin_keeps_the_tempered_density():
         x, _ = corrector.step(
             score, x, time, time, None, lambda x: torch.randn(x.shape, generator=source).to(x)
         )
-    size = 2 * (0.3 * float(gaussian(sde).sigma(t))) ** 2
+    size = 2 * (0.3 * float(check_gaussian(sde).sigma(t))) ** 2
     expected = v / (1 - size / (2 * v))
     assert float(x.var()) == pytest.approx(expected, abs=6 * expected * math.sqrt(2 / n))
 

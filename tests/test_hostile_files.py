@@ -173,11 +173,11 @@ def test_archives_without_checksums(tmp_path):
 def test_tensors_of_other_kinds(tmp_path, name, kind):
     path = checkpoint(tmp_path)
     state = torch.load(path, weights_only=True)
-    noise_level_at, key = (
+    place, key = (
         (state["ema"]["shadow_params"], 0) if name == "average" else (state["model"], name)
     )
-    whole = noise_level_at[key]
-    noise_level_at[key] = {
+    whole = place[key]
+    place[key] = {
         "sparse": whole.to_sparse(),
         "meta": whole.to("meta"),
         "complex": whole.to(torch.complex64),

@@ -19,7 +19,7 @@ from torch import Tensor
 from scoresde import FunctionScore
 from scoresde.interop import diffusers as ours
 from scoresde.interop.diffusers.schedules import DEFAULTS
-from scoresde.samplers import DDIMNoise, Exponential, sample, walk
+from scoresde.samplers import DDIMNoise, Exponential, sample, iterate
 from scoresde.scores.predictions import DATA
 
 diffusers = pytest.importorskip("diffusers")
@@ -79,7 +79,7 @@ def theirs(
     scheduler: Any,
     steps: int,
     x: Tensor,
-    noise_level_at: Callable[..., tuple[Tensor, Tensor]],
+    place: Callable[..., tuple[Tensor, Tensor]],
     draws: list[Tensor],
     monkeypatch: pytest.MonkeyPatch,
     **options: Any,
@@ -106,25 +106,25 @@ def mine(recipe: ours.Recipe, config: Any, x: Tensor, draws: list[Tensor]) -> li
     score = FunctionScore(lambda x, t: clean(x, sde.alpha(t), sde.sigma(t)), sde, DATA)
     remaining = iter(draws)
     sampler, times, denoise = recipe
-    states = list(walk(score, x, times, sampler, lambda x: next(remaining)))
+    states = [state for state, _ in iterate(score, x, times, sampler, lambda x: next(remaining))]
     return [*states, score.denoised(states[-1], times[-1])] if denoise else states
 
 
-def difference(config, steps, noise_level_at, monkeypatch, sampler=None, start=None, **options):
+def difference(config, steps, place, monkeypatch, sampler=None, start=None, **options):
     """The largest difference of the samples, of size 1."""
     scheduler = scheduler_of(config)
     recipe = ours.recipe(config, steps)
     sde = ours.process(config).sde
     draws = list(torch.randn(3 * steps, 6, 3, dtype=torch.float64))
     x = torch.randn(6, 3, dtype=torch.float64) * sde.sigma(recipe.times[0])
-    scale = sde.alpha(recipe.times[0]) if noise_level_at is ve else 1.0
-    expected = theirs(scheduler, steps, x / scale, noise_level_at, draws, monkeypatch, **options)[
+    scale = sde.alpha(recipe.times[0]) if place is ve else 1.0
+    expected = theirs(scheduler, steps, x / scale, place, draws, monkeypatch, **options)[
         -1
     ]
     if sampler is not None:
         recipe = recipe._replace(sampler=sampler)
     found = mine(recipe, config, x, draws)[-1]
-    if noise_level_at is ve and not recipe.denoise:
+    if place is ve and not recipe.denoise:
         expected = expected * sde.alpha(recipe.times[-1])
     return float((found - expected).abs().max())
 
@@ -193,8 +193,8 @@ COINCIDING = [
 
 
 @pytest.mark.parametrize(("config", "place"), COINCIDING, ids=[name(c) for c, _ in COINCIDING])
-def test_schedulers_are_our_samplers(config, noise_level_at, monkeypatch):
-    assert difference(config, 10, noise_level_at, monkeypatch) < 1e-5
+def test_schedulers_are_our_samplers(config, place, monkeypatch):
+    assert difference(config, 10, place, monkeypatch) < 1e-5
 
 
 @pytest.mark.parametrize("config", [settings(DPM, **each) for each in WARPS], ids=name)

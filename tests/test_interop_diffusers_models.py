@@ -28,7 +28,7 @@ from scoresde import (
 from scoresde._core.counter_rng import CounterRNG
 from scoresde.interop import diffusers as ours
 from scoresde.likelihood import discrete_bound
-from scoresde.samplers import walk
+from scoresde.samplers import iterate
 from scoresde.scores.labels import by_index, by_sigma
 from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, edm
 
@@ -80,7 +80,7 @@ def replayed(
 
 def samples(model: ScoreModel, recipe: ours.Recipe, x: Tensor, draws: list[Tensor]) -> Tensor:
     remaining = iter(draws)
-    states = list(walk(model, x, recipe.times, recipe.sampler, lambda x: next(remaining)))
+    states = [state for state, _ in iterate(model, x, recipe.times, recipe.sampler, lambda x: next(remaining))]
     return model.denoised(states[-1], recipe.times[-1]) if recipe.denoise else states[-1]
 
 

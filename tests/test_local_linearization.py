@@ -9,7 +9,8 @@ from torch.distributions import MultivariateNormal
 
 from scoresde import VESDE, VPSDE, GaussianMixture, GaussianSDE, Moments, log_likelihood
 from scoresde._core.counter_rng import CounterRNG
-from scoresde.flow.probability_flow import GaussianProbabilityFlow, Posterior
+from scoresde.flow.probability_flow import GaussianProbabilityFlow
+from scoresde.flow.linearization import DenoiserLinearization
 from scoresde.solvers.local_linearization import IDENTITY, EigenCoordinates, LocalCoordinates
 from scoresde.traces import ExactTrace
 
@@ -41,18 +42,18 @@ def flow() -> GaussianProbabilityFlow:
     )
 
 
-def posterior() -> Posterior:
+def posterior() -> DenoiserLinearization:
     """One whose gains lie below 0, in [0, 1), and above 1."""
     axes = torch.linalg.qr(rand(M, D, D, seed=2))[0]
     gains = torch.tensor([-0.5, 0.3, 0.99, 40.0], dtype=torch.float64).expand(M, D)
     ratio = torch.full((M, 1), 0.4, dtype=torch.float64)
     shrinkage = axes @ torch.diag_embed(gains) @ axes.mT
-    return Posterior.behind(flow(), ratio, rand(M, D, seed=3), rand(M, D, seed=4), shrinkage)
+    return DenoiserLinearization.at(flow().coordinates, ratio, rand(M, D, seed=3), rand(M, D, seed=4), shrinkage)
 
 
 FRAMES = {
     "plain": IDENTITY,
-    "spectral": EigenCoordinates.of(rand(M, D, D)),
+    "spectral": EigenCoordinates.from_jacobian(rand(M, D, D)),
     "posterior": posterior(),
 }
 
@@ -89,11 +90,11 @@ def test_what_a_posterior_leaves_of_the_jacobian_is_told_beside_it() -> None:
     own.score = score
     tau, z = torch.full((M,), 0.7, dtype=torch.float64), rand(M, D, seed=8)
     rng = CounterRNG.draw(M, seeded(0))
-    local = own.slope(tau, z, slice(None), ExactTrace(), rng, local_coordinates=True).local
+    local = own.evaluate(tau, z, slice(None), ExactTrace(), rng, local_coordinates=True).local
 
     def slope(zeta: Tensor) -> Tensor:
         there = local.from_local(tau, zeta)
-        velocity = own.slope(tau, there, slice(None)).velocity
+        velocity = own.evaluate(tau, there, slice(None)).velocity
         told = local.to_local(*(v.unsqueeze(1) for v in (tau, there, velocity, tau)))
         return told[1].squeeze(1)
 
@@ -126,12 +127,12 @@ def test_slopes_move_with_the_state_where_the_jacobian_is_known() -> None:
     tau = torch.tensor([0.2, 0.7, 1.3], dtype=torch.float64)
     z, change = rand(M, D, seed=8), rand(M, D, seed=9)
     rng = CounterRNG.draw(M, seeded(0))
-    here = path.slope(tau, z, slice(None), ExactTrace(), rng, local_coordinates=True)
+    here = path.evaluate(tau, z, slice(None), ExactTrace(), rng, local_coordinates=True)
     misses = []
     for size in (1e-3, 1e-4):
-        noise_level_at, told = here.local.relocate(tau, z, here.velocity, z + size * change)
-        truth = path.slope(tau, noise_level_at, slice(None)).velocity
-        assert torch.equal(noise_level_at, z + size * change)
+        place, told = here.local.relocate(tau, z, here.velocity, z + size * change)
+        truth = path.evaluate(tau, place, slice(None)).velocity
+        assert torch.equal(place, z + size * change)
         misses.append(float((told - truth).abs().max()))
         assert misses[-1] < 0.05 * float((truth - here.velocity).abs().max())
     assert 80 < misses[0] / misses[1] < 120
@@ -143,6 +144,6 @@ def test_slopes_of_a_linear_flow_move_by_its_matrix() -> None:
     jacobian = 0.5 * (jacobian + jacobian.mT)
     z, to, tau = rand(M, D, seed=8), rand(M, D, seed=9), torch.zeros(M, dtype=torch.float64)
     slope, wanted = (torch.einsum("mij,mj->mi", jacobian, point) for point in (z, to))
-    noise_level_at, told = EigenCoordinates.of(jacobian).relocate(tau, z, slope, to)
-    assert torch.equal(noise_level_at, to)
+    place, told = EigenCoordinates.from_jacobian(jacobian).relocate(tau, z, slope, to)
+    assert torch.equal(place, to)
     torch.testing.assert_close(told, wanted)

@@ -1,4 +1,4 @@
-"""Denoising score matching: the formula, its weightings, the laws of the time."""
+"""Denoising score matching: the formula, its weightings, the distributions of the time."""
 
 import dataclasses
 import math
@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import generator, mixture
 from hypothesis import given
 from hypothesis import strategies as st
 from naming import named
@@ -26,7 +27,6 @@ from scoresde import (
     VPSDE,
     CosineSDE,
     FunctionScore,
-    GaussianMixture,
     RectifiedFlow,
     ScoreModel,
     SubVPSDE,
@@ -58,7 +58,7 @@ WEIGHTINGS = [
     PredictionWeighting(DATA),
     PredictionWeighting(FLOW),
 ]
-LAWS = [
+TIME_SAMPLERS = [
     Uniform(),
     Stratified(),
     ImportanceSampled(),
@@ -67,11 +67,7 @@ LAWS = [
     Stratified(LogNormal(0.0, 1.0)),
     TableTimes(torch.tensor([0.1, 0.5, 0.9])),
 ]
-LAW_IDS = [repr(law) for law in LAWS]
-
-
-def seeded(seed=0, device="cpu"):
-    return torch.Generator(device).manual_seed(seed)
+TIME_SAMPLER_IDS = [repr(time_sampler) for time_sampler in TIME_SAMPLERS]
 
 
 def times(sde, n=8):
@@ -90,10 +86,10 @@ def curve(function, t):
 
 
 def targets(sde, x0, t, noise):
-    """What each parametrisation should have said, by its definition, and α, σ, ρ."""
+    """The exact value of each prediction, by its definition."""
     alpha, sigma = (c(t).reshape(-1, 1) for c in (sde.alpha, sde.sigma))
     ratio, sigma_data = sigma / alpha, 0.7
-    inner = t * (1 - 1e-5)  # room for the difference at T
+    inner = t * (1 - 1e-5)  # so that the difference at T stays below T
     slopes = [curve(c, inner)[1].reshape(-1, 1) for c in (sde.alpha, sde.sigma)]
     total = sigma_data**2 + ratio**2
     skip, out = sigma_data**2 / total, sigma_data * ratio / total.sqrt()
@@ -109,9 +105,9 @@ def targets(sde, x0, t, noise):
 
 @pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
 @pytest.mark.parametrize("prediction", [NOISE, DATA, SCORE, VELOCITY, FLOW, edm(0.7)], ids=repr)
-def test_matching_is_the_plain_error_in_the_terms_of_the_prediction(sde, prediction):
+def test_prediction_weighting_is_the_squared_error_of_the_prediction(sde, prediction):
     t = times(sde)[1:]
-    x0, noise, y = torch.randn(3, len(t), 4, generator=seeded(), dtype=torch.float64)
+    x0, noise, y = torch.randn(3, len(t), 4, generator=generator(), dtype=torch.float64)
     inner = t * (1 - 1e-5) if prediction == FLOW else t
     target = targets(sde, x0, t, noise)[prediction]
     expected = (y - target).square().sum(1)
@@ -121,7 +117,7 @@ def test_matching_is_the_plain_error_in_the_terms_of_the_prediction(sde, predict
 
 
 @pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
-def test_the_named_weightings_are_special_cases_of_matching(sde):
+def test_named_weightings_are_special_cases_of_prediction_weighting(sde):
     t = times(sde)
     torch.testing.assert_close(
         Simple()(sde, t), PredictionWeighting(NOISE)(sde, t), rtol=1e-12, atol=0
@@ -149,7 +145,7 @@ def test_the_named_weightings_are_special_cases_of_matching(sde):
 )
 def test_likelihood_weighting_is_g_squared_on_the_error_of_the_score(sde, g2):
     t = times(sde)
-    x0, noise, s = torch.randn(3, len(t), 4, generator=seeded(), dtype=torch.float64)
+    x0, noise, s = torch.randn(3, len(t), 4, generator=generator(), dtype=torch.float64)
     expected = g2(t) * (s + noise / sde.sigma(t).unsqueeze(1)).square().sum(1)
     errors = noise_errors(FunctionScore(lambda x, t: s, sde), x0, t, noise)
     torch.testing.assert_close(LikelihoodWeighting()(sde, t) * errors, expected, rtol=1e-9, atol=0)
@@ -160,12 +156,12 @@ def test_likelihood_weighting_is_g_squared_on_the_error_of_the_score(sde, g2):
 def test_the_losses_of_song_et_al_are_arguments(sde, mean, likelihood):
     """A transcription of the published loss, on the draws that dsm_loss makes from its seed."""
     score = FunctionScore(lambda x, t: torch.sin(x), sde)
-    x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
+    x0 = torch.randn(6, 3, 4, 4, generator=generator(1), dtype=torch.float64)
     weighting = LikelihoodWeighting() if likelihood else Simple()
     reduction = "mean" if mean else "sum"
-    ours = dsm_loss(score, x0, weighting=weighting, generator=seeded(2), reduction=reduction)
+    ours = dsm_loss(score, x0, weighting=weighting, generator=generator(2), reduction=reduction)
 
-    g = seeded(2)
+    g = generator(2)
     t = torch.rand(6, generator=g, dtype=torch.float64) * (1 - 1e-5) + 1e-5
     z = torch.randn(x0.shape, generator=g, dtype=torch.float64)
     mu, std = sde.marginal(x0, t)
@@ -181,41 +177,41 @@ def test_the_losses_of_song_et_al_are_arguments(sde, mean, likelihood):
     torch.testing.assert_close(factor * ours, torch.mean(losses), rtol=1e-9, atol=0)
 
 
-def drawn_labels(n, generator):
-    """The entries of a table of 100 that Knots draws from a seed, and the noise that follows."""
-    labels = (100 * torch.rand(n, generator=generator, dtype=torch.float64)).long()
-    return labels, torch.randn(n, 3, 4, 4, generator=generator, dtype=torch.float64)
+def drawn_labels(n, numbers):
+    """The entries of a table of 100 that TableTimes draws from a seed, and the noise after them."""
+    labels = (100 * torch.rand(n, generator=numbers, dtype=torch.float64)).long()
+    return labels, torch.randn(n, 3, 4, 4, generator=numbers, dtype=torch.float64)
 
 
-def test_the_loss_of_ddpm_is_that_of_its_sde_at_the_knots():
+def test_the_loss_of_ddpm_is_that_of_its_sde_at_the_timesteps():
     """A transcription of get_ddpm_loss_fn, on the draws that dsm_loss makes from its seed."""
     sde = DDPM.linear(N=100, beta_start=1e-3, beta_end=0.2)
     score = FunctionScore(
         lambda x, t: torch.sin(x) * sde.index_at(t)[:, None, None, None], sde, NOISE
     )
-    x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
-    ours = dsm_loss(score, x0, time_sampler=TableTimes(sde.times), generator=seeded(2))
+    x0 = torch.randn(6, 3, 4, 4, generator=generator(1), dtype=torch.float64)
+    ours = dsm_loss(score, x0, time_sampler=TableTimes(sde.times), generator=generator(2))
 
-    labels, noise = drawn_labels(6, seeded(2))
-    kept = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64), 0)
-    x = kept.sqrt()[labels, None, None, None] * x0
-    x = x + (1 - kept).sqrt()[labels, None, None, None] * noise
+    labels, noise = drawn_labels(6, generator(2))
+    remaining = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64), 0)
+    x = remaining.sqrt()[labels, None, None, None] * x0
+    x = x + (1 - remaining).sqrt()[labels, None, None, None] * noise
     predicted = torch.sin(x) * labels[:, None, None, None]
     expected = torch.square(predicted - noise).reshape(6, -1).mean(dim=-1).mean()
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=0)
 
 
-def test_the_loss_of_ncsn_is_that_of_its_sde_at_the_knots():
-    """A transcription of get_smld_loss_fn (its ladder descends), on the same draws."""
+def test_the_loss_of_ncsn_is_that_of_its_sde_at_the_timesteps():
+    """A transcription of get_smld_loss_fn (its noise levels descend), on the same draws."""
     sde = NCSN.geometric(sigma_min=0.01, sigma_max=50.0, N=100)
     score = FunctionScore(lambda x, t: torch.sin(x), sde)
-    x0 = torch.randn(6, 3, 4, 4, generator=seeded(1), dtype=torch.float64)
-    law = TableTimes(sde.times)
-    ours = 0.5 * dsm_loss(score, x0, time_sampler=law, generator=seeded(2), reduction="sum")
+    x0 = torch.randn(6, 3, 4, 4, generator=generator(1), dtype=torch.float64)
+    table = TableTimes(sde.times)
+    ours = 0.5 * dsm_loss(score, x0, time_sampler=table, generator=generator(2), reduction="sum")
 
-    labels, noise = drawn_labels(6, seeded(2))
-    ladder = torch.linspace(math.log(50.0), math.log(0.01), 100, dtype=torch.float64).exp()
-    sigmas = ladder[99 - labels]
+    labels, noise = drawn_labels(6, generator(2))
+    levels = torch.linspace(math.log(50.0), math.log(0.01), 100, dtype=torch.float64).exp()
+    sigmas = levels[99 - labels]
     noise = noise * sigmas[:, None, None, None]
     target = -noise / (sigmas**2)[:, None, None, None]
     losses = torch.square(torch.sin(noise + x0) - target)
@@ -228,10 +224,10 @@ def test_the_loss_of_ncsn_is_that_of_its_sde_at_the_knots():
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
 def test_reductions_agree_on_any_event_shape(shape, dtype, weighting, device):
     score = ScoreModel(Linear(), VPSDE()).to(device)
-    x0 = torch.randn(8, *shape, generator=seeded(), dtype=dtype).to(device)
+    x0 = torch.randn(8, *shape, generator=generator(), dtype=dtype).to(device)
 
     def loss(reduction):
-        return dsm_loss(score, x0, weighting=weighting, generator=seeded(1), reduction=reduction)
+        return dsm_loss(score, x0, weighting=weighting, generator=generator(1), reduction=reduction)
 
     each = loss("none")
     assert each.shape == (8,)
@@ -244,10 +240,10 @@ def test_reductions_agree_on_any_event_shape(shape, dtype, weighting, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_data_are_computed_in_single_precision(dtype):
     score = ScoreModel(Linear(), VPSDE())
-    x0 = torch.randn(8, 5, generator=seeded()).to(dtype)
-    loss = dsm_loss(score, x0, generator=seeded(1))
+    x0 = torch.randn(8, 5, generator=generator()).to(dtype)
+    loss = dsm_loss(score, x0, generator=generator(1))
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, dsm_loss(score, x0.float(), generator=seeded(1)))
+    assert torch.equal(loss, dsm_loss(score, x0.float(), generator=generator(1)))
 
 
 class Linear(torch.nn.Module):
@@ -262,21 +258,18 @@ class Linear(torch.nn.Module):
         return self.gain * x + self.bias
 
 
-# --- what it learns: the exact score is the minimiser
+# --- the exact score minimizes the loss
 
 
-def mixture(sde):
-    means = torch.tensor([[-1.0], [0.5], [2.0]])
-    covariances = torch.tensor([0.04, 0.25, 0.01]).reshape(3, 1, 1)
-    return GaussianMixture(torch.tensor([0.3, 0.5, 0.2]), means, covariances, sde)
+MEANS, VARIANCES, WEIGHTS = [-1.0, 0.5, 2.0], [0.04, 0.25, 0.01], [0.3, 0.5, 0.2]
 
 
 def irreducible(sde, t):
-    """E‖ε̂ − ε‖² = 1 − σ² E[s²] of the mixture above, by quadrature with SciPy's densities."""
+    """E‖ε̂ − ε‖² = 1 − σ² E[s²] of this mixture, by quadrature with SciPy's densities."""
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
     parts = [
         (w, stats.norm(alpha * m, math.sqrt(alpha**2 * v + sigma**2)))
-        for w, m, v in [(0.3, -1.0, 0.04), (0.5, 0.5, 0.25), (0.2, 2.0, 0.01)]
+        for w, m, v in zip(WEIGHTS, MEANS, VARIANCES, strict=True)
     ]
 
     def integrand(x):
@@ -285,8 +278,8 @@ def irreducible(sde, t):
         return slope**2 / max(density, 1e-300)
 
     edge = 12 * math.sqrt(alpha**2 + sigma**2)
-    knots = [float(p.mean()) for _, p in parts]
-    fisher = quad(integrand, -edge, edge, points=knots, limit=500)[0]
+    peaks = [float(p.mean()) for _, p in parts]
+    fisher = quad(integrand, -edge, edge, points=peaks, limit=500)[0]
     return 1 - sigma**2 * fisher
 
 
@@ -294,12 +287,12 @@ def irreducible(sde, t):
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.8])
 def test_the_exact_score_leaves_the_irreducible_error_and_any_other_more(sde, t):
     """Bounds of 5 standard errors: false alarms one in 10⁶ each."""
-    score = mixture(sde)
-    x0 = score.sample(40_000, generator=seeded(3), dtype=torch.float64)
+    score = mixture(sde, [[mean] for mean in MEANS], VARIANCES, WEIGHTS)
+    x0 = score.sample(40_000, generator=generator(3), dtype=torch.float64)
 
     def errors(score):
-        law = TableTimes(torch.tensor([t], dtype=torch.float64))
-        return dsm_loss(score, x0, time_sampler=law, generator=seeded(4), reduction="none")
+        time = TableTimes(torch.tensor([t], dtype=torch.float64))
+        return dsm_loss(score, x0, time_sampler=time, generator=generator(4), reduction="none")
 
     exact = errors(score)
     standard_error = float(exact.std()) / math.sqrt(len(exact))
@@ -307,20 +300,22 @@ def test_the_exact_score_leaves_the_irreducible_error_and_any_other_more(sde, t)
 
     bump = 0.3
     for change in (lambda x: torch.ones_like(x), torch.tanh, lambda x: -x / (1 + x**2)):
-        moved = FunctionScore(lambda x, t, c=change: score.noise(x, t) + bump * c(x), sde, NOISE)
-        excess = errors(moved) - exact  # = ‖δ‖² + 2 ⟨ε̂ − ε, δ⟩, and the cross term has mean 0
+        perturbed = FunctionScore(
+            lambda x, t, c=change: score.noise(x, t) + bump * c(x), sde, NOISE
+        )
+        excess = errors(perturbed) - exact  # = ‖δ‖² + 2 ⟨ε̂ − ε, δ⟩, and the cross term has mean 0
         assert float(excess.mean()) > 5 * float(excess.std()) / math.sqrt(len(excess))
 
 
-# --- laws of the time
+# --- distributions of the time
 
 
 @pytest.mark.parametrize("sde", [family() for family in sdes.MEMBERS], ids=repr)
-@pytest.mark.parametrize("law", [Uniform(), ImportanceSampled(), Stratified()], ids=repr)
-def test_the_weight_of_a_law_restores_the_uniform_expectation(sde, law):
+@pytest.mark.parametrize("time_sampler", [Uniform(), ImportanceSampled(), Stratified()], ids=repr)
+def test_the_importance_weight_restores_the_uniform_expectation(sde, time_sampler):
     """A midpoint rule in the levels, so no chance is involved."""
     level = (torch.arange(50_000, dtype=torch.float64) + 0.5) / 50_000
-    t, weight = law.at(sde, level)
+    t, weight = time_sampler.at(sde, level)
     for h in (lambda u: torch.ones_like(u), lambda u: u, lambda u: torch.cos(5 * u)):
         fine = torch.linspace(0, 1, 200_001, dtype=torch.float64)
         expected = torch.trapezoid(h(fine), fine)
@@ -328,10 +323,10 @@ def test_the_weight_of_a_law_restores_the_uniform_expectation(sde, law):
         assert abs(float((weight * h(fraction)).mean() - expected)) < 2e-3
 
 
-@pytest.mark.parametrize("law", LAWS, ids=LAW_IDS)
+@pytest.mark.parametrize("time_sampler", TIME_SAMPLERS, ids=TIME_SAMPLER_IDS)
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineSDE(), RectifiedFlow()], ids=repr)
-def test_draws_stay_inside_and_come_in_double_precision(law, sde, device):
-    t, weight = law.draw(sde, 257, seeded(), device)
+def test_draws_are_in_range_and_in_double_precision(time_sampler, sde, device):
+    t, weight = time_sampler.draw(sde, 257, generator(), device)
     for value in (t, weight):
         assert value.shape == (257,)
         assert value.dtype == torch.float64
@@ -342,7 +337,7 @@ def test_draws_stay_inside_and_come_in_double_precision(law, sde, device):
     assert bool(weight.isfinite().all())
 
 
-def laws_with_cdf():
+def time_samplers_with_cdf():
     vp, ve = VPSDE(), EDMSDE()
     high, low = (float(vp.half_logsnr(end)) for end in (vp.t_min, vp.T))
     edges = [(math.log(end) + 1.2) / 1.2 for end in (0.002, 80.0)]
@@ -354,24 +349,28 @@ def laws_with_cdf():
     ]
 
 
-@pytest.mark.parametrize(("law", "sde", "cdf"), laws_with_cdf(), ids=["uniform", "is", "lognormal"])
-def test_draws_follow_the_law(law, sde, cdf):
+@pytest.mark.parametrize(
+    ("time_sampler", "sde", "cdf"),
+    time_samplers_with_cdf(),
+    ids=["uniform", "importance", "lognormal"],
+)
+def test_draws_have_the_distribution(time_sampler, sde, cdf):
     """Kolmogorov–Smirnov on 5000 draws; false alarms one in 10⁶."""
-    t, _ = law.draw(sde, 5000, seeded(5))
+    t, _ = time_sampler.draw(sde, 5000, generator(5))
     assert stats.kstest(cdf(t).numpy(), "uniform").pvalue > 1e-6
 
 
-def test_every_single_stratified_draw_follows_the_law():
+def test_every_single_stratified_draw_has_the_distribution():
     """Kolmogorov–Smirnov on the first of 4 draws of 500 batches; false alarms one in 10⁶."""
-    generator = seeded(5)
-    t = torch.stack([Stratified().draw(VPSDE(), 4, generator)[0][0] for _ in range(500)])
+    numbers = generator(5)
+    t = torch.stack([Stratified().draw(VPSDE(), 4, numbers)[0][0] for _ in range(500)])
     assert stats.kstest(t.numpy(), "uniform").pvalue > 1e-6
 
 
-def test_knots_are_drawn_equally_often():
-    """χ² of 10⁴ draws over 10 knots; false alarms one in 10⁶."""
-    knots = torch.linspace(0.1, 1.0, 10)
-    t, weight = TableTimes(knots).draw(VPSDE(), 10_000, seeded())
+def test_times_of_a_table_are_drawn_equally_often():
+    """χ² of 10⁴ draws over 10 times; false alarms one in 10⁶."""
+    times = torch.linspace(0.1, 1.0, 10)
+    t, weight = TableTimes(times).draw(VPSDE(), 10_000, generator())
     counts = np.unique(t.numpy(), return_counts=True)[1]
     assert len(counts) == 10
     assert stats.chisquare(counts).pvalue > 1e-6
@@ -380,14 +379,14 @@ def test_knots_are_drawn_equally_often():
 
 @given(n=st.integers(1, 50), seed=st.integers(0, 2**31))
 def test_strata_hold_one_draw_each(n, seed):
-    t, _ = Stratified().draw(VPSDE(), n, seeded(seed))
+    t, _ = Stratified().draw(VPSDE(), n, generator(seed))
     fraction = (t - 1e-5) / (1 - 1e-5)
     assert sorted((fraction * n).long().tolist()) == list(range(n))
 
 
 def test_log_normal_under_rectified_flow_is_logit_normal():
     """Kolmogorov–Smirnov of 5000 draws; false alarms one in 10⁶."""
-    t, _ = LogNormal(0.0, 1.0).draw(RectifiedFlow(T=1 - 1e-9, t_min=1e-9), 5000, seeded())
+    t, _ = LogNormal(0.0, 1.0).draw(RectifiedFlow(T=1 - 1e-9, t_min=1e-9), 5000, generator())
     assert stats.kstest(torch.logit(t).numpy(), "norm").pvalue > 1e-6
 
 
@@ -421,16 +420,16 @@ def test_importance_sampling_cuts_the_variance_of_the_likelihood_loss():
     sde = VPSDE()
     loss, uniform, sampled = second_moments(1.0, sde)
     assert uniform / sampled > 400
-    score = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1), sde)
-    x0 = score.sample(200_000, generator=seeded(1), dtype=torch.float64)
+    score = mixture(sde, [[0.0]], 1.0)
+    x0 = score.sample(200_000, generator=generator(1), dtype=torch.float64)
 
-    def losses(law, seed):
+    def losses(time_sampler, seed):
         return dsm_loss(
             score,
             x0,
             weighting=LikelihoodWeighting(),
-            time_sampler=law,
-            generator=seeded(seed),
+            time_sampler=time_sampler,
+            generator=generator(seed),
             reduction="none",
         )
 
@@ -442,17 +441,18 @@ def test_importance_sampling_cuts_the_variance_of_the_likelihood_loss():
 
 
 @pytest.mark.parametrize(
-    "law", [Stratified(), ImportanceSampled(), Stratified(ImportanceSampled())]
+    "time_sampler",
+    [Stratified(), ImportanceSampled(), Stratified(ImportanceSampled())],
+    ids=repr,
 )
-def test_laws_agree_on_the_loss(law):
+def test_time_samplers_agree_on_the_loss(time_sampler):
     """Bound of 5 standard errors of independent draws: false alarms one in 10⁶."""
     sde = VPSDE(t_min=1e-2)
     loss, uniform, _ = second_moments(0.25, sde)
-    score = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.25), sde)
-    x0 = score.sample(50_000, generator=seeded(1), dtype=torch.float64)
-    value = dsm_loss(
-        score, x0, weighting=LikelihoodWeighting(), time_sampler=law, generator=seeded(2)
-    )
+    score = mixture(sde, [[0.0]], 0.25)
+    x0 = score.sample(50_000, generator=generator(1), dtype=torch.float64)
+    options = {"weighting": LikelihoodWeighting(), "time_sampler": time_sampler}
+    value = dsm_loss(score, x0, **options, generator=generator(2))
     assert abs(float(value) - loss) < 5 * math.sqrt(uniform / len(x0))
 
 
@@ -467,9 +467,9 @@ def test_the_likelihood_loss_bounds_the_divergence_of_the_reverse_sde(off):
     Both sides have closed forms on Gaussian data; the loss is within 5 standard errors of its own.
     """
     sde, variance = VPSDE(t_min=1e-3), 0.25
-    exact = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), variance), sde)
+    exact = mixture(sde, [[0.0]], variance)
     wrong = FunctionScore(lambda x, t: (1 + off) * exact(x, t), sde)
-    x0 = exact.sample(100_000, generator=seeded(1), dtype=torch.float64)
+    x0 = exact.sample(100_000, generator=generator(1), dtype=torch.float64)
 
     def losses(score):
         return dsm_loss(
@@ -477,7 +477,7 @@ def test_the_likelihood_loss_bounds_the_divergence_of_the_reverse_sde(off):
             x0,
             weighting=LikelihoodWeighting(),
             time_sampler=ImportanceSampled(),
-            generator=seeded(2),
+            generator=generator(2),
             reduction="none",
         )
 
@@ -519,28 +519,31 @@ def test_the_likelihood_loss_bounds_the_divergence_of_the_reverse_sde(off):
 def test_gradients_reach_every_parameter(network, shape, prediction):
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=seeded()) * 0.1)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator()) * 0.1)
     network.zero_grad()
     model = ScoreModel(network, VPSDE(), prediction)
-    x0 = torch.randn(16, *shape, generator=seeded())
+    x0 = torch.randn(16, *shape, generator=generator())
     classes = torch.arange(16) % 5  # the null class included
-    dsm_loss(model.given(classes=classes), x0, generator=seeded(1)).backward()
+    dsm_loss(model.given(classes=classes), x0, generator=generator(1)).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
         assert float(parameter.grad.abs().max()) > 0, name
 
 
-@pytest.mark.parametrize("law", LAWS, ids=LAW_IDS)
-def test_a_generator_decides_everything_and_leaves_the_global_one_alone(law, device):
+@pytest.mark.parametrize("time_sampler", TIME_SAMPLERS, ids=TIME_SAMPLER_IDS)
+def test_only_the_given_generator_is_used(time_sampler, device):
     score = ScoreModel(Linear(), VPSDE()).to(device)
-    x0 = torch.randn(8, 5, generator=seeded()).to(device)
+    x0 = torch.randn(8, 5, generator=generator()).to(device)
     before = torch.random.get_rng_state()
-    losses = [dsm_loss(score, x0, time_sampler=law, generator=seeded(s)) for s in (1, 1, 2)]
+    losses = [
+        dsm_loss(score, x0, time_sampler=time_sampler, generator=generator(s)) for s in (1, 1, 2)
+    ]
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
-    on_device = dsm_loss(score, x0, time_sampler=law, generator=seeded(1, device))
+    numbers = generator(1, device)
+    on_device = dsm_loss(score, x0, time_sampler=time_sampler, generator=numbers)
     assert bool(on_device.isfinite())
 
 
@@ -552,21 +555,21 @@ def test_without_a_generator_the_global_seed_decides():
     assert torch.equal(first, dsm_loss(score, x0))
 
 
-def test_a_function_will_do_as_a_weighting():
+def test_a_function_can_be_a_weighting():
     score, x0 = ScoreModel(Linear(), VPSDE()), torch.ones(4, 2)
-    twice = dsm_loss(score, x0, weighting=lambda sde, t: 2 + 0 * t, generator=seeded())
-    torch.testing.assert_close(twice, 2 * dsm_loss(score, x0, generator=seeded()))
-    column = dsm_loss(score, x0, weighting=lambda sde, t: 2 + 0 * t[:, None], generator=seeded())
+    twice = dsm_loss(score, x0, weighting=lambda sde, t: 2 + 0 * t, generator=generator())
+    torch.testing.assert_close(twice, 2 * dsm_loss(score, x0, generator=generator()))
+    column = dsm_loss(score, x0, weighting=lambda sde, t: 2 + 0 * t[:, None], generator=generator())
     assert torch.equal(column, twice)
 
 
-@pytest.mark.parametrize("recipe", [*WEIGHTINGS, *LAWS], ids=repr)
-def test_recipes_are_frozen_and_print_themselves(recipe):
-    assert repr(recipe).startswith(type(recipe).__name__)
-    fields = dataclasses.fields(recipe)
+@pytest.mark.parametrize("value", [*WEIGHTINGS, *TIME_SAMPLERS], ids=repr)
+def test_weightings_and_time_samplers_are_frozen_and_have_a_repr(value):
+    assert repr(value).startswith(type(value).__name__)
+    fields = dataclasses.fields(value)
     if fields:
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(recipe, fields[0].name, 1)
+            setattr(value, fields[0].name, 1)
 
 
 class Bare(torch.nn.Module):
@@ -601,7 +604,7 @@ def loss_on(x0=None, score=None, **arguments):
         (lambda: loss_on(reduction="avg"), ValueError, "reduction: expected 'mean'"),
         (lambda: loss_on(weighting=Simple), TypeError, "weighting: .*parentheses"),
         (lambda: loss_on(weighting="simple"), TypeError, "weighting: expected"),
-        (lambda: loss_on(time_sampler=Uniform), TypeError, "time_sampler: .*parentheses"),
+        (lambda: loss_on(time_sampler=Uniform), TypeError, "time_sampler: .*not the class"),
         (lambda: loss_on(score=Bare()), TypeError, "score: .*ScoreModel"),
         (
             lambda: loss_on(score=FunctionScore(lambda x, t: x, general_sde())),
@@ -610,12 +613,16 @@ def loss_on(x0=None, score=None, **arguments):
         ),
         (lambda: EDMWeighting(0.0), ValueError, "sigma_data"),
         (lambda: MinSNR(-1.0), ValueError, "gamma"),
-        (lambda: PredictionWeighting("noise"), TypeError, "prediction: expected NOISE"),
+        (
+            lambda: PredictionWeighting("noise"),
+            TypeError,
+            "prediction: expected a Prediction such as NOISE",
+        ),
         (lambda: LogNormal(std=0.0), ValueError, "std"),
         (lambda: LogNormal(mean=math.nan), ValueError, "mean"),
         (lambda: LogNormal(80.0).draw(EDMSDE(), 3), ValueError, "mean, std: .*-6.21 … 4.38"),
         (lambda: LogNormal(-80.0).draw(EDMSDE(), 3), ValueError, "mean, std: .*-6.21 … 4.38"),
-        (lambda: Stratified(Uniform), TypeError, "law: .*parentheses"),
+        (lambda: Stratified(Uniform), TypeError, "base: .*not the class"),
         (lambda: TableTimes([0.5]), TypeError, "times: expected a torch.Tensor"),
         (lambda: TableTimes(torch.tensor([1, 2])), TypeError, "times"),
         (lambda: TableTimes(torch.tensor([])), ValueError, "times"),
@@ -634,7 +641,7 @@ def test_bad_input_is_named(call, error, message):
 
 
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.5, 3.0), (-4.0, 0.4)])
-def test_quantiles_of_log_normal_noise_levels_are_those_of_the_cut_normal(
+def test_quantiles_of_log_normal_noise_levels_are_those_of_the_truncated_normal(
     mean: float, std: float
 ) -> None:
     ve = VESDE(0.01, 50.0)
@@ -646,7 +653,7 @@ def test_quantiles_of_log_normal_noise_levels_are_those_of_the_cut_normal(
     torch.testing.assert_close(ve.sigma(t).log(), torch.as_tensor(expected), rtol=1e-6, atol=1e-6)
 
 
-def test_the_last_knot_is_drawn_at_level_one() -> None:
-    knots = torch.tensor([0.2, 0.5, 0.9])
-    t, _ = TableTimes(knots).at(VPSDE(), torch.tensor([0.0, 0.34, 1.0]))
-    torch.testing.assert_close(t, knots.double())
+def test_the_last_time_of_a_table_is_drawn_at_level_one() -> None:
+    times = torch.tensor([0.2, 0.5, 0.9])
+    t, _ = TableTimes(times).at(VPSDE(), torch.tensor([0.0, 0.34, 1.0]))
+    torch.testing.assert_close(t, times.double())

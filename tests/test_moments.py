@@ -71,7 +71,7 @@ def test_whitening_and_density(event, kind, each):
     x = torch.randn(n, *event, dtype=torch.float64)
     z = moments.whiten(x, alpha, sigma)
     assert z.shape == (n, d)
-    torch.testing.assert_close(moments.colour(z, alpha, sigma, event), x)
+    torch.testing.assert_close(moments.unwhiten(z, alpha, sigma, event), x)
     eye = torch.eye(d, dtype=torch.float64)
     for row in range(n):
         a, s = (v[row] if each else v for v in (alpha, sigma))

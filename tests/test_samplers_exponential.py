@@ -22,7 +22,7 @@ from scoresde.samplers import (
     Exponential,
     Heun,
     UniformLogSNR,
-    walk,
+    iterate,
 )
 from scoresde.samplers.exponential import exponential_moments
 
@@ -45,7 +45,7 @@ class Recorded:
 
 
 def run(sampler, score, start, times, noises=()):
-    *_, last = walk(score, start, times, sampler, Recorded(noises))
+    *_, (last, _) = iterate(score, start, times, sampler, Recorded(noises))
     return last
 
 
@@ -368,7 +368,7 @@ def weak_error(sampler, sde, steps):
     basis = torch.eye(steps + 2, dtype=torch.float64)[:, :, None]
     # row 0: base; row 1: x_0 = 1; row 2 + k: the k-th noise is 1
     start, kicks = basis[:, 1], iter(basis[:, k] for k in range(2, steps + 2))
-    *_, last = walk(score, start, times, sampler, lambda x: next(kicks))
+    *_, (last, _) = iterate(score, start, times, sampler, lambda x: next(kicks))
     base, (slope, *spreads) = last[0, 0], (last[1:, 0] - last[0, 0]).tolist()
     (alpha, end), (sigma, end_sigma) = sde.alpha(times[[0, -1]]), sde.sigma(times[[0, -1]])
     mean = slope * alpha * MEAN + base
@@ -407,7 +407,7 @@ def test_a_point_of_data_is_reached_in_one_exact_step(sde, eta):
     score = FunctionScore(lambda x, t: (sde.alpha(t) * point - x) / sde.sigma(t) ** 2, sde)
     t, s = sde.time_at(double(-2.0, 3.0))
     x, z = draw(6, 2), draw(6, 2, seed=1)
-    (got,) = walk(score, x, torch.stack([t, s]), Exponential(1, eta=eta), lambda x: z)
+    ((got, _),) = iterate(score, x, torch.stack([t, s]), Exponential(1, eta=eta), lambda x: z)
     h = 5.0
     mean = sde.alpha(s) * point
     kept = sde.sigma(s) / sde.sigma(t) * math.exp(-(eta**2) * h)

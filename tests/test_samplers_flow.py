@@ -35,8 +35,8 @@ from scoresde.samplers import (
     UniformLogSNR,
     edm_heun,
     half_step,
+    iterate,
     sample,
-    walk,
 )
 
 EULER = Tableau((1.0,), ())
@@ -50,7 +50,7 @@ def draw(*shape, seed=0):
 
 
 def run(sampler, score, start, times):
-    *_, last = walk(score, start, times, sampler, torch.zeros_like)
+    *_, (last, _) = iterate(score, start, times, sampler, torch.zeros_like)
     return last
 
 
@@ -148,7 +148,7 @@ def test_a_step_much_longer_than_the_last_does_not_extrapolate(long, order):
     lambdas = double(0.0, 0.1, 0.2, 0.2 + 0.1 * long)
     times, start = score.sde.time_at(lambdas), draw(4, 2)
     second, first = (AdamsBashforth(k, 0, coordinates, reach=9.0) for k in (2, 1))
-    *_, before, last = walk(score, start, times, second, torch.zeros_like)
+    *_, (before, _), (last, _) = iterate(score, start, times, second, torch.zeros_like)
     plain = run(first, score, before, times[-2:])
     assert torch.equal(last, plain) is (order == 1)
     torch.testing.assert_close(last, plain, rtol=0, atol=0.5 if order == 2 else 1e-12)

@@ -23,7 +23,7 @@ from scoresde.samplers import (
     ReverseDiffusion,
     Timesteps,
     UniformTime,
-    walk,
+    iterate,
 )
 
 
@@ -79,7 +79,7 @@ def test_langevin_with_reverse_diffusion(golden):
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     sampler = PredictorCorrector(ReverseDiffusion(), Langevin(0.16, published=True))
     times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
-    *_, x = walk(score, draws[0], times, sampler, noise)
+    *_, (x, _) = iterate(score, draws[0], times, sampler, noise)
     assert relative((x + 1) / 2, arrays["pc_rdl_sample"]) < 1e-4
 
 
@@ -126,9 +126,9 @@ def test_a_short_chain_of_ddpm(golden):
     table, draws = VPSDE().discretize(25), arrays["pc_draws"]
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
-    steps = walk(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
+    steps = iterate(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
     x = draws[0]
-    for k, end in enumerate(steps):
+    for k, (end, _) in enumerate(steps):
         assert relative(x, arrays["pc_trace_in"][k]) < 1e-5
         x = end
         if k < 24:
@@ -150,9 +150,9 @@ def test_the_whole_chain_of_ddpm(golden):
     assert torch.equal(draws[0], arrays["full_first_draw"])
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
-    steps = walk(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
+    steps = iterate(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
     recorded = dict(zip(arrays["full_steps"].tolist(), arrays["full_x_out"], strict=True))
-    for k, x in enumerate(steps):
+    for k, (x, _) in enumerate(steps):
         if k in recorded and k < N - 1:
             assert relative(x, recorded[k]) < 1e-5
     assert relative((x + 1) / 2, arrays["full_sample"]) < 1e-5

@@ -18,8 +18,8 @@ from scoresde.samplers import (
     ReverseDiffusion,
     SamplingError,
     TorchSDE,
+    iterate,
     sample,
-    walk,
 )
 
 
@@ -172,7 +172,7 @@ def test_a_condition_goes_with_its_rows(sampler, steps):
 def test_gradients_flow_through_the_walk_and_not_through_sample():
     start = torch.ones(2, 3, requires_grad=True)
     times = Ancestral().times(SCORE.sde, 3)
-    *_, x = walk(SCORE, start, times, Ancestral(), torch.zeros_like)
+    *_, (x, _) = iterate(SCORE, start, times, Ancestral(), torch.zeros_like)
     (gradient,) = torch.autograd.grad(x.sum(), start)
     assert bool((gradient != 0).all())
     assert not sample(SCORE, None, Ancestral(), steps=2, start=start).requires_grad

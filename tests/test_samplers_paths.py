@@ -38,12 +38,12 @@ from scoresde.samplers import (
     edm_heun,
     encode,
     interpolate,
+    iterate,
     pc,
     sa_solver,
     sample,
     trajectory,
     unipc,
-    walk,
 )
 
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
@@ -280,7 +280,7 @@ def evaluations(sampler, score, start, seed=1):
     source = generator(seed)
     counting = Counting(score, torch.arange(len(start)))
     times = sampler.times(score.sde, 1)
-    *_, x = walk(counting, start, times, sampler,
+    *_, (x, _) = iterate(counting, start, times, sampler,
                  lambda x: torch.randn(x.shape, generator=source, dtype=x.dtype))  # fmt: skip
     return x, counts
 
@@ -320,7 +320,7 @@ def test_a_refused_step_keeps_its_noise():
         return torch.randn(x.shape, generator=source, dtype=x.dtype)
 
     try:
-        (x,) = walk(score, start, times, AdaptiveSDE(0.03, first=2.5, longest=2.5), noise)
+        ((x, _),) = iterate(score, start, times, AdaptiveSDE(0.03, first=2.5, longest=2.5), noise)
     finally:
         samplers.adaptive._Walk.settle = original
     assert refusals[0] > 0.5

@@ -19,7 +19,7 @@ from scoresde.samplers import (
     PredictorCorrector,
     ReverseDiffusion,
     TorchSDE,
-    walk,
+    iterate,
 )
 
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
@@ -98,7 +98,7 @@ def test_the_torchsde_backend_makes_our_euler_step(sde):
     times = torch.linspace(sde.T, 0.3, 5, dtype=torch.float64)
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     ours, theirs = (
-        list(walk(score, x, times, sampler, lambda x: z))
+        list(iterate(score, x, times, sampler, lambda x: z))
         for sampler in (EulerMaruyama(), TorchSDE("euler"))
     )
     for a, b in zip(ours, theirs, strict=True):
@@ -111,7 +111,7 @@ def test_the_torchsde_backend_does_not_waste_evaluations(method, evaluations):
     calls = []
     score.register_forward_hook(lambda *_: calls.append(1))
     times = double(1.0, 0.5)
-    list(walk(score, x, times, TorchSDE(method), torch.randn_like))
+    list(iterate(score, x, times, TorchSDE(method), torch.randn_like))
     assert len(calls) == evaluations
 
 

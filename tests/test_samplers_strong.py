@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scoresde import VESDE, VPSDE, GaussianMixture, SubVPSDE
-from scoresde.samplers import Ancestral, EulerMaruyama, Exponential, Heun, ReverseDiffusion, walk
+from scoresde.samplers import Ancestral, EulerMaruyama, Exponential, Heun, ReverseDiffusion, iterate
 
 FINE, PATHS = 2048, 256
 ENDS = (-2.0, 1.5)
@@ -58,7 +58,7 @@ class Path:
 
 def run(sampler, score, start, path, steps, weigh):
     times = score.sde.time_at(torch.linspace(*ENDS, steps + 1, dtype=torch.float64))
-    *_, x = walk(score, start, times, sampler, path.noise(steps, weigh))
+    *_, (x, _) = iterate(score, start, times, sampler, path.noise(steps, weigh))
     return x
 
 

@@ -1,4 +1,4 @@
-"""Solvers reach closed-form solutions, in both directions, and say honestly where they do not.
+"""Solvers agree with closed-form solutions, in both directions; their status reports failures.
 
 Statistical tests run on fixed seeds and state their false-alarm rate.
 """
@@ -16,8 +16,13 @@ from scipy import stats
 from scoresde import solvers
 from scoresde._core.counter_rng import CounterRNG
 from scoresde.solvers import MEMBERS, Adams, SciPy, Solution, Status, TorchDiffEq
-from scoresde.solvers.adams import _exponential_moments, _factor, _noise, _roughness
-from scoresde.solvers.torchdiffeq import _March
+from scoresde.solvers.adams import (
+    _phi_moments,
+    _residual_variance,
+    _standard_error,
+    _step_factor,
+)
+from scoresde.solvers.torchdiffeq import _ControlledSystem
 from scoresde.testing import check_solver
 
 EACH_MEMBER = pytest.mark.parametrize("solver", MEMBERS, ids=repr)
@@ -52,7 +57,7 @@ def column(tau):
 
 
 class Logistic:
-    """z′ = r cos(ωτ) z(1 − z) with the divergence beside it, every entry at a pace of its own.
+    """z′ = r cos(ωτ) z(1 − z) and its divergence, with different r and ω in every entry.
 
     logit z(τ) = logit z(0) + r sin(ωτ)/ω, and ∫ div = Σ Δ log z(1 − z).
     """
@@ -137,7 +142,7 @@ def test_a_declared_order_is_the_observed_order(order):
 
 @METHODS
 def test_the_state_alone_is_controlled_too(solver):
-    """Without integrals, which are not there to keep the steps short."""
+    """Without integrals, whose error control would shorten the steps."""
     problem = Logistic(6, 2)
 
     def field(tau, z, rows, counter):
@@ -152,7 +157,7 @@ def test_the_state_alone_is_controlled_too(solver):
 
 @pytest.mark.parametrize("kind", [TorchDiffEq, SciPy], ids=lambda kind: kind.__name__)
 def test_relative_tolerances_are_relative_and_absolute_ones_absolute(kind):
-    """Of a state of size 1000 one of 1e-4 is 0.1 or 1e-4, as told by the work it takes."""
+    """For a state of size 1000, a tolerance of 1e-4 is 0.1 or 1e-4, which shows in the cost."""
 
     def field(tau, z, rows, counter):
         return 1000 * torch.cos(column(tau)), z.new_zeros(len(z), 0), None
@@ -169,16 +174,16 @@ def test_relative_tolerances_are_relative_and_absolute_ones_absolute(kind):
     assert both.evaluations <= relative.evaluations
 
 
-def test_the_order_that_is_declared():
+def test_the_declared_order_of_adams():
     assert [Adams(order=k).convergence_order for k in range(1, 9)] == [k + 1 for k in range(1, 9)]
 
 
-# --- a sample's own affair
+# --- batch independence
 
 
-def test_adams_does_not_know_batch_mates():
+def test_adams_does_not_depend_on_the_batch():
     problem = Logistic(6, 3)
-    problem.rate[-1] *= 8  # the odd one
+    problem.rate[-1] *= 8  # one sample is harder than the others
     together = solve(Adams(), problem, 0.0, 2.0, 1e-5)
     order = torch.tensor([5, 0, 3])
     z = problem.at(0.0)
@@ -195,7 +200,7 @@ def test_adams_does_not_know_batch_mates():
     assert together.evaluations[-1] > 1.3 * together.evaluations[:-1].max()
 
 
-def test_scipy_takes_each_sample_on_its_own():
+def test_scipy_solves_each_sample_separately():
     problem = Logistic(3, 2)
     together = solve(SciPy(), problem, 0.0, 2.0, 1e-5)
     for i in range(3):
@@ -209,13 +214,13 @@ def test_scipy_takes_each_sample_on_its_own():
         assert torch.equal(alone.evaluations, together.evaluations[row])
 
 
-def test_batch_mates_cannot_hide_an_error_from_torchdiffeq():
-    """One lively sample among 63 that stand still: under the library's norm it is 4 times off."""
+def test_torchdiffeq_controls_the_error_of_each_sample():
+    """One sample moves, 63 are constant: the library's RMS over the batch allows 4 times the error."""
     problem = Logistic(64, 2, pace=3.0)
     problem.rate[1:] = 0
     z, tolerance = problem.at(0.0), 1e-4
     solution = solve(TorchDiffEq(), problem, 0.0, 2.0, tolerance)
-    own = errors(solution, problem, 0.0, 2.0)[0][0]
+    error = errors(solution, problem, 0.0, 2.0)[0][0]
 
     from torchdiffeq import odeint
 
@@ -224,13 +229,13 @@ def test_batch_mates_cannot_hide_an_error_from_torchdiffeq():
 
     times = torch.tensor([0.0, 2.0], dtype=torch.float64)
     shared = odeint(plain, z, times, rtol=tolerance, atol=tolerance)[-1]
-    hidden = (shared - problem.at(2.0)).abs().max()
-    assert own < 10 * tolerance
-    assert hidden > 4 * own
+    shared_error = (shared - problem.at(2.0)).abs().max()
+    assert error < 10 * tolerance
+    assert shared_error > 4 * error
 
 
 def test_an_integral_is_controlled_like_the_state():
-    """A path that stands still beside an integrand that does not, in many dimensions."""
+    """A constant path with a varying integrand, in many dimensions."""
     z = torch.zeros(1, 100, dtype=torch.float64)
 
     def field(tau, z, rows, counter):
@@ -246,7 +251,7 @@ def test_an_integral_is_controlled_like_the_state():
 
 
 def failing(kind):
-    """A field whose row 1 alone fails, at τ = 1/2 or where it starts."""
+    """A field of which only row 1 fails, at τ = 1/2 or at the start."""
 
     def field(tau, z, rows, counter):
         v = -z
@@ -265,12 +270,12 @@ def failing(kind):
     return field
 
 
-APART = [Adams(), TorchDiffEq(), TorchDiffEq("bosh3"), SciPy(), SciPy("BDF"), SciPy("Radau")]
+SEPARATE = [Adams(), TorchDiffEq(), TorchDiffEq("bosh3"), SciPy(), SciPy("BDF"), SciPy("Radau")]
 
 
-@pytest.mark.parametrize("solver", APART, ids=repr)
+@pytest.mark.parametrize("solver", SEPARATE, ids=repr)
 @pytest.mark.parametrize("kind", ["nan", "nan at once", "nan integrand", "infinite", "blow-up"])
-def test_a_failing_sample_fails_alone(solver, kind):
+def test_only_the_failing_sample_fails(solver, kind):
     z = torch.ones(3, 2, dtype=torch.float64)
     solution = solver.solve(failing(kind), z, 0.0, 1.0, tolerance=1e-4)
     good = torch.tensor([0, 2])
@@ -289,18 +294,14 @@ def test_a_failing_sample_fails_alone(solver, kind):
         assert torch.equal(solution.state[1], z[1])
     else:
         assert 0.35 < float(solution.reached[1]) < 0.51
-    if kind in (
-        "nan",
-        "nan integrand",
-        "infinite",
-    ):  # the value on the way, where it says
+    if kind in ("nan", "nan integrand", "infinite"):  # the exact value at the reported τ
         tau = float(solution.reached[1])
         assert (solution.state[1] - math.exp(-tau)).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("solver", [*MEMBERS[1:], SciPy("BDF"), SciPy("LSODA")], ids=repr)
 @pytest.mark.parametrize("kind", ["nan", "nan at once", "nan integrand"])
-def test_a_slope_that_is_not_finite_is_named(solver, kind):
+def test_a_slope_that_is_not_finite_is_reported(solver, kind):
     z = torch.ones(3, 2, dtype=torch.float64)
     solution = solver.solve(failing(kind), z, 0.0, 1.0, tolerance=1e-4)
     assert int(solution.status[1]) == Status.NOT_FINITE
@@ -326,15 +327,11 @@ def test_a_noisy_integrand_that_is_not_finite_is_a_failure_for_adams():
 
 @pytest.mark.parametrize(
     "solver",
-    [
-        Adams(),
-        TorchDiffEq(),
-        SciPy(),
-    ],
+    [Adams(), TorchDiffEq(), SciPy()],
     ids=repr,
 )
-def test_a_failing_sample_fails_alone_far_from_the_origin(solver):
-    """Where the smallest step is that of the floating-point numbers around τ."""
+def test_only_the_failing_sample_fails_far_from_the_origin(solver):
+    """The smallest step is then the spacing of the floating-point numbers around τ."""
     z = torch.ones(3, 2, dtype=torch.float64)
 
     def field(tau, z, rows, counter):
@@ -347,7 +344,7 @@ def test_a_failing_sample_fails_alone_far_from_the_origin(solver):
 
 
 @EACH_MEMBER
-def test_every_sample_failing_is_no_error(solver):
+def test_no_exception_if_every_sample_fails(solver):
     def field(tau, z, rows, counter):
         return z * math.nan, z, None
 
@@ -358,8 +355,8 @@ def test_every_sample_failing_is_no_error(solver):
 
 
 @METHODS
-def test_a_trial_step_out_of_the_domain_is_only_made_smaller(solver):
-    """z′ = −√z has no real slope below 0, where too long a step leads."""
+def test_a_trial_step_out_of_the_domain_is_repeated_with_a_smaller_one(solver):
+    """z′ = −√z has no real slope below 0, which too long a step reaches."""
 
     def field(tau, z, rows, counter):
         return -torch.sqrt(z), z, None
@@ -371,7 +368,7 @@ def test_a_trial_step_out_of_the_domain_is_only_made_smaller(solver):
 
 
 @METHODS
-def test_the_cap_on_evaluations_holds(solver):
+def test_the_limit_on_evaluations_holds(solver):
     z = torch.ones(3, 2, dtype=torch.float64)
     counted = torch.zeros(3, dtype=torch.int64)
 
@@ -379,8 +376,8 @@ def test_the_cap_on_evaluations_holds(solver):
         counted.index_add_(0, rows, torch.ones_like(rows))
         return -z, z.sum(1, keepdim=True), None
 
-    capped = dataclasses.replace(solver, max_evaluations=12)
-    solution = capped.solve(field, z, 0.0, 1.0, tolerance=1e-10)
+    limited = dataclasses.replace(solver, max_evaluations=12)
+    solution = limited.solve(field, z, 0.0, 1.0, tolerance=1e-10)
     assert (solution.status == Status.MAX_EVALUATIONS).all()
     assert torch.equal(solution.evaluations, counted)
     assert counted.max() <= 12
@@ -393,26 +390,26 @@ def test_the_cap_on_evaluations_holds(solver):
 @EACH_MEMBER
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError, ZeroDivisionError])
 @pytest.mark.parametrize("call", [1, 4, 9])
-def test_errors_of_the_field_itself_reach_the_caller(solver, error, call):
+def test_exceptions_of_the_field_are_raised(solver, error, call):
     calls = []
 
     def field(tau, z, rows, counter):
         calls.append(1)
         if len(calls) == call:
-            raise error("mind the step")
+            raise error("error of the field")
         return -z, z, None
 
-    with pytest.raises(error, match="mind the step"):
+    with pytest.raises(error, match="error of the field"):
         solver.solve(field, torch.ones(1, 1).double(), 0.0, 1.0, tolerance=1e-8)
 
 
-# --- what a field may rely on
+# --- arguments of the field
 
 
 @METHODS
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0)])
 def test_times_stay_within_the_interval(solver, start, end):
-    """Beyond it there may be no field: the angle atan(ρ/b) ends at π/2."""
+    """The field may be undefined beyond: the angle atan(ρ/b) ends at π/2."""
     seen = []
 
     def field(tau, z, rows, counter):
@@ -428,7 +425,7 @@ def test_times_stay_within_the_interval(solver, start, end):
 
 
 @EACH_MEMBER
-def test_nothing_to_do(solver):
+def test_an_interval_of_length_zero(solver):
     problem = Logistic(3, 2)
     solution = solve(solver, problem, 0.7, 0.7, 1e-5)
     assert torch.equal(solution.state, problem.at(0.7))
@@ -456,7 +453,7 @@ def test_devices_and_dtypes(solver, device):
 
 
 def noisy(problem, rng, k, scale):
-    """The field with ``k`` estimates of q, each with noise of its own at every node."""
+    """The field with ``k`` estimates of q, each with independent noise at every evaluation."""
 
     def field(tau, z, rows, counter):
         v, q, a = problem.field(tau, z, rows, counter)
@@ -498,7 +495,7 @@ def test_standard_errors_under_fixed_noise(solver):
 
 
 @ADAPTERS
-def test_one_fixed_estimate_does_not_tell_its_noise(solver):
+def test_the_standard_error_of_one_fixed_estimate_is_unknown(solver):
     solution = solve(solver, Logistic(3, 2), 0.0, 1.0, 1e-4, noisy=True)
     assert solution.standard_error.isnan().all()
     assert solution.integral.isfinite().all()
@@ -508,7 +505,7 @@ def test_one_fixed_estimate_does_not_tell_its_noise(solver):
 
 
 class Density(Logistic):
-    """The same flow as one of densities: log p at the end is Gaussian, ∇ log p is told."""
+    """The same flow with a density: log p at the end is Gaussian, ∇ log p is given."""
 
     end = 2.0
 
@@ -538,20 +535,20 @@ def test_the_error_estimate_covers_the_error(tolerance):
     got = solution.integral + flow.log_prob(solution.state)
     for error in ((solution.integral - integral).abs(), (got - log_prob).abs()):
         assert float((error <= solution.error).double().mean()) >= 0.95
-    # and is no empty promise: 11 to 13 tolerances when this was written
+    # and is not much larger than needed: 11 to 13 tolerances when this was written
     assert float(solution.error.median()) < 30 * tolerance
 
 
 @ADAPTERS
-def test_libraries_without_an_estimate_say_so(solver):
+def test_libraries_without_an_error_estimate_return_nan(solver):
     assert solve(solver, Logistic(3, 2), 0.0, 1.0, 1e-4).error.isnan().all()
 
 
 # --- the libraries themselves
 
 
-def test_coupled_scipy_is_the_published_recipe():
-    """One call of solve_ivp on the images with the log-dets appended, one tolerance for all."""
+def test_coupled_scipy_is_the_published_method():
+    """One call of solve_ivp on the images with the log-dets appended, with one tolerance."""
     problem, n, d = Logistic(4, 3), 4, 3
     z, rows = problem.at(0.0), torch.arange(4)
 
@@ -571,7 +568,7 @@ def test_coupled_scipy_is_the_published_recipe():
 
 
 @pytest.mark.parametrize("solver", [TorchDiffEq(), SciPy()], ids=repr)
-def test_tolerances_default_to_the_wanted_one(solver):
+def test_tolerances_default_to_that_of_solve(solver):
     problem = Logistic(3, 2)
     given = dataclasses.replace(solver, rtol=1e-7, atol=1e-7)
     explicit, derived = (solve(s, problem, 0.0, 1.0, 1e-7) for s in (given, solver))
@@ -591,7 +588,7 @@ def test_torchdiffeq_remains_differentiable():
 
 
 @EACH_MEMBER
-def test_members_print_as_they_are_made(solver):
+def test_repr_reconstructs_the_member(solver):
     assert eval(repr(solver), vars(solvers)) == solver
     with pytest.raises(dataclasses.FrozenInstanceError):
         solver.max_evaluations = 3
@@ -608,20 +605,20 @@ def test_without_integrals_there_is_no_noise(solver):
 
 
 @pytest.mark.parametrize(
-    ("error", "stuck"),
+    ("error", "rejecting"),
     [
-        ([0.5, 1.5, 3.0], [False, True, True]),  # a step is refused on account of all above 1
+        ([0.5, 1.5, 3.0], [False, True, True]),  # every error above 1 rejects a step
         ([0.2, 0.5, 0.9], [False, False, True]),
         ([0.5, math.nan, 1.0], [False, True, True]),
         ([math.inf, 2.0, 0.1], [True, True, False]),
     ],
 )
-def test_torchdiffeq_lets_those_go_that_no_step_is_small_enough_for(error, stuck):
+def test_torchdiffeq_removes_the_samples_that_reject_the_smallest_step(error, rejecting):
     problem = Logistic(3, 2)
-    march = _March(problem.field, problem.at(0.0), torch.arange(3), 0.0, 1.0, 10)
+    system = _ControlledSystem(problem.field, problem.at(0.0), torch.arange(3), 0.0, 1.0, 10)
     ratio = torch.cat([double(error).unsqueeze(1).expand(3, 2), torch.zeros(3, 1)], dim=1)
-    march.norm(ratio)
-    assert march.stuck.tolist() == stuck
+    system.norm(ratio)
+    assert system.rejecting.tolist() == rejecting
 
 
 @pytest.mark.parametrize(
@@ -629,7 +626,7 @@ def test_torchdiffeq_lets_those_go_that_no_step_is_small_enough_for(error, stuck
     [Adams(max_evaluations=3), TorchDiffEq(max_evaluations=2), SciPy(max_evaluations=2)],
     ids=repr,
 )
-def test_the_least_number_of_evaluations_is_kept(solver):
+def test_the_smallest_limit_on_evaluations_holds(solver):
     solution = solve(solver, Logistic(2, 2), 0.0, 1.0, 1e-6)
     assert (solution.evaluations <= solver.max_evaluations).all()
     assert (solution.status == int(Status.MAX_EVALUATIONS)).all()
@@ -660,13 +657,13 @@ def test_bad_arguments(make, error, message):
         make()
 
 
-# --- the parts that Adams is made of
+# --- the parts of Adams
 
 
 @pytest.mark.parametrize("x", [-40.0, -3.0, -2.01, -1.99, -0.7, 0.0, 1e-3, 0.4, 1.9, 2.1, 9.0])
-def test_exponential_moments_are_the_integrals(x):
+def test_phi_moments_are_the_integrals(x):
     h, values = double([0.5]), double([2 * x])
-    moments = _exponential_moments(h.unsqueeze(1), values.unsqueeze(1), 6)
+    moments = _phi_moments(h.unsqueeze(1), values.unsqueeze(1), 6)
     for i, moment in enumerate(moments.flatten()):
         exact, _ = scipy.integrate.quad(
             lambda s, i=i: math.exp((1 - s) * x) * s**i, 0, 1, epsabs=0, epsrel=1e-12
@@ -675,70 +672,72 @@ def test_exponential_moments_are_the_integrals(x):
 
 
 @pytest.mark.parametrize(("nodes", "freedom"), [(1, 12), (1, 30), (4, 5), (50, 1)])
-def test_two_standard_errors_reach_as_far_as_students_law(nodes, freedom):
+def test_two_standard_errors_are_the_quantile_of_student_s_t(nodes, freedom):
     variance = double([3.0])
-    told = float(_noise(variance, variance**2 / nodes, double([float(freedom)])))
-    law = stats.t(nodes * (freedom + 2))  # Satterthwaite, for shares of equal size
-    assert 2 * told / math.sqrt(3) == pytest.approx(law.ppf(stats.norm.cdf(2.0)), rel=3e-3)
+    error = float(_standard_error(variance, variance**2 / nodes, double([float(freedom)])))
+    student = stats.t(nodes * (freedom + 2))  # Satterthwaite, for contributions of equal size
+    assert 2 * error / math.sqrt(3) == pytest.approx(student.ppf(stats.norm.cdf(2.0)), rel=3e-3)
 
 
-def reach(order, rejected, excess, step, error):
+def next_step(order, rejected_step, rejected_error, step, error):
     """The length of the next step after one with this error."""
-    walk = dataclasses.replace(
-        Adams()._begin(lambda tau, z, *_: (z, z, None), double([[1.0]]), 0.0),
-        order=torch.tensor([order]), rejected=double([rejected]), excess=double([excess]),
-    )  # fmt: skip
-    return step * float(_factor(walk, double([step]), double([error])))
+    state = dataclasses.replace(
+        Adams()._initial_state(lambda tau, z, *_: (z, z, None), double([[1.0]]), 0.0),
+        order=torch.tensor([order]),
+        rejected_step=double([rejected_step]),
+        rejected_error=double([rejected_error]),
+    )
+    return step * float(_step_factor(state, double([step]), double([error])))
 
 
 @pytest.mark.parametrize("order", [1, 3, 5])
 def test_steps_are_chosen_by_the_order_of_the_error(order):
-    wanted = 1.3  # an error of e·h^(order + 1) is to be 0.8^(order + 1)
-    error = (1.0 / (wanted / 0.8)) ** (order + 1)
-    assert reach(order, 0.0, 0.0, 1.0, error) == pytest.approx(wanted)
+    expected = 1.3  # a step of which the error e·h^(order + 1) is 0.8^(order + 1)
+    error = (1.0 / (expected / 0.8)) ** (order + 1)
+    assert next_step(order, 0.0, 0.0, 1.0, error) == pytest.approx(expected)
 
 
-def test_two_rejections_at_one_place_tell_the_order_there():
-    # errors 1000 and 10 at steps of 1 and 0.1: of order 2, whatever the history promises
-    assert reach(5, 1.0, 1000.0, 0.1, 10.0) == pytest.approx(0.1 * 0.8 * 10 ** (-1 / 2))
-    assert reach(5, 1.0, 20.0, 0.1, 10.0) == pytest.approx(0.1 * 0.1)  # order 1 at least
+def test_the_order_is_estimated_after_two_rejections_at_one_time():
+    # errors 1000 and 10 at steps of 1 and 0.1: the observed order 2 replaces the nominal one
+    assert next_step(5, 1.0, 1000.0, 0.1, 10.0) == pytest.approx(0.1 * 0.8 * 10 ** (-1 / 2))
+    assert next_step(5, 1.0, 20.0, 0.1, 10.0) == pytest.approx(0.1 * 0.1)  # order 1 at least
     # a step that is accepted after a rejection does not make the next one longer
-    assert reach(5, 1.0, 1000.0, 0.1, 1e-6) == pytest.approx(0.1)
+    assert next_step(5, 1.0, 1000.0, 0.1, 1e-6) == pytest.approx(0.1)
 
 
-def test_a_rejection_that_helps_little_counts_as_of_order_one():
-    assert reach(5, 1.0, 1.3, 0.5, 1.2) == pytest.approx(0.5 * 0.8 / 1.2)
+def test_a_small_reduction_of_the_error_counts_as_order_one():
+    assert next_step(5, 1.0, 1.3, 0.5, 1.2) == pytest.approx(0.5 * 0.8 / 1.2)
 
 
 @pytest.mark.parametrize("order", [1, 2, 5])
-def test_the_noise_of_single_estimates_is_told_by_their_neighbours(order):
-    """In the mean over 40 000 rows: within 5 %, 5 standard errors; a line adds nothing to it."""
+def test_the_variance_of_single_estimates_is_that_of_the_residuals(order):
+    """In the mean over 40 000 rows: within 5 %, 5 standard errors; a linear trend adds nothing."""
     n = 40_000
     noise, tau = torch.randn(3, n, generator=generator(), dtype=torch.float64), [1.15, 1.0, 0.7]
-    line = 4.0 if order > 1 else 0.0  # one estimate tells no slope
+    line = 4.0 if order > 1 else 0.0  # one estimate has no trend
     now, last, before = (0.3 * e + line * t for e, t in zip(noise, tau, strict=True))
-    start = Adams()._begin(lambda tau, z, *_: (z, z, None), torch.zeros(n, 1).double(), 0.0)
-    walk = dataclasses.replace(
+    start = Adams()._initial_state(lambda tau, z, *_: (z, z, None), torch.zeros(n, 1).double(), 0.0)
+    state = dataclasses.replace(
         start,
         order=torch.full((n,), order),
         nodes=double([tau[1:]]).expand(n, 2),
         rates=torch.stack([last, before], dim=1),
     )
-    told = _roughness(walk, torch.full((n,), tau[0], dtype=torch.float64), now)
-    assert float(told.mean()) == pytest.approx(0.09, rel=0.05)
+    variance = _residual_variance(state, torch.full((n,), tau[0], dtype=torch.float64), now)
+    assert float(variance.mean()) == pytest.approx(0.09, rel=0.05)
 
 
-def test_early_nodes_count_in_the_doubt_about_a_standard_error():
-    """The same variance of the mean, told by two estimates at each node or by a thousand."""
+def test_nodes_out_of_the_history_count_in_the_degrees_of_freedom():
+    """The same variance of the mean, estimated at each node from two estimates or a thousand."""
 
     def field(k):
-        std = torch.ones(k, dtype=torch.float64)
-        std[: k // 2] = -1.0
-        std = std * math.sqrt(1.0 if k == 2 else k * (k - 1) / k)
+        noise = torch.ones(k, dtype=torch.float64)
+        noise[: k // 2] = -1.0
+        noise = noise * math.sqrt(1.0 if k == 2 else k * (k - 1) / k)
 
         def of(tau, z, rows, counter):
             wave = torch.cos(9 * column(tau))
-            return wave * z, wave + std.expand(len(z), k), None
+            return wave * z, wave + noise.expand(len(z), k), None
 
         return of
 
@@ -755,8 +754,8 @@ def test_orders_of_torchdiffeq_are_the_published_ones():
     assert {method: TorchDiffEq(method).convergence_order for method in orders} == orders
 
 
-def test_steep_densities_are_entered_in_short_steps():
-    """The error of log p is held where its slope at the start is 2000, at a few evaluations."""
+def test_the_path_error_of_steep_densities_is_controlled():
+    """A gradient of log p of 2000 at the start costs a few evaluations, not accuracy."""
 
     class Steep(Density):
         @staticmethod
@@ -765,9 +764,9 @@ def test_steep_densities_are_entered_in_short_steps():
 
     flow = Steep(50, 2)
     solution = solve(Adams(), flow, 0.0, flow.end, 1e-4)
-    plain = solve(Adams(), Logistic(50, 2), 0.0, flow.end, 1e-4)  # no slope is told
+    without = solve(Adams(), Logistic(50, 2), 0.0, flow.end, 1e-4)  # without ∇ log p
     truth = flow.integral(0.0, flow.end) + flow.log_prob(flow.at(flow.end))
     missed = (solution.integral + flow.log_prob(solution.state) - truth).abs()
     assert bool((missed <= solution.error).all())
-    assert float(solution.error.median()) < 0.025  # 0.034 where the slope is not heeded
-    assert (solution.evaluations <= plain.evaluations + 8).all()
+    assert float(solution.error.median()) < 0.025  # 0.034 without control of the path error
+    assert (solution.evaluations <= without.evaluations + 8).all()

@@ -19,7 +19,7 @@ from scoresde.samplers import (
     RungeKutta,
     UniformLogSNR,
     encode,
-    walk,
+    iterate,
 )
 from scoresde.solvers import Status
 from scoresde.testing import BrokenPropertyError, check_sampler, check_score, check_sde
@@ -56,7 +56,7 @@ def run(score, sampler, steps=12, seed=0):
     source, sde = generator(seed), score.sde
     times = sde.time_at(torch.linspace(-3.0, 2.0, steps + 1, dtype=torch.float64))
     start = score.sample(5, float(times[0]), generator(1), torch.float64)
-    *_, end = walk(
+    *_, (end, _) = iterate(
         score, start, times, sampler, lambda x: torch.randn(x.shape, generator=source).to(x)
     )
     return end
@@ -179,7 +179,7 @@ def test_a_loop_costs_no_evaluation_twice():
     run_of = LoopSampler(ancestral)
     score = FunctionScore(counted, VPSDE())
     times = VPSDE().time_at(torch.linspace(-3.0, 2.0, 13, dtype=torch.float64))
-    states = list(walk(score, torch.ones(2, 3), times, run_of, torch.randn_like))
+    states = [state for state, _ in iterate(score, torch.ones(2, 3), times, run_of, torch.randn_like)]
     assert len(states) == len(asked) == 12
     assert asked == sorted(asked, reverse=True)
 
@@ -190,7 +190,7 @@ def test_a_loop_whose_questions_change_is_asked_anew():
 
     score = FunctionScore(lambda x, t: -x, VPSDE())
     times = torch.linspace(1.0, 0.1, 5)
-    *_, end = walk(score, torch.ones(1, 1), times, LoopSampler(hasty), torch.zeros_like)
+    *_, (end, _) = iterate(score, torch.ones(1, 1), times, LoopSampler(hasty), torch.zeros_like)
     assert float(end) == 0.75
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import generator, mixture
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from scoresde import MLP, NOISE, VPSDE, FunctionScore, GaussianMixture, Moments, ScoreModel, edm
+from scoresde import MLP, NOISE, VPSDE, FunctionScore, Moments, ScoreModel, edm
 from scoresde.training import fit
-from scoresde.training.data import order
+from scoresde.training.data import batch_indices
 from scoresde.training.losses import (
     EDMWeighting,
     LikelihoodWeighting,
@@ -31,12 +32,8 @@ from scoresde.training.losses import (
 )
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def samples(n=64, shape=(2,), dtype=torch.float32):
-    return torch.randn(n, *shape, generator=seeded(1), dtype=dtype) * 0.5 + 1.0
+    return torch.randn(n, *shape, generator=generator(1), dtype=dtype) * 0.5 + 1.0
 
 
 def labels(n=64):
@@ -113,17 +110,19 @@ def test_it_finds_the_least_squares_solution(shape, dtype, device):
 
 def test_it_approaches_the_exact_score_of_a_mixture():
     """Within 3 % of the irreducible loss, both on the same draws; the untrained excess is 500 %."""
-    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
-    covariances = torch.diag_embed(torch.tensor([[0.02, 0.1], [0.05, 0.02]]))
-    exact = GaussianMixture(torch.tensor([0.4, 0.6]), means, covariances, VPSDE())
-    x, fresh = exact.sample(4000, generator=seeded(1)), exact.sample(4000, generator=seeded(2))
+    variances = [[0.02, 0.1], [0.05, 0.02]]
+    exact = mixture(VPSDE(), [[-1.0, 0.0], [1.0, 0.5]], variances, [0.4, 0.6])
+    x, fresh = (
+        exact.sample(4000, generator=generator(1)),
+        exact.sample(4000, generator=generator(2)),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
         score = ScoreModel(MLP((2,), width=64, depth=2), exact.sde)
     options = {"steps": 800, "lr": 3e-3, "cosine": True, "ema": 0.99, "held_out": fresh}
     result = train(score, x, batch_size=256, **options)
     least, ours = (
-        dsm_loss(s, fresh, generator=seeded(3)).item() for s in (exact, result.score.double())
+        dsm_loss(s, fresh, generator=generator(3)).item() for s in (exact, result.score.double())
     )
     assert ours < 1.03 * least
     assert result.history.held_out[-1][1] == pytest.approx(least, rel=0.06)
@@ -294,11 +293,11 @@ def test_dropout_has_nothing_to_do_with_the_times():
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 30), seed=st.integers(0))
 def test_the_order_is_a_row_of_shuffled_passes(n, size, start, seed):
-    full = order(n, size, seed, 0)
+    full = batch_indices(n, size, seed, 0)
     row = torch.cat([next(full) for _ in range(start + 3)])
     for done in range(0, len(row) - n + 1, n):
         assert sorted(row[done : done + n].tolist()) == list(range(n))
-    late = order(n, size, seed, start)
+    late = batch_indices(n, size, seed, start)
     assert torch.equal(torch.cat([next(late) for _ in range(3)]), row[start * size :])
 
 
@@ -328,9 +327,9 @@ class Items(Dataset):
 
 class Endless(IterableDataset):
     def __iter__(self):
-        generator = seeded()
+        numbers = generator()
         while True:
-            yield torch.randn(2, generator=generator)
+            yield torch.randn(2, generator=numbers)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +349,7 @@ def test_the_same_data_in_another_form_give_the_same_weights(wrap):
 
 @pytest.mark.parametrize("held", [False, True])
 def test_loaders_and_streams(held):
-    loader = DataLoader(samples(), batch_size=10, shuffle=True, generator=seeded())
+    loader = DataLoader(samples(), batch_size=10, shuffle=True, generator=generator())
     result = train(model(), loader, steps=20, held_out=loader if held else None)
     assert result.score.moments.known
     torch.testing.assert_close(result.score.moments.mean, samples().double().mean(0))
@@ -401,7 +400,7 @@ def test_vector_conditions_are_dropped_by_row():
             return self.gain * x + self.bias
 
     score = ScoreModel(PosteriorScoreSampling(), VPSDE())
-    y = torch.rand(64, 3, generator=seeded()) + 1
+    y = torch.rand(64, 3, generator=generator()) + 1
     options = {"condition": "y", "condition_dropout": 0.5, "null": 0.0}
     train(score, (samples(), y), steps=10, **options)
     zero = torch.cat(score.network.given) == 0
@@ -774,7 +773,7 @@ def test_two_processes_train_one_model(tmp_path):
         assert a["history"] == b["history"]
         for part in ("raw", "score"):
             assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
-    x = torch.randn(2000, 2, generator=seeded(1)) * 0.5 + 1.0
+    x = torch.randn(2000, 2, generator=generator(1)) * 0.5 + 1.0
     alpha, sigma = float(VPSDE().alpha(0.4)), float(VPSDE().sigma(0.4))
     gain = sigma / (alpha**2 * float(x.var()) + sigma**2)
     assert float(resumed["score"]["network.gain"]) == pytest.approx(gain, abs=0.05)

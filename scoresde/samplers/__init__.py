@@ -52,7 +52,7 @@ from scoresde.samplers.runge_kutta import (
     RungeKutta,
     Tableau,
 )
-from scoresde.samplers.sample import SamplingError, SamplingStep, sample, walk
+from scoresde.samplers.sample import SamplingError, SamplingStep, iterate, sample
 from scoresde.samplers.scheduled import Scheduled
 from scoresde.samplers.torch_sde import TorchSDE
 
@@ -142,11 +142,11 @@ __all__ = [
     "encode",
     "half_step",
     "interpolate",
+    "iterate",
     "pc",
     "sa_solver",
     "sample",
     "trajectory",
     "transport",
     "unipc",
-    "walk",
 ]

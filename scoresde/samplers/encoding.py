@@ -1,4 +1,4 @@
-"""More than the last state: whole ways from noise to data, the way back, and what lies between."""
+"""Trajectories from noise to data, latents of data, and interpolation between data."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from scoresde._core.checks import check_state
+from scoresde._core.checks import check_instance, check_state
+from scoresde._core.modules import evaluation_mode
 from scoresde._core.shapes import expand, flatten
 from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.base import Sampler
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.probability_flow import ProbabilityFlow
-from scoresde.samplers.sample import SamplingStep, check_kinds, run, sample, sampling_times
+from scoresde.samplers.sample import (
+    SamplingStep,
+    check_samples,
+    in_chunks,
+    in_working_precision,
+    iterate,
+    sample,
+    sampling_times,
+)
 from scoresde.scores import Score
 
 
 class Trajectory(NamedTuple):
-    """A run with all it passed.
+    """All states of a run.
 
     Attributes:
-        times: ``(N+1,)``, falling.
+        times: ``(N+1,)``, decreasing.
         states: ``(N+1, n, *event)``.
     """
 
@@ -43,19 +53,19 @@ def trajectory(
     progress: bool = False,
     batch_size: int | None = None,
 ) -> Trajectory:
-    """Sample, and keep every state from the start to the end.
+    """Sample, and return all states from the start to the end.
 
     Args:
         score: the score.
         shape: ``(n, *event)``; None if ``start`` is given.
-        sampler: which steps to make.
-        steps: how many.
-        times: a grid of one's own (see :func:`sample`).
+        sampler: the sampler.
+        steps: number of steps.
+        times: the times of the steps (see :func:`sample`).
         start: the state at the first time, instead of a draw from the prior.
-        previews: keep the denoised x̂ instead of the states; one more evaluation a step.
+        previews: return the denoised x̂ instead of the states, for one more evaluation a step.
         generator: source of all randomness.
         progress: show a progress bar.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows the network evaluates at once.
 
     Returns:
         The N + 1 times and the states there, not denoised, ``(N+1, n, *event)``.
@@ -68,19 +78,21 @@ def trajectory(
         >>> times.shape, states.shape
         (torch.Size([5]), torch.Size([5, 2, 3]))
     """
-    passed: list[tuple[Tensor, Tensor]] = []
+    times_reached: list[Tensor] = []
+    states: list[Tensor] = []
 
-    def keep(frame: SamplingStep) -> None:
-        passed.append((frame.t, frame.denoised if previews else frame.x))
+    def record(step: SamplingStep) -> None:
+        times_reached.append(step.t)
+        states.append(step.denoised if previews else step.x)
 
     sample(
         score, shape, sampler, steps=steps, times=times, start=start, denoise=False,
-        generator=generator, progress=progress, callback=keep, batch_size=batch_size,
+        generator=generator, progress=progress, callback=record, batch_size=batch_size,
     )  # fmt: skip
-    moments, states = zip(*passed, strict=True)
-    return Trajectory(torch.stack(moments), torch.stack(states))
+    return Trajectory(torch.stack(times_reached), torch.stack(states))
 
 
+@torch.no_grad()
 def encode(
     score: Score,
     x: Tensor,
@@ -91,19 +103,19 @@ def encode(
     progress: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Follow the probability flow from data to noise: the latent that would give ``x``.
+    """Integrate the probability flow from data to noise: the latent from which ``x`` is sampled.
 
-    The sampler is run on its grid turned round; ``sample(score, None, sampler, start=latent,
-    denoise=False)`` on the same grid is the way back, up to the error of the steps.
+    The sampler runs on its times in reverse; ``sample(score, None, sampler, start=latent,
+    denoise=False)`` on the same times returns to ``x``, up to the discretization error.
 
     Args:
         score: the score.
-        x: data, taken for the state at t_min, ``(n, *event)``.
+        x: data, taken as the state at t_min, ``(n, *event)``.
         sampler: a deterministic one (η = 0).
-        steps: how many; the sampler's ``default_steps`` if None.
-        times: a grid of one's own, falling, as for :func:`sample`.
+        steps: number of steps; the sampler's ``default_steps`` if None.
+        times: decreasing times as for :func:`sample`.
         progress: show a progress bar.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows the network evaluates at once.
 
     Returns:
         The latent at T, shaped like ``x``.
@@ -114,7 +126,7 @@ def encode(
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in noise_level_at
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # the score of data N(0, I)
         >>> x = torch.ones(2, 3)
         >>> torch.allclose(encode(score, x), x, atol=1e-3)
         True
@@ -123,17 +135,21 @@ def encode(
         Song et al. 2021, arXiv:2011.13456, section 4.3; Song et al. 2021, arXiv:2010.02502, section
         5.4.
     """
-    check_kinds(score, sampler)
+    check_instance("score", score, Score, "ScoreModel(network, sde)")
+    check_instance("sampler", sampler, Sampler, "ProbabilityFlow()")
     if not sampler.deterministic:
         raise ValueError(
-            f"sampler: expected a deterministic one, whose way can be gone back, got {sampler!r}; "
-            "set eta=0 or use ProbabilityFlow()"
+            f"sampler: expected a deterministic one, which can be reversed, got {sampler!r}; set "
+            "eta=0 or use ProbabilityFlow()"
         )
-    knots = sampling_times(sampler, score, steps, times).flip(0)
-    return run(
-        score, check_state("x", x), knots, sampler, torch.zeros_like, denoise=False,
-        progress=progress, callback=None, batch_size=batch_size,
-    )  # fmt: skip
+    grid = sampling_times(sampler, score, steps, times).flip(0)
+    latent, score = in_working_precision(check_state("x", x)), in_chunks(score, batch_size)
+    sums = []
+    with evaluation_mode(score):
+        run = iterate(score, latent, grid, sampler, torch.zeros_like)
+        for latent, _ in tqdm(run, total=len(grid) - 1, disable=not progress, unit="step"):
+            sums.append(latent.sum())
+    return check_samples(latent, torch.stack(sums), grid).to(x.dtype)
 
 
 def interpolate(
@@ -147,13 +163,13 @@ def interpolate(
     progress: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
-    r"""Go from one datum to another through the latents.
+    r"""Interpolate between data through their latents.
 
-    Both ends are encoded, their latents joined along the great circle
+    Both are encoded, the latents are interpolated along the great circle
 
         z_w = sin((1−w)θ)/sin θ · z_0 + sin(wθ)/sin θ · z_1,      θ = ∠(z_0, z_1),
 
-    and decoded again.
+    and the result is decoded.
 
     Args:
         score: the score.
@@ -161,12 +177,12 @@ def interpolate(
         x1: data at weight 1, shaped like ``x0``.
         weights: w, ``(m,)``.
         sampler: a deterministic one (η = 0).
-        steps: how many, each way; the sampler's ``default_steps`` if None.
+        steps: number of steps in each direction; the sampler's ``default_steps`` if None.
         progress: show progress bars.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows the network evaluates at once.
 
     Returns:
-        What lies between, ``(m, n, *event)``.
+        The interpolated data, ``(m, n, *event)``.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -201,7 +217,7 @@ def interpolate(
 
 
 def _slerp(z0: Tensor, z1: Tensor, weight: Tensor) -> Tensor:
-    """Join two batches along great circles; a straight line where they are parallel."""
+    """Interpolate two batches along great circles; along a line where they are parallel."""
     cosine = torch.nn.functional.cosine_similarity(flatten(z0), flatten(z1), dim=1)
     angle = torch.acos(cosine.clamp(-1, 1)).clamp(1e-4, torch.pi - 1e-4)
     first, second = torch.sin((1 - weight) * angle), torch.sin(weight * angle)

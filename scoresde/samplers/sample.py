@@ -1,8 +1,4 @@
-"""Noise to data: the one loop that every sampler runs in.
-
-:func:`walk` is the loop itself, an iterator over the states; :func:`sample` is its front door,
-which checks, draws the start, keeps an eye on the numbers and denoises at the end.
-"""
+"""Noise to data: the loop in which every sampler runs."""
 
 from __future__ import annotations
 
@@ -10,31 +6,31 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde._core.checks import check_integer, check_state
+from scoresde._core.checks import check_instance, check_integer, check_state
 from scoresde._core.modules import dtype_and_device, evaluation_mode
 from scoresde._core.random import normal_like, temporarily_seeded
 from scoresde._core.shapes import as_time
 from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.grids import Grid
-from scoresde.scores import Score
-from scoresde.scores.chunked import ChunkedScore
+from scoresde.scores import ChunkedScore, Score
 
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """One moment of a run, as a callback sees it.
+    """The state of a run after a step, as a callback receives it.
 
     Attributes:
-        step: how many steps have been made, 0 … ``steps``.
-        steps: how many there will be.
-        t: the time reached, ``()``.
-        x: the state there, ``(batch, *event)``.
+        step: number of steps made so far, 0 … ``steps``.
+        steps: number of steps of the run.
+        t: the current time, ``()``.
+        x: the current state, ``(batch, *event)``.
         score: the score.
     """
 
@@ -46,16 +42,16 @@ class SamplingStep:
 
     @property
     def denoised(self) -> Tensor:
-        """The preview x̂(x, t), shaped like ``x``; every look costs one evaluation."""
+        """x̂(x, t), shaped like ``x``; each access costs one evaluation."""
         return self.score.denoised(self.x, self.t)
 
 
 class SamplingError(RuntimeError):
-    """Some samples are not finite; what there is comes along.
+    """Some samples are not finite; all samples are attached.
 
     Attributes:
-        samples: the result ``(n, *event)`` with all rows, good and bad.
-        finite: which rows are good, bool ``(n,)``.
+        samples: the result ``(n, *event)``, finite or not.
+        finite: which rows are finite, bool ``(n,)``.
     """
 
     def __init__(self, message: str, samples: Tensor, finite: Tensor) -> None:
@@ -64,65 +60,42 @@ class SamplingError(RuntimeError):
         self.finite = finite
 
 
-@dataclass
-class Walk:
-    """A sampler on its way: iterate over it for the state after every step.
+def iterate(
+    score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield the state after each step of a sampler, and what the sampler passes to the next step.
 
-    Attributes:
-        score: the score.
-        x: the state reached, ``(batch, *event)``.
-        times: falling times ``(N+1,)``.
-        sampler: which steps are made.
-        noise: where they draw from.
-    """
-
-    score: Score
-    x: Tensor
-    times: Tensor
-    sampler: Sampler
-    noise: Noise
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Make the steps."""
-        self._state = self.sampler.init(self.score, self.x, self.times)
-        for t, s in pairwise(self.times.unbind()):
-            self.x, self._state = self.sampler.step(
-                self.score, self.x, t, s, self._state, self.noise
-            )
-            yield self.x
-
-    def end(self) -> Tensor:
-        """Return the sample that the sampler makes of the last state, once all steps are made."""
-        return self.sampler.end(self.score, self.x, self.times[-1], self._state)
-
-
-def walk(score: Score, x: Tensor, times: Tensor, sampler: Sampler, noise: Noise) -> Walk:
-    """Run a sampler from ``times[0]`` to ``times[-1]``, step by step.
-
-    This is the loop behind :func:`sample`, without checks; gradients flow through it where they are
+    This is the loop of :func:`sample` without checks; gradients flow through it where they are
     enabled.
 
     Args:
         score: the score.
         x: the state at ``times[0]``, ``(batch, *event)``.
-        times: falling times ``(N+1,)``, float64 on the CPU.
-        sampler: which steps to make.
-        noise: ``noise(x)`` draws independent N(0, 1) like ``x``; recorded noise can be replayed.
+        times: decreasing times ``(N+1,)``, float64 on the CPU.
+        sampler: the sampler.
+        noise: ``noise(x)`` draws independent N(0, 1) like ``x``; it may return recorded noise.
 
-    Returns:
-        An iterable of N states, shaped like ``x``, whose ``end()`` makes the sample of the last.
+    Yields:
+        N pairs of a state, shaped like ``x``, and the sampler's own state, as
+        :meth:`Sampler.end` takes them.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay in noise_level_at
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # the score of data N(0, I)
         >>> times = torch.linspace(1.0, 1e-3, 4, dtype=torch.float64)
-        >>> way = walk(score, torch.ones(1, 2), times, AdamsBashforth(), torch.randn_like)
-        >>> [tuple(x.shape) for x in way], way.end()
-        ([(1, 2), (1, 2), (1, 2)], tensor([[1., 1.]]))
+        >>> sampler = AdamsBashforth()
+        >>> for x, state in iterate(score, torch.ones(1, 2), times, sampler, torch.randn_like):
+        ...     assert x.shape == (1, 2)
+        >>> sampler.end(score, x, times[-1], state)
+        tensor([[1., 1.]])
     """
-    return Walk(score, x, times, sampler, noise)
+    state = sampler.init(score, x, times)
+    for t, s in pairwise(times.unbind()):
+        x, state = sampler.step(score, x, t, s, state, noise)
+        yield x, state
 
 
+@torch.no_grad()
 def sample(
     score: Score,
     shape: Sequence[int] | None,
@@ -137,37 +110,37 @@ def sample(
     callback: Callable[[SamplingStep], object] | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    r"""Draw samples: start from the prior at T and follow the sampler down to t_min.
+    r"""Draw samples: start from the prior at T and make the sampler's steps down to t_min.
 
-    Runs without gradients and with the network in evaluation mode. The state is kept in the dtype
-    of ``start`` or, without one, of the network's parameters, at least in float32 while it runs.
+    Runs without gradients and with the network in evaluation mode. The state has the dtype of
+    ``start`` or, without one, of the network's parameters, and at least float32 during the run.
 
     Args:
-        score: the score, which knows its diffusion.
+        score: the score.
         shape: ``(n, *event)``; None if ``start`` is given.
-        sampler: which steps to make, such as ``Ancestral()``; by default an Adams method for the
+        sampler: the sampler, such as ``Ancestral()``; by default an Adams method for the
             probability flow, accurate in few steps.
-        steps: how many, on the sampler's own grid; the sampler's ``default_steps`` if None.
-        times: a grid of one's own: strictly falling times ``(N+1,)`` inside [0, T] instead of
-            ``steps``, or a :class:`Grid` such as ``Karras()`` for that many steps.
+        steps: number of steps on the sampler's own times; its ``default_steps`` if None.
+        times: instead of ``steps``, strictly decreasing times ``(N+1,)`` inside [0, T]; or a
+            :class:`Grid` such as ``Karras()`` for that number of steps.
         start: the state at the first time ``(n, *event)``, instead of a draw from the prior.
-        denoise: what is made of the last state x, where a little noise is left. True: x̂(x, t_N),
-            the mean of the data given x. False: x itself, at t_N, as :func:`log_likelihood` and
-            :func:`encode` take it. None: the sampler's own end (:meth:`Sampler.end`), x̂ of most;
-            integrators of the flow follow it to the data, which keeps the law.
+        denoise: how the result is made from the last state x, which has a little noise left. True:
+            x̂(x, t_N), the mean of the data given x. False: x itself, at t_N, as
+            :func:`log_likelihood` and :func:`encode` take it. None: by the sampler
+            (:meth:`Sampler.end`): x̂ for most; integrators of the flow continue to t = 0, which
+            preserves the distribution.
         generator: source of all randomness, of any device; None for PyTorch's global one.
         progress: show a progress bar.
         callback: called with a :class:`SamplingStep` at the start and after every step.
-        batch_size: how many rows the network sees at once; the samples are those of the whole
-            batch.
+        batch_size: number of rows the network evaluates at once; it does not change the samples.
 
     Returns:
         The samples ``(n, *event)``.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
-        ValueError: if shapes disagree or times do not fall inside [0, T].
-        SamplingError: if some result is not finite; it names the step and carries the samples.
+        ValueError: if shapes disagree or times do not decrease inside [0, T].
+        SamplingError: if a result is not finite; it names the step and holds the samples.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -182,90 +155,67 @@ def sample(
     References:
         Song et al. 2021, arXiv:2011.13456, sections 4.1 to 4.3.
     """
-    check_kinds(score, sampler)
-    knots = sampling_times(sampler, score, steps, times)
-    x = _start(score, shape, start, generator)
-    noise = partial(normal_like, generator=generator)
-    return run(
-        score, x, knots, sampler, noise, denoise=denoise, progress=progress, callback=callback,
-        batch_size=batch_size,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def run(
-    score: Score,
-    x: Tensor,
-    times: Tensor,
-    sampler: Sampler,
-    noise: Noise,
-    *,
-    denoise: bool | None,
-    progress: bool,
-    callback: Callable[[SamplingStep], object] | None,
-    batch_size: int | None,
-) -> Tensor:
-    """Walk to the end, showing how it goes, and check what comes out (see :func:`sample`)."""
-    dtype, steps = x.dtype, len(times) - 1
-    x = x.to(torch.promote_types(dtype, torch.float32))
-    if batch_size is not None:
-        score = ChunkedScore(score, check_integer("batch_size", batch_size, minimum=1))
-    sums = []
+    check_instance("score", score, Score, "ScoreModel(network, sde)")
+    check_instance("sampler", sampler, Sampler, "Ancestral()")
+    grid = sampling_times(sampler, score, steps, times)
+    initial = _start(score, shape, start, generator)
+    x, score = in_working_precision(initial), in_chunks(score, batch_size)
+    noise, count = partial(normal_like, generator=generator), len(grid) - 1
+    sums, state = [], None
     with evaluation_mode(score):
         if callback is not None:
-            callback(SamplingStep(0, steps, times[0], x, score))
-        way = walk(score, x, times, sampler, noise)
-        bar = tqdm(way, total=steps, disable=not progress, unit="step")
-        for step, x in enumerate(bar, start=1):
+            callback(SamplingStep(0, count, grid[0], x, score))
+        run = iterate(score, x, grid, sampler, noise)
+        for x, state in tqdm(run, total=count, disable=not progress, unit="step"):
             sums.append(x.sum())
             if callback is not None:
-                callback(SamplingStep(step, steps, times[step], x, score))
+                callback(SamplingStep(len(sums), count, grid[len(sums)], x, score))
         if denoise is None:
-            x = way.end()
+            x = sampler.end(score, x, grid[-1], state)
         elif denoise:
-            x = score.denoised(x, times[-1])
-    return _check_health(x, torch.stack(sums), times).to(dtype)
+            x = score.denoised(x, grid[-1])
+    return check_samples(x, torch.stack(sums), grid).to(initial.dtype)
 
 
-def check_kinds(score: object, sampler: object) -> None:
-    """Refuse what is no score or no sampler."""
-    if not isinstance(score, Score):
-        raise TypeError(
-            f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}; "
-            "wrap a plain function as FunctionScore(function, sde)"
-        )
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler: expected a Sampler such as Ancestral(), got {sampler!r}")
+def in_working_precision(x: Tensor) -> Tensor:
+    """Return a state in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_chunks(score: Score, batch_size: int | None) -> Score:
+    """Return a score that evaluates at most ``batch_size`` rows at once."""
+    if batch_size is None:
+        return score
+    return ChunkedScore(score, check_integer("batch_size", batch_size, minimum=1))
 
 
 def sampling_times(
     sampler: Sampler, score: Score, steps: int | None, times: Tensor | Sequence[float] | Grid | None
 ) -> Tensor:
-    """Return the times ``(N+1,)`` that ``steps`` and ``times`` ask for (see :func:`sample`)."""
+    """Return the times ``(N+1,)`` of a run (see :func:`sample`)."""
     if times is None or callable(times):
         count = sampler.default_steps if steps is None else steps
-        grid = sampler.times if times is None else times
-        return grid(score.sde, check_integer("steps", count, minimum=1), score.moments.std)
+        rule = sampler.times if times is None else times
+        return rule(score.sde, check_integer("steps", count, minimum=1), score.moments.std)
     if steps is not None:
         raise ValueError(
             f"steps, times: expected one of them, got steps={steps} and times; a grid of N+1 times "
             "makes N steps"
         )
-    knots = torch.as_tensor(times, device="cpu")
-    if knots.ndim != 1 or len(knots) < 2:
+    given = torch.as_tensor(times, device="cpu")
+    if given.ndim != 1 or len(given) < 2:
         raise ValueError(
-            f"times: expected shape (N+1,) with N >= 1, got {tuple(knots.shape)}; all samples "
+            f"times: expected shape (N+1,) with N >= 1, got {tuple(given.shape)}; all samples "
             "share one grid"
         )
-    unchecked = [as_time(t, score.sde.T, "times") for t in knots.unbind()]
-    knots = torch.stack(unchecked)
-    if not bool((knots.diff() < 0).all()):
-        first = int((knots.diff() >= 0).nonzero()[0])
+    grid = torch.stack([as_time(t, score.sde.T, "times") for t in given.unbind()])
+    if not bool((grid.diff() < 0).all()):
+        first = int((grid.diff() >= 0).nonzero()[0])
         raise ValueError(
-            f"times: expected strictly falling times, got {knots[first]:g} before "
-            f"{knots[first + 1]:g}; samplers go from noise at T to data at 0 (times.flip(0)?)"
+            f"times: expected strictly decreasing times, got {grid[first]:g} before "
+            f"{grid[first + 1]:g}; samplers go from noise at T to data at 0 (times.flip(0)?)"
         )
-    return knots
+    return grid
 
 
 def _start(
@@ -298,21 +248,23 @@ def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(check_integer(f"shape[{i}]", size, minimum=1) for i, size in enumerate(shape))
 
 
-def _check_health(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
-    """Return ``x`` if it and the states on its way, told by their sums, are finite."""
+def check_samples(x: Tensor, sums: Tensor, times: Tensor) -> Tensor:
+    """Return ``x`` if it is finite; the sums of the states name the step that failed.
+
+    Raises:
+        SamplingError: if a row is not finite.
+    """
     finite = x.isfinite().flatten(1).all(1) if x.ndim > 1 else x.isfinite()
     if bool(finite.all()):
         return x
     bad = (~sums.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        place = (
-            f"from step {step + 1} of {len(sums)} on (t = {times[step]:g} to {times[step + 1]:g})"
-        )
+        where = f"from step {step + 1} of {len(sums)} (t = {times[step]:g} to {times[step + 1]:g})"
     else:
-        place = f"in the denoised x̂ at t = {times[-1]:g}"
+        where = f"in the denoised x̂ at t = {times[-1]:g}"
     raise SamplingError(
-        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {place}; check the score "
+        f"samples: {int((~finite).sum())} of {len(x)} are not finite, {where}; check the score "
         "there or try more steps; the others are this error's `samples[finite]`",
         x,
         finite,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde._core.checks import check_integer
+from scoresde._core.checks import check_instance, check_integer
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.grids import Grid
 from scoresde.scores import Score
@@ -20,7 +20,7 @@ class Scheduled(Sampler):
 
     Args:
         sampler: makes the steps.
-        grid: where the steps are made: the function ``grid(sde, steps, std)`` that returns their times.
+        grid: the rule ``grid(sde, steps, std)`` for the times of the steps.
         steps: N, the number of steps unless :func:`~scoresde.samplers.sample` is given another.
 
     Example:
@@ -34,30 +34,25 @@ class Scheduled(Sampler):
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Sampler):
-            raise TypeError(f"sampler: expected a Sampler such as Heun(), got {self.sampler!r}")
+        check_instance("sampler", self.sampler, Sampler, "Heun()")
         if not callable(self.grid):
             raise TypeError(f"grid: expected a Grid such as Karras(), got {self.grid!r}")
         check_integer("steps", self.steps, minimum=1)
 
     @property
     def default_steps(self) -> int:
-        """Return ``steps``."""
         return self.steps
 
     @property
     def deterministic(self) -> bool:
-        """Whether no noise is drawn."""
         return self.sampler.deterministic
 
     @property
     def convergence_order(self) -> float | None:
-        """That of the sampler."""
         return self.sampler.convergence_order
 
     @property
     def corrects(self) -> bool:
-        """Whether the sampler stays at its time."""
         return self.sampler.corrects
 
     def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoresde._core.random import normal_like
 from scoresde._core.shapes import Time
-from scoresde.samplers import sample, walk
+from scoresde.samplers import sample, iterate
 from scoresde.scores.gaussian_mixture import GaussianMixture
 from scoresde.sdes import VESDE, VPSDE, GaussianSDE, SubVPSDE
 from scoresde.testing.properties import PropertySuite, close, holds
@@ -235,14 +235,14 @@ def rows(sampler: Any, sde: GaussianSDE, seed: int) -> None:
         drawn.append(normal_like(x, noise))
         return drawn[-1]
 
-    together = _last(walk(score, start, times, sampler, record))
+    together = _last(iterate(score, start, times, sampler, record))
     for i in range(3):
-        alone = _last(walk(score, start[i : i + 1], times, sampler, _replay(drawn, i)))
+        alone = _last(iterate(score, start[i : i + 1], times, sampler, _replay(drawn, i)))
         close(f"sample {i} alone", alone, together[i : i + 1], rtol=1e-6, atol=1e-8)
 
 
-def _last(states: Iterable[Tensor]) -> Tensor:
-    *_, last = states
+def _last(run: Iterable[tuple[Tensor, Any]]) -> Tensor:
+    *_, (last, _) = run
     return last
 
 

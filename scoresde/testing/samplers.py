@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from scoresde.samplers import Sampler, encode, sample, walk
+from scoresde.samplers import Sampler, encode, sample, iterate
 from scoresde.sdes import GaussianSDE
 from scoresde.testing.properties import close, holds
 from scoresde.testing.sampler_contract import (
@@ -124,7 +124,7 @@ def _miss(sampler: Any, sde: GaussianSDE, seed: int, steps: int) -> float:
     start, end = _flow(seed)
     times = logsnr_times(sampler, sde, steps, _WAY)
     first, last = sde.alpha(times[[0, -1]])
-    *_, found = walk(two_modes(sde), first * start, times, sampler, torch.zeros_like)
+    *_, (found, _) = iterate(two_modes(sde), first * start, times, sampler, torch.zeros_like)
     return float((found / last - end).square().mean().sqrt())
 
 
@@ -224,13 +224,13 @@ def _moments(sampler: Any, sde: GaussianSDE, steps: int) -> tuple[float, float] 
         return torch.zeros_like(x)
 
     if not sampler.deterministic:
-        list(walk(score, probe, times, sampler, count))
+        list(iterate(score, probe, times, sampler, count))
     start = torch.zeros(3 + len(calls), 1, dtype=torch.float64)
     start[1:3, 0] = torch.tensor([1.0, 2.0])
 
     def run() -> Tensor:
         kicks = iter(torch.eye(len(start), dtype=torch.float64)[3:, :, None])
-        *_, end = walk(score, start, times, sampler, lambda x: next(kicks))
+        *_, (end, _) = iterate(score, start, times, sampler, lambda x: next(kicks))
         return end
 
     end = run()
