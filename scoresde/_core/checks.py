@@ -41,7 +41,7 @@ __all__ = [
 
 
 def summarize(value: object) -> str:
-    """What came, in a few words: kind and shape of arrays, the value of everything else."""
+    """Return a value in a few words: dtype and shape of arrays, the ``repr`` of anything else."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
@@ -63,7 +63,7 @@ T = TypeVar("T")
 def check_instance(
     name: str, value: object, kind: type[T], example: str, hint: str | None = None
 ) -> T:
-    """The value, if it is an instance of ``kind``; ``TypeError`` otherwise.
+    """Return the value, if it is an instance of ``kind``; ``TypeError`` otherwise.
 
     Args:
         name: the argument's name in the message.
@@ -87,7 +87,7 @@ def check_instance(
 
 
 def check_tensor(name: str, x: object) -> Tensor:
-    """The value, if it is a tensor; ``TypeError`` otherwise."""
+    """Return the value, if it is a tensor; ``TypeError`` otherwise."""
     if not isinstance(x, Tensor):
         hint = f"convert it with torch.as_tensor({name})"
         raise TypeError(_message(name, "a torch.Tensor", x, hint))
@@ -95,7 +95,7 @@ def check_tensor(name: str, x: object) -> Tensor:
 
 
 def check_floating(name: str, x: object) -> Tensor:
-    """The value, if it is a tensor of real floating-point numbers; ``TypeError`` otherwise."""
+    """Return the value, if it is a real floating-point tensor; ``TypeError`` otherwise."""
     x = check_tensor(name, x)
     if not x.is_floating_point():
         hint = f"torch.view_as_real({name})" if x.is_complex() else f"{name}.float()"
@@ -104,7 +104,7 @@ def check_floating(name: str, x: object) -> Tensor:
 
 
 def check_finite(name: str, x: Tensor) -> Tensor:
-    """The tensor, if it holds no NaN or infinity; the ``ValueError`` says how many, and where."""
+    """Return the tensor, if all is finite; the ``ValueError`` reports number and first index."""
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         bad = (~finite).nonzero()
@@ -118,7 +118,7 @@ def check_finite(name: str, x: Tensor) -> Tensor:
 
 
 def check_state(name: str, x: object, event_shape: Sequence[int] | None = None) -> Tensor:
-    """The value, if it is a state: floating, finite, of shape ``(batch, *event)``, not empty.
+    """Return the value, if it is a state: finite, of shape ``(batch, *event)``, not empty.
 
     Args:
         name: the argument's name in the message.
@@ -148,7 +148,7 @@ def check_state(name: str, x: object, event_shape: Sequence[int] | None = None) 
 def check_number(
     name: str, value: object, expected: str = "a finite number", hint: str | None = None
 ) -> float:
-    """The value as a ``float``, if it is a finite real number (Python's or NumPy's, not a bool)."""
+    """Return the value as a ``float``, if it is a finite real number of Python or NumPy, not a bool."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         item = isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1
@@ -166,7 +166,7 @@ def _require(holds: bool, name: str, expected: str, value: object, hint: str) ->
 
 
 def check_positive(name: str, value: object, hint: str | None = None) -> float:
-    """The value as a ``float``, if it is a finite number above zero."""
+    """Return the value as a ``float``, if it is a finite number above zero."""
     expected = "a positive finite number"
     number = check_number(name, value, expected, hint)
     _require(number > 0, name, expected, value, hint or "pass a number above zero")
@@ -174,7 +174,7 @@ def check_positive(name: str, value: object, hint: str | None = None) -> float:
 
 
 def check_nonnegative(name: str, value: object, hint: str | None = None) -> float:
-    """The value as a ``float``, if it is a finite number not below zero."""
+    """Return the value as a ``float``, if it is a finite number not below zero."""
     expected = "a nonnegative finite number"
     number = check_number(name, value, expected, hint)
     _require(number >= 0, name, expected, value, hint or "pass zero or a number above it")
@@ -190,7 +190,7 @@ def check_between(
     exclusive: bool = False,
     hint: str | None = None,
 ) -> float:
-    """The value as a ``float``, if it is in [lower, upper]; ``exclusive``: in (lower, upper)."""
+    """Return the value as a ``float``, if it is in [lower, upper], or (lower, upper) if ``exclusive``."""
     interval = f"({lower:g}, {upper:g})" if exclusive else f"[{lower:g}, {upper:g}]"
     expected = f"a number in {interval}"
     number = check_number(name, value, expected, hint)
@@ -202,7 +202,7 @@ def check_between(
 def check_ordered(
     lower_name: str, lower: object, upper_name: str, upper: object
 ) -> tuple[float, float]:
-    """Both values as ``float``, if they are finite numbers and ``lower < upper``."""
+    """Return both values as ``float``, if they are finite numbers and ``lower < upper``."""
     pair = check_number(lower_name, lower), check_number(upper_name, upper)
     if not pair[0] < pair[1]:
         raise ValueError(
@@ -216,7 +216,7 @@ def check_ordered(
 def check_integer(
     name: str, value: object, minimum: int | None = None, hint: str | None = None
 ) -> int:
-    """The value as an ``int``, if it is an integer (not a bool) and at least ``minimum``."""
+    """Return the value as an ``int``, if it is an integer (not a bool) and at least ``minimum``."""
     expected = "an integer" if minimum is None else f"an integer, at least {minimum}"
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(_message(name, expected, value, hint or f"pass int({name})"))
@@ -227,7 +227,7 @@ def check_integer(
 
 
 def check_integers(name: str, values: object, minimum: int | None = None) -> tuple[int, ...]:
-    """The sequence as a tuple of ``int``, if all are integers and at least ``minimum``."""
+    """Return the sequence as a tuple of ``int``, if all are integers and at least ``minimum``."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         hint = f"for a single one write ({values!r},)"
         raise TypeError(_message(name, "a sequence of integers", values, hint))
@@ -238,7 +238,7 @@ def check_integers(name: str, values: object, minimum: int | None = None) -> tup
 
 
 def check_file(name: str, path: object) -> Path:
-    """The path as a ``Path``, if it names an existing file.
+    """Return the path as a ``Path``, if it names an existing file.
 
     Raises:
         TypeError: if ``path`` is neither a string nor path-like.

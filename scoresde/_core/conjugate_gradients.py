@@ -1,4 +1,4 @@
-"""Linear systems that are given by products alone, each row of a batch on its own."""
+"""Conjugate gradients for batches of independent linear systems given by matrix products."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def conjugate_gradients(
 ) -> Tensor:
     r"""Solve M x = b for a symmetric positive M, starting from 0.
 
-    A row that has reached its tolerance stays as it is, as does one along whose direction M turns
-    out not to be positive, so that rows do not depend on each other. If M is singular but b in its
-    range, the solution of least norm (in the preconditioner's metric) is approached. Of all steps
-    the one of least residual is returned: where M is not quite symmetric, as the Jacobian of a
-    learnt denoiser, later ones may be far worse.
+    A row stops when its residual is below the tolerance, or when the curvature along its search
+    direction is not positive, so that rows do not depend on each other. If M is singular and b in
+    its range, the iteration converges to the solution of least norm (in the preconditioner's
+    metric). The iterate of least residual is returned: if M is not exactly symmetric, as the
+    Jacobian of a learned denoiser, later ones may be far worse.
 
     Args:
-        apply: v -> M v, row by row, ``(batch, *shape)`` to the same.
+        apply: v -> M v, row by row, ``(batch, *shape)`` to the same shape.
         b: ``(batch, *shape)``.
-        iterations: how many products with M are made at most.
-        tolerance: wanted ‖M x − b‖/‖b‖.
+        iterations: maximal number of products with M.
+        tolerance: target for ‖M x − b‖/‖b‖.
         precondition: v -> P v with P ≈ M^{-1} symmetric positive; the identity if None.
 
     Returns:
@@ -47,12 +47,12 @@ def conjugate_gradients(
         Hestenes & Stiefel, *Methods of conjugate gradients for solving linear systems*, 1952.
     """
     x, residual = torch.zeros_like(b), b
-    better = residual if precondition is None else precondition(residual)
-    direction, product = better, inner(residual, better)
+    preconditioned = residual if precondition is None else precondition(residual)
+    direction, product = preconditioned, inner(residual, preconditioned)
     least = inner(b, b)
-    best, goal = x, tolerance**2 * least
+    best, target = x, tolerance**2 * least
     for _ in range(iterations):
-        active = (inner(residual, residual) > goal).detach()
+        active = (inner(residual, residual) > target).detach()
         if not bool(active.any()):
             break
         image = apply(direction)
@@ -65,9 +65,9 @@ def conjugate_gradients(
         improved = (size < least).detach()
         best = torch.where(expand(improved, x).bool(), x, best)
         least = torch.where(improved, size, least)
-        better = residual if precondition is None else precondition(residual)
-        before, product = product, inner(residual, better)
-        direction = better + expand(_quotient(product, before, active), x) * direction
+        preconditioned = residual if precondition is None else precondition(residual)
+        previous, product = product, inner(residual, preconditioned)
+        direction = preconditioned + expand(_quotient(product, previous, active), x) * direction
     return best
 
 

@@ -1,4 +1,4 @@
-"""Modules: numbers that must not be rounded, modes that must not be forgotten, where they live."""
+"""Helpers for modules: buffers of fixed dtype, evaluation mode, dtype and device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from torch import Tensor, nn
 class FixedDtypeModule(nn.Module):
     """A module whose buffers move between devices but keep their dtype.
 
-    A schedule or a data covariance in half precision would be another one: ``module.half()`` is
-    meant for the weights of a network, not for these.
+    A schedule or a data covariance rounded to half precision would be a different one;
+    ``module.half()`` is meant for the weights of a network.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedDtypeModule:
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        buffers = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
-        for name, buffer in kept.items():
+        for name, buffer in buffers.items():
             self._buffers[name] = buffer.to(fn(buffer).device)
         return self
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode: dropout blurs results, batch norms couple rows.
+    """Put a module and its parts into evaluation mode, and restore the modes afterwards.
+
+    In training mode dropout is random and batch normalization couples the samples.
 
     Example:
         >>> dropout = nn.Dropout()
@@ -47,7 +49,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def dtype_and_device(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Where a network lives; what has buffers only is exact, and used in the default dtype."""
+    """Return dtype and device of a network; without parameters, the default dtype."""
     for parameter in module.parameters():
         if parameter.is_floating_point():
             return parameter.dtype, parameter.device

@@ -1,9 +1,9 @@
-"""Random draws: the one place where a generator meets a shape, a dtype and a device.
+"""Random draws of a given shape, dtype and device.
 
 A generator draws on its own device and the result moves afterwards, so that a CPU generator gives
-the same numbers whatever device the model is on.  Without one, torch's global generator of the
-target device is used; with one, the global generators stay untouched.  Half-precision draws are
-made in float32 and rounded.
+the same numbers on every device.  Without one, PyTorch's global generator of the target device is
+used; with one, the global generators do not change.  Half-precision draws are made in float32 and
+rounded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def _draw(
-    law: Callable[..., Tensor],
+    draw: Callable[..., Tensor],
     shape: Sequence[int],
     generator: torch.Generator | None,
     dtype: torch.dtype | None,
@@ -36,7 +36,7 @@ def _draw(
     dtype = dtype or torch.get_default_dtype()
     wide = torch.promote_types(dtype, torch.float32)
     source = device if generator is None else generator.device
-    drawn = law(tuple(shape), generator=generator, dtype=wide, device=source)
+    drawn = draw(tuple(shape), generator=generator, dtype=wide, device=source)
     return drawn.to(device=device, dtype=dtype)
 
 
@@ -47,7 +47,7 @@ def normal(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Independent draws of N(0, 1).
+    """Return independent draws of N(0, 1).
 
     Example:
         >>> normal((2, 3), generator=torch.Generator().manual_seed(0)).shape
@@ -57,7 +57,7 @@ def normal(
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Independent draws of N(0, 1) with the shape, dtype and device of ``x``."""
+    """Return independent draws of N(0, 1) with the shape, dtype and device of ``x``."""
     return normal(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
@@ -70,7 +70,7 @@ def uniform(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Independent draws of the uniform law on [lower, upper); rounding can reach ``upper``.
+    """Return independent uniform draws from [lower, upper); rounding can give ``upper`` itself.
 
     Example:
         >>> t = uniform((1000,), lower=0.2, upper=0.5, generator=torch.Generator().manual_seed(0))
@@ -78,16 +78,16 @@ def uniform(
         True
     """
 
-    def law(size: tuple[int, ...], **options: Any) -> Tensor:
+    def draw(size: tuple[int, ...], **options: Any) -> Tensor:
         return lower + (upper - lower) * torch.rand(size, **options)
 
-    return _draw(law, shape, generator, dtype, device)
+    return _draw(draw, shape, generator, dtype, device)
 
 
 def uniform_like(
     x: Tensor, generator: torch.Generator | None = None, *, lower: float = 0.0, upper: float = 1.0
 ) -> Tensor:
-    """Independent draws of the uniform law on [lower, upper), like ``x`` in all the rest."""
+    """Return independent uniform draws from [lower, upper), in shape, dtype and device of ``x``."""
     return uniform(
         x.shape, lower=lower, upper=upper, generator=generator, dtype=x.dtype, device=x.device
     )
@@ -100,7 +100,7 @@ def rademacher(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Independent signs, -1 or +1, with probability one half each.
+    """Return independent signs, -1 or +1, with probability one half each.
 
     Example:
         >>> signs = rademacher((4, 2), generator=torch.Generator().manual_seed(0))
@@ -108,25 +108,27 @@ def rademacher(
         True
     """
 
-    def law(size: tuple[int, ...], **options: Any) -> Tensor:
+    def draw(size: tuple[int, ...], **options: Any) -> Tensor:
         return 2 * torch.randint(2, size, **options) - 1
 
-    return _draw(law, shape, generator, dtype, device)
+    return _draw(draw, shape, generator, dtype, device)
 
 
 def rademacher_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Independent signs with the shape, dtype and device of ``x``."""
+    """Return independent signs with the shape, dtype and device of ``x``."""
     return rademacher(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 @contextmanager
 def temporarily_seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Let ``generator`` stand in for the CPU's global one, which distributions draw from.
+    """Seed the CPU's global generator from ``generator``, and restore its state afterwards.
+
+    ``torch.distributions`` draw from the global generator alone.
 
     Example:
-        >>> law, before = torch.distributions.Normal(0.0, 1.0), torch.get_rng_state()
+        >>> normal, before = torch.distributions.Normal(0.0, 1.0), torch.get_rng_state()
         >>> with temporarily_seeded(torch.Generator().manual_seed(0)):
-        ...     x = law.sample()
+        ...     x = normal.sample()
         >>> torch.equal(before, torch.get_rng_state())
         True
     """

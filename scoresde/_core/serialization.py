@@ -1,7 +1,7 @@
-"""Objects as records: what a saved model says of the objects to rebuild, in plain JSON.
+"""Serialization of objects as JSON records: the class and the arguments of its constructor.
 
-A class can be recorded if every constructor argument is kept as an attribute of the same name. Only
-classes of a given catalogue are ever rebuilt; nothing is imported or run by name.
+A class can be serialized if it stores every constructor argument as an attribute of the same name.
+Only classes of a given catalog are rebuilt; nothing is imported or executed by name.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Catalogue = Mapping[str, type]
+Catalog = Mapping[str, type]
 
 
-def serialize(value: Any, known: Catalogue) -> Any:
-    """Return ``value`` as JSON-ready data, or raise ``TypeError`` if it can't be rebuilt."""
+def serialize(value: Any, known: Catalog) -> Any:
+    """Return ``value`` as JSON data, or raise ``TypeError`` if it cannot be rebuilt from them."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -34,8 +34,8 @@ def serialize(value: Any, known: Catalogue) -> Any:
     }
 
 
-def deserialize(record: Any, known: Catalogue) -> Any:
-    """Return the object that :func:`serialize` told of, or raise ``ValueError`` if that fails."""
+def deserialize(record: Any, known: Catalog) -> Any:
+    """Return the object that :func:`serialize` recorded, or raise ``ValueError`` if that fails."""
     if isinstance(record, list):
         return tuple(deserialize(item, known) for item in record)
     if not isinstance(record, dict):

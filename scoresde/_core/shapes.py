@@ -1,4 +1,4 @@
-"""The one place where a time coefficient meets a state.
+"""Shapes of states, times and coefficients: the only place where they are broadcast.
 
 A state ``x`` is ``(batch, *event)`` with any event shape, ``()`` included. A time ``t`` is a float,
 a tensor of shape ``()`` (shared by the batch) or of shape ``(batch,)`` (one per sample).
@@ -18,19 +18,19 @@ from scoresde._core.checks import check_finite, check_floating, check_tensor
 Time = float | Tensor
 
 _SLACK = 1e-6
-"""Relative overshoot of ``[0, T]`` that is read as rounding (``float32(0.995) > 0.995``)."""
+"""Relative overshoot of ``[0, T]`` that counts as rounding (``float32(0.995) > 0.995``)."""
 
 
 def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
     """Return ``t`` as a float64 tensor of shape ``()`` or ``(batch,)``, clamped to ``[0, T]``.
 
-    Values are checked where that is free: on the CPU and outside compiled or transformed code. On
-    an accelerator a check would stall the device.
+    Values are checked on the CPU, outside compiled or transformed code; on an accelerator a check
+    would synchronize with the device.
 
     Args:
         t: time, a float, ``()`` or ``(batch,)``.
         T: end of the diffusion, in the same unit.
-        name: how the argument is called in error messages.
+        name: the argument's name in error messages.
 
     Returns:
         Float64 tensor with the shape of ``t``.
@@ -40,7 +40,7 @@ def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
         ValueError: if ``t`` has more than one dimension, is not finite or lies outside ``[0, T]``.
     """
     if _is_number(t) and 0.0 <= float(t) <= T:
-        return t  # in loops, where every microsecond counts
+        return t  # the usual case in loops
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(float(t), dtype=torch.float64)
@@ -66,27 +66,27 @@ def as_time(t: Time, T: float = math.inf, name: str = "t") -> Tensor:
 
 
 def _is_number(t: object) -> TypeGuard[Tensor]:
-    """Whether ``t`` is a float64 scalar that is as good as a number: at hand, and constant."""
+    """Whether ``t`` is a float64 scalar with a concrete value and no gradient."""
     if not isinstance(t, Tensor) or t.ndim or t.dtype != torch.float64:
         return False
     return not t.requires_grad and has_concrete_value(t)
 
 
 def has_concrete_value(x: Tensor) -> bool:
-    """Whether values can be read for free: on the CPU, outside compiled or transformed code."""
+    """Whether values are available without synchronization: on the CPU, not compiled or traced."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001
 
 
 def check_data(name: str, x: Tensor) -> Tensor:
-    """Return ``x`` if it is a floating-point tensor and, where looking is free, finite."""
+    """Return ``x`` if it is a floating-point tensor; where values are concrete, also finite."""
     check_floating(name, x)
     return check_finite(name, x) if has_concrete_value(x) else x
 
 
 def _inside(t: Tensor, T: float, name: str) -> bool:
-    """Whether times lie in [0, T] as they are; refuse those that are not there up to rounding."""
+    """Whether times lie in [0, T] exactly; raise if they do not up to rounding."""
     if not t.numel():
         return True
     times = t.detach()
@@ -114,13 +114,13 @@ def check_batch(t: Tensor, x: Tensor, name: str = "t") -> None:
 
 def linear_combination(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """Return a x + b y, for coefficients ``()`` or ``(batch,)`` and states ``(batch, *event)``."""
-    if _is_number(b):  # one pass over the states less
+    if _is_number(b):  # saves one pass over the states
         return torch.add(expand(a, x) * x, y, alpha=float(b))
     return expand(a, x) * x + expand(b, y) * y
 
 
 def check_like(name: str, out: Tensor, x: Tensor) -> Tensor:
-    """Return what a user's function gave for ``x``, if it is a tensor of that shape."""
+    """Return what a user's function returned for ``x``, if it is a tensor of that shape."""
     if check_tensor(name, out).shape != x.shape:
         raise ValueError(
             f"{name}: expected a result of the shape of x, {tuple(x.shape)}, got "
@@ -130,14 +130,14 @@ def check_like(name: str, out: Tensor, x: Tensor) -> Tensor:
 
 
 def like_time(value: Tensor, t: Time) -> Tensor:
-    """Cast a float64 coefficient to the dtype of ``t`` if that is a tensor, else leave it."""
+    """Return a float64 coefficient in the dtype of ``t`` if that is a tensor, else unchanged."""
     return value.to(t.dtype) if isinstance(t, Tensor) else value
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shape and cast a coefficient ``()`` or ``(batch,)`` to multiply ``x`` ``(batch, *event)``.
+    """Return a coefficient ``()`` or ``(batch,)`` shaped and cast to multiply ``x``.
 
-    A scalar that lives on the CPU stays there: PyTorch takes it as a number, without a copy.
+    A scalar on the CPU is not moved: PyTorch multiplies by it as by a number, without a copy.
 
     Example:
         >>> x = torch.zeros(2, 3, 4)
