@@ -215,7 +215,7 @@ def test_scipy_solves_each_sample_separately():
 
 
 def test_torchdiffeq_controls_the_error_of_each_sample():
-    """One sample moves, 63 are constant: the library's RMS over the batch allows 4 times the error."""
+    """One sample of 64 is not constant: the library's RMS over the batch hides its error."""
     problem = Logistic(64, 2, pace=3.0)
     problem.rate[1:] = 0
     z, tolerance = problem.at(0.0), 1e-4

@@ -1,4 +1,4 @@
-"""Integrating batches of initial-value problems, each sample on its own clock."""
+"""Solvers of initial-value problems for batches of samples."""
 
 from scoresde.solvers.adams import Adams
 from scoresde.solvers.base import Solution, Solver, Status
@@ -6,6 +6,6 @@ from scoresde.solvers.scipy import SciPy
 from scoresde.solvers.torchdiffeq import TorchDiffEq
 
 MEMBERS = (Adams(), TorchDiffEq(), SciPy(), SciPy(coupled=True))
-"""Ready members; a line here enrols one in the contract tests."""
+"""Instances of every member, which the contract tests check; a new member adds a line here."""
 
 __all__ = ["MEMBERS", "Adams", "SciPy", "Solution", "Solver", "Status", "TorchDiffEq"]

@@ -1,10 +1,12 @@
-r"""Integrating a batch of independent initial-value problems, with one integral beside each.
+r"""Initial-value problems for a batch of independent samples, with one integral along each path.
+
+Every solver integrates ::
 
     dz/dτ = v(τ, z),        I = ∫ q(τ, z(τ)) dτ,        z(start) given, per sample.
 
-The same call serves a sampler (no integral) and a likelihood (q the divergence). A solver reports,
-per sample, whether it arrived, at what cost, and how far off it believes to be; it does not raise
-because one sample fails, and it always ends.
+The same call serves a sampler (no integral) and a likelihood (q is the divergence). A solver
+reports per sample whether it reached the end, the number of evaluations and an error estimate. It
+always returns: the failure of one sample is a status, not an exception.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class FieldEvaluation(NamedTuple):
         velocity: v ``(m, d)``.
         integrand: independent estimates of q ``(m, k)``; k = 0 for no integral.
         gradient: ∇_z log p ``(m, d)``, or None.
-        frame: coordinates in which the flow is slow around these points.
+        local: coordinates in which the flow is slow around these points.
     """
 
     velocity: Tensor
@@ -37,7 +39,9 @@ class FieldEvaluation(NamedTuple):
 
 
 Field = Callable[[Tensor, Tensor, Tensor, Tensor], FieldEvaluation]
-"""field(tau (m,), z (m, d), rows (m,), node (m,)): ``counter`` numbers the evaluations of each row."""
+"""The right-hand side: ``field(tau, z, rows, counter)`` with τ ``(m,)`` and z ``(m, d)``; ``rows``
+``(m,)`` are the samples' indices in the batch, and ``counter`` ``(m,)`` numbers the evaluations of
+each sample, so that random probes can differ between evaluations."""
 
 
 class Status(IntEnum):
@@ -54,11 +58,11 @@ class Solution:
     """What a solver returns, per sample; float64.
 
     Attributes:
-        state: z at the end ``(batch, d)``, or the last good value where it did not arrive.
+        state: z at the end ``(batch, d)``; after a failure, the last accepted value.
         integral: ∫ q ``(batch,)``.
-        standard_error: standard error of the integral from the noise of q ``(batch,)``; 0 for an
-            exact q, NaN where a single estimate does not tell.
-        error: estimated error of the integral from the discretisation ``(batch,)``.
+        standard_error: standard error of the integral due to the noise of q ``(batch,)``; 0 for an
+            exact q, NaN if it cannot be estimated from a single estimate per evaluation.
+        error: estimated discretization error of the integral ``(batch,)``; NaN if not estimated.
         reached: τ of ``state`` ``(batch,)``.
         evaluations: evaluations of the field ``(batch,)``, int64.
         status: a :class:`Status` code ``(batch,)``, int64.
@@ -77,15 +81,15 @@ class Solver(ABC):
     """A method for a batch of initial-value problems; members are frozen dataclasses."""
 
     fresh: bool = False
-    """Whether the integrand may be estimated anew, with other noise, at every node."""
+    """Whether the integrand may be estimated with new noise at every evaluation."""
     differentiable: bool = False
     """Whether gradients pass from a solution to the initial state and into the field."""
     own_steps: bool = True
-    """Whether every sample has steps of its own, so that batch-mates don't change its digits."""
+    """Whether step sizes are chosen per sample, so that a result does not depend on the batch."""
     coupled: bool = False
-    """Whether batch-mates even share their error and their failures."""
+    """Whether all samples share one error norm and fail together."""
     local_coordinates: bool = False
-    """Whether steps are told in the frames that a field can give, which take its stiffness out."""
+    """Whether steps use the local coordinates of a field, which remove the stiffness they model."""
 
     @property
     def convergence_order(self) -> float | None:
@@ -110,7 +114,8 @@ class Solver(ABC):
             z: initial state ``(batch, d)``, float64.
             start: initial τ.
             end: final τ.
-            tolerance: wanted error, of the state relative to 1 + |z| and of the integral per
-                dimension.
-            noisy: whether the integrand is a noisy estimate, which must not steer the steps.
+            tolerance: target error of the state relative to ``1 + |z|``, and of the integral
+                per dimension.
+            noisy: whether the integrand is a stochastic estimate, which is then excluded from
+                step-size control.
         """

@@ -1,4 +1,4 @@
-r"""The solvers of scipy, explicit and implicit."""
+"""The solvers of SciPy, explicit and implicit."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_integer
-from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
+from scoresde.solvers._augmented import Augmented, EvaluationLimitError, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
 _METHODS = {"RK23": 3.0, "RK45": 5.0, "DOP853": 8.0, "Radau": None, "BDF": None, "LSODA": None}
-"""Their orders, of those that are not implicit."""
+"""Names of the methods and the orders of the explicit ones."""
 
 
 @dataclass(frozen=True)
 class SciPy(Solver):
-    r"""A method of ``scipy.integrate.solve_ivp``, on the CPU, for every sample on its own.
+    r"""A method of ``scipy.integrate.solve_ivp``, on the CPU, for each sample separately.
 
-    A step is accepted if the RMS over a sample's entries of error/(``atol`` + ``rtol`` |y|) is at
-    most 1. The absolute tolerance of an integral is d ``atol``/√n where it is one of n entries: its
-    error weighs as much as that of all coordinates of the state together. Probes are fixed along
-    the path. Scipy controls the error of a step, from which that of the result does not follow; the
-    solution's ``error`` is NaN.
+    A step is accepted if the RMS over a sample's entries of ``error / (atol + rtol |y|)`` is at
+    most 1. The absolute tolerance of an integral is d ``atol``/√n where it is one of n entries, so
+    that its error weighs as much as that of all coordinates of the state together. Probes are fixed
+    along the path. SciPy controls the local error of a step, which does not bound the error of the
+    result; the solution's ``error`` is NaN.
 
-    With ``coupled=True`` the whole batch is one vector with one RMS and one ``atol``, which is how
-    the likelihoods of Song et al. are computed: to reproduce those numbers, use
-    ``SciPy("RK45", rtol=1e-5, atol=1e-5, coupled=True)``. Batch-mates then share steps, errors and
+    With ``coupled=True`` the batch is one vector with one RMS norm and one ``atol``, which is how
+    Song et al. compute likelihoods: to reproduce those numbers, use
+    ``SciPy("RK45", rtol=1e-5, atol=1e-5, coupled=True)``. All samples then share steps, errors and
     failures.
 
     Args:
-        method: ``"RK23"``, ``"RK45"``, ``"DOP853"``, or one for stiff problems in few dimensions,
-            whose Jacobians are differenced: ``"Radau"``, ``"BDF"``, ``"LSODA"``.
+        method: explicit: ``"RK23"``, ``"RK45"``, ``"DOP853"``; for stiff problems in few
+            dimensions, with a finite-difference Jacobian: ``"Radau"``, ``"BDF"``, ``"LSODA"``.
         rtol: relative tolerance; the ``tolerance`` of :meth:`solve` when None.
-        atol: absolute tolerance, likewise.
-        max_evaluations: where a sample gives up, with the best it has.
+        atol: absolute tolerance; the ``tolerance`` of :meth:`solve` when None.
+        max_evaluations: evaluations after which a sample stops at its last accepted step.
         coupled: whether the batch is solved as one system.
 
     Raises:
-        ValueError: if the method is none of these, or a number is out of range.
+        ValueError: if the method is unknown or a number is out of range.
 
     Example:
         >>> def decay(tau, z, rows, counter):
@@ -66,19 +66,19 @@ class SciPy(Solver):
         if self.method not in _METHODS:
             raise ValueError(
                 f"method: expected one of {', '.join(_METHODS)}, got {self.method!r}; these are "
-                "the names that scipy.integrate.solve_ivp knows"
+                "the methods of scipy.integrate.solve_ivp"
             )
         check_tolerances(self.rtol, self.atol)
         check_integer("max_evaluations", self.max_evaluations, minimum=2)
 
     @property
     def own_steps(self) -> bool:  # type: ignore[override]
-        """Whether samples are solved one by one."""
+        """True unless the batch is ``coupled``."""
         return not self.coupled
 
     @property
     def convergence_order(self) -> float | None:
-        """That of the method; None for implicit ones, which vary it or spend steps on Jacobians."""
+        """The order of an explicit method; None for implicit ones, whose order or cost varies."""
         return _METHODS[self.method]
 
     def solve(
@@ -91,36 +91,35 @@ class SciPy(Solver):
         tolerance: float,
         noisy: bool = False,
     ) -> Solution:
-        """Integrate sample by sample, or the batch as one (see :meth:`Solver.solve`)."""
         parts = []
         for rows in torch.arange(len(z), device=z.device).split(len(z) if self.coupled else 1):
-            walk = Augmented(field, z[rows], rows, start, end, self.max_evaluations)
-            status = self._advance(walk, end, tolerance)
-            parts.append(walk.leave(walk.everyone, status, noisy))
+            system = Augmented(field, z[rows], rows, start, end, self.max_evaluations)
+            status = self._integrate(system, end, tolerance)
+            parts.append(system.finish(system.all_rows, status, noisy))
         return join(parts)
 
-    def _advance(self, walk: Augmented, end: float, tolerance: float) -> Tensor | Status:
-        """Step until the end or a failure, keep the last good state, and say which it was."""
-        shape = walk.y.shape
+    def _integrate(self, system: Augmented, end: float, tolerance: float) -> Tensor | Status:
+        """Step to the end or to a failure; store the last finite state and return the status."""
+        shape = system.y.shape
         rtol = tolerance if self.rtol is None else self.rtol
         atol = np.full(shape, tolerance if self.atol is None else self.atol)
         if not self.coupled:
-            atol[:, walk.d :] *= walk.d / shape[1] ** 0.5
+            atol[:, system.d :] *= system.d / shape[1] ** 0.5
 
-        def entries(y: np.ndarray) -> Tensor:
-            return torch.tensor(y.reshape(shape), dtype=walk.y.dtype, device=walk.y.device)
+        def to_tensor(y: np.ndarray) -> Tensor:
+            return torch.tensor(y.reshape(shape), dtype=system.y.dtype, device=system.y.device)
 
         def slope(tau: float, y: np.ndarray) -> np.ndarray:
-            return walk(tau, entries(y)).detach().cpu().numpy().reshape(-1)
+            return system(tau, to_tensor(y)).detach().cpu().numpy().reshape(-1)
 
-        if not walk.finite.all():
-            return walk.failure
+        if not system.finite.all():
+            return system.failure
         try:
             with np.errstate(all="ignore"):
                 solver = getattr(scipy.integrate, self.method)(
                     slope,
-                    walk.tau,
-                    walk.y.detach().cpu().numpy().reshape(-1),
+                    system.tau,
+                    system.y.detach().cpu().numpy().reshape(-1),
                     end,
                     rtol=rtol,
                     atol=atol.reshape(-1),
@@ -128,12 +127,12 @@ class SciPy(Solver):
                 while solver.status == "running":
                     solver.step()
                     if solver.status == "failed" or not np.isfinite(solver.y).all():
-                        return walk.failure
-                    walk.tau, walk.y = float(solver.t), entries(solver.y)
-        except Exhausted:
+                        return system.failure
+                    system.tau, system.y = float(solver.t), to_tensor(solver.y)
+        except EvaluationLimitError:
             return Status.MAX_EVALUATIONS
-        except ValueError:  # scipy's linear algebra refuses a Jacobian that is not finite
-            if walk.busy:
+        except ValueError:  # SciPy's linear algebra raises it if a Jacobian is not finite
+            if system.evaluating:
                 raise
-            return walk.failure
+            return system.failure
         return Status.CONVERGED

@@ -1,4 +1,4 @@
-r"""The adaptive Runge–Kutta methods of torchdiffeq."""
+"""The adaptive Runge–Kutta methods of torchdiffeq."""
 
 from __future__ import annotations
 
@@ -9,59 +9,66 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from scoresde._core.checks import check_integer
-from scoresde.solvers._augmented import Augmented, Exhausted, check_tolerances, join
+from scoresde.solvers._augmented import Augmented, EvaluationLimitError, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
 _METHODS = {"dopri5": 5.0, "dopri8": 8.0, "bosh3": 3.0, "adaptive_heun": 2.0}
-"""Their orders."""
+"""Names of the methods and their orders."""
 _HUGE = 1e10
 
 
-class _March(Augmented):
-    """An augmented system that follows torchdiffeq from step to step."""
+class _ControlledSystem(Augmented):
+    """An augmented system with the error norm and the step callback of torchdiffeq."""
 
     def norm(self, ratio: Tensor) -> Tensor:
-        """The worst sample's error over its tolerance: of its state (RMS) or of an integral."""
+        """Return the largest error ratio of any sample: RMS of its state or one of its integrals.
+
+        Args:
+            ratio: local error over tolerance ``(m, d + k)``.
+
+        Returns:
+            The maximum over the samples, ``()``.
+        """
         state, integrals = ratio[:, : self.d], ratio[:, self.d :]
         rms = state.square().mean(1, keepdim=True).sqrt()
-        worst = torch.cat([rms, integrals.abs()], dim=1).amax(1)
-        self.finite = worst.isfinite()
-        # the library reads NaN as a step of 0; a large number makes it retry with a smaller one
-        self._worst = worst.nan_to_num(_HUGE, _HUGE).clamp(max=_HUGE)
-        return self._worst.max()
+        largest = torch.cat([rms, integrals.abs()], dim=1).amax(1)
+        self.finite = largest.isfinite()
+        # torchdiffeq turns NaN into a step of 0; after a large number it retries with a smaller one
+        self._largest = largest.nan_to_num(_HUGE, _HUGE).clamp(max=_HUGE)
+        return self._largest.max()
 
     def callback_step(self, tau: Tensor, y: Tensor, step: Tensor) -> None:
-        """Note the last accepted state, which every step starts from."""
+        """Store the last accepted state, from which the next step starts."""
         self.tau, self.y = tau.item(), y
 
     @property
-    def stuck(self) -> Tensor:
-        """The rows on whose account the latest step was refused ``(m,)``."""
-        return self._worst >= self._worst.max().clamp(max=1.0)
+    def rejecting(self) -> Tensor:
+        """The rows because of which the latest step was rejected, ``(m,)``."""
+        return self._largest >= self._largest.max().clamp(max=1.0)
 
 
 @dataclass(frozen=True)
 class TorchDiffEq(Solver):
-    r"""A method of torchdiffeq, with step control by the worst sample.
+    r"""A method of torchdiffeq, with step-size control by the sample of largest error.
 
-    The batch shares its steps, and each is accepted if max_i e_i ≤ 1, where e_i is the larger of
+    The batch shares its steps, and a step is accepted if max_i e_i ≤ 1, where e_i is the larger of
     the RMS error of sample i's state, over ``atol + rtol |z|``, and the error of its integral, over
-    ``atol`` per dimension. So batch-mates cannot hide a sample's error, though they can make its
-    steps smaller. A sample that fails leaves the batch with its status; the others go on from the
-    last accepted step. Probes are fixed along the path.
+    ``atol`` per dimension. Other samples can therefore shorten a sample's steps, but not hide its
+    error, as the library's RMS over the batch would. A sample that fails is removed with its
+    status; the others continue from the last accepted step. Probes are fixed along the path.
 
-    The library controls the error of a step, from which that of the result does not follow; the
-    solution's ``error`` is NaN.
+    The library controls the local error of a step, which does not bound the error of the result;
+    the solution's ``error`` is NaN.
 
     Args:
         method: one of torchdiffeq's adaptive methods: ``"dopri5"``, ``"dopri8"``, ``"bosh3"``,
-            ``"adaptive_heun"``. (Its ``"fehlberg2"`` misses the tolerance by two digits.)
+            ``"adaptive_heun"``. (Errors of its ``"fehlberg2"`` exceed the tolerance 100 times.)
         rtol: relative tolerance of the state; the ``tolerance`` of :meth:`solve` when None.
-        atol: absolute tolerance, likewise.
-        max_evaluations: where the samples give up, with the best they have.
+        atol: absolute tolerance; the ``tolerance`` of :meth:`solve` when None.
+        max_evaluations: evaluations after which the samples stop at the last accepted step.
 
     Raises:
-        ValueError: if the method is none of these, or a number is out of range.
+        ValueError: if the method is unknown or a number is out of range.
 
     Example:
         >>> def decay(tau, z, rows, counter):
@@ -93,7 +100,6 @@ class TorchDiffEq(Solver):
 
     @property
     def convergence_order(self) -> float:
-        """That of the method."""
         return _METHODS[self.method]
 
     def solve(
@@ -106,28 +112,28 @@ class TorchDiffEq(Solver):
         tolerance: float,
         noisy: bool = False,
     ) -> Solution:
-        """Integrate the batch with common steps (see :meth:`Solver.solve`)."""
         rtol = tolerance if self.rtol is None else self.rtol
         atol = tolerance if self.atol is None else self.atol
         rows = torch.arange(len(z), device=z.device)
-        march = _March(field, z, rows, start, end, self.max_evaluations)
-        of_state = z.new_ones(march.d)
-        of_integrals = z.new_ones(march.y.shape[1] - march.d)
+        system = _ControlledSystem(field, z, rows, start, end, self.max_evaluations)
+        ones = z.new_ones(system.y.shape[1])
+        state, integrals = ones[: system.d], ones[system.d :]
         arguments = {
-            "rtol": torch.cat([rtol * of_state, 0 * of_integrals]),
-            "atol": torch.cat([atol * of_state, atol * march.d * of_integrals]),
+            "rtol": torch.cat([rtol * state, 0 * integrals]),
+            "atol": torch.cat([atol * state, atol * system.d * integrals]),
             "method": self.method,
-            "options": {"norm": march.norm, "step_t": z.new_tensor([end])},
+            "options": {"norm": system.norm, "step_t": z.new_tensor([end])},
         }
-        parts = [march.leave(~march.finite, Status.NOT_FINITE, noisy)]
-        while len(march.rows) and march.tau != end:
+        parts = [system.finish(~system.finite, Status.NOT_FINITE, noisy)]
+        while len(system.rows) and system.tau != end:
             try:
-                march.y = odeint(march, march.y, z.new_tensor([march.tau, end]), **arguments)[-1]
-                march.tau = end
-            except Exhausted:
-                parts.append(march.leave(march.everyone, Status.MAX_EVALUATIONS, noisy))
+                times = z.new_tensor([system.tau, end])
+                states: Tensor = odeint(system, system.y, times, **arguments)
+                system.y, system.tau = states[-1], end
+            except EvaluationLimitError:
+                parts.append(system.finish(system.all_rows, Status.MAX_EVALUATIONS, noisy))
             except AssertionError:
-                if march.busy:
+                if system.evaluating:
                     raise
-                parts.append(march.leave(march.stuck, march.failure, noisy))
-        return join([*parts, march.leave(march.everyone, Status.CONVERGED, noisy)])
+                parts.append(system.finish(system.rejecting, system.failure, noisy))
+        return join([*parts, system.finish(system.all_rows, Status.CONVERGED, noisy)])
