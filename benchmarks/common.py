@@ -12,7 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def versions(*packages: str) -> str:
 
 def header(title: str, command: str, machine: str, *packages: str) -> str:
     """Return the head of a page: title, command, machine, date and versions."""
-    today = datetime.now(tz=timezone.utc).date().isoformat()
+    today = datetime.now(tz=UTC).date().isoformat()
     return f"# {title}\n\nMade by `{command}` on {machine}, {today}: {versions(*packages)}."
 
 
