@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ class TorchDiffEq(Solver):
         while len(system.rows) and system.tau != end:
             try:
                 times = z.new_tensor([system.tau, end])
-                states: Tensor = odeint(system, system.y, times, **arguments)
+                states = cast(Tensor, odeint(system, system.y, times, **arguments))
                 system.y, system.tau = states[-1], end
             except EvaluationLimitError:
                 parts.append(system.finish(system.all_rows, Status.MAX_EVALUATIONS, noisy))

@@ -18,7 +18,7 @@ from scoresde.samplers import Noise, Sampler
 from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 from scoresde.solvers import Solution, Solver, Status, base
-from scoresde.solvers._augmented import Augmented, Exhausted, join
+from scoresde.solvers._augmented import Augmented, EvaluationLimitError, join
 from scoresde.testing.properties import code
 from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
@@ -263,12 +263,12 @@ class FunctionSolver(Named, Solver):
         path = Augmented(field, z, rows, start, end, self.max_evaluations)
         try:
             y = check_like("function", self.function(path, path.y, start, end, tolerance), path.y)
-        except Exhausted:
-            return join([path.leave(path.everyone, Status.MAX_EVALUATIONS, noisy)])
+        except EvaluationLimitError:
+            return join([path.finish(path.all_rows, Status.MAX_EVALUATIONS, noisy)])
         arrived = y.isfinite().all(1)
-        failed = path.leave(~arrived, Status.NOT_FINITE, noisy)
+        failed = path.finish(~arrived, Status.NOT_FINITE, noisy)
         path.y, path.tau = y[arrived], end
-        return join([failed, path.leave(path.everyone, Status.CONVERGED, noisy)])
+        return join([failed, path.finish(path.all_rows, Status.CONVERGED, noisy)])
 
 
 # --- traces
