@@ -1,7 +1,7 @@
-"""Schedulers of diffusers and our samplers: the same outputs and noise in, the same samples out.
+"""Schedulers of diffusers and the equivalent samplers: equal samples for equal outputs and noise.
 
-Schedulers compute in float32. Where theirs have other habits (the list in ``recipes``) the
-difference is seen, and gone where the habit is switched off.
+Schedulers compute in float32. The differences listed in ``interop.diffusers.samplers`` are tested
+too: each is visible, and vanishes where the setting behind it is changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from scoresde import FunctionScore
 from scoresde.interop import diffusers as ours
 from scoresde.interop.diffusers.schedules import DEFAULTS
-from scoresde.samplers import DDIMNoise, Exponential, sample, iterate
+from scoresde.samplers import DDIMNoise, Exponential, iterate, sample
 from scoresde.scores.predictions import DATA
 
 diffusers = pytest.importorskip("diffusers")
@@ -33,9 +33,9 @@ def clean(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """E[x_0 | x] for a mixture of three Gaussians, in closed form."""
     alpha, sigma = torch.as_tensor(alpha).double(), torch.as_tensor(sigma).double()
     std = alpha**2 * VARIANCE + sigma**2
-    away = x.double()[:, None] - alpha * MEANS
-    parts = torch.softmax(-away.square().sum(2) / (2 * std), dim=1)
-    return (parts[:, :, None] * (MEANS + alpha * VARIANCE / std * away)).sum(1)
+    offset = x.double()[:, None] - alpha * MEANS
+    weights = torch.softmax(-offset.square().sum(2) / (2 * std), dim=1)
+    return (weights[:, :, None] * (MEANS + alpha * VARIANCE / std * offset)).sum(1)
 
 
 def scheduler_of(config: dict[str, Any]) -> Any:
@@ -48,8 +48,8 @@ def vp(scheduler: Any, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(scheduler, "sigmas"):
         ratio = scheduler.sigmas[i].double()
         return 1 / torch.sqrt(1 + ratio**2), ratio / torch.sqrt(1 + ratio**2)
-    left = scheduler.alphas_cumprod[int(t)].double()
-    return left.sqrt(), (1 - left).sqrt()
+    alphas_cumprod = scheduler.alphas_cumprod[int(t)].double()
+    return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
 
 def ve(scheduler: Any, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +60,8 @@ def flow(scheduler: Any, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
     return 1 - scheduler.sigmas[i].double(), scheduler.sigmas[i]
 
 
-def told(scheduler: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a perfect network puts out."""
+def exact_output(scheduler: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The output of a network without error."""
     x0 = clean(x, alpha, sigma)
     noise = (x - alpha * x0) / sigma
     kind = scheduler.config.get("prediction_type", "flow")
@@ -69,7 +69,7 @@ def told(scheduler: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         total = sigma.double() ** 2 + scheduler.config.sigma_data**2
         skip = scheduler.config.sigma_data**2 / total
         return (x0 - skip * x) / (sigma.double() * scheduler.config.sigma_data / total.sqrt())
-    if kind == "v_prediction":  # of the normalised state
+    if kind == "v_prediction":  # of the normalized state
         size = torch.sqrt(alpha**2 + sigma**2)
         return (alpha * noise - sigma * x0) / size
     return {"epsilon": noise, "sample": x0, "flow": noise - x0}[kind]
@@ -79,7 +79,7 @@ def theirs(
     scheduler: Any,
     steps: int,
     x: Tensor,
-    place: Callable[..., tuple[Tensor, Tensor]],
+    variables: Callable[..., tuple[Tensor, Tensor]],
     draws: list[Tensor],
     monkeypatch: pytest.MonkeyPatch,
     **options: Any,
@@ -92,40 +92,40 @@ def theirs(
     scheduler.set_timesteps(steps)
     states = []
     for i, t in enumerate(scheduler.timesteps):
-        alpha, sigma = noise_level_at(scheduler, i, t)
+        alpha, sigma = variables(scheduler, i, t)
         if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(x, t)  # some want to be asked
-        output = told(scheduler, x, alpha, sigma)
+            scheduler.scale_model_input(x, t)  # some raise without this call
+        output = exact_output(scheduler, x, alpha, sigma)
         x = scheduler.step(output, t, x, return_dict=False, **options)[0].double()
         states.append(x)
     return states
 
 
-def mine(recipe: ours.Recipe, config: Any, x: Tensor, draws: list[Tensor]) -> list[Tensor]:
-    sde = ours.process(config).sde
+def mine(
+    equivalent: ours.SamplerSettings, config: Any, x: Tensor, draws: list[Tensor]
+) -> list[Tensor]:
+    sde = ours.forward_process(config).sde
     score = FunctionScore(lambda x, t: clean(x, sde.alpha(t), sde.sigma(t)), sde, DATA)
     remaining = iter(draws)
-    sampler, times, denoise = recipe
+    sampler, times, denoise = equivalent
     states = [state for state, _ in iterate(score, x, times, sampler, lambda x: next(remaining))]
     return [*states, score.denoised(states[-1], times[-1])] if denoise else states
 
 
-def difference(config, steps, place, monkeypatch, sampler=None, start=None, **options):
-    """The largest difference of the samples, of size 1."""
+def difference(config, steps, variables, monkeypatch, sampler=None, start=None, **options):
+    """The largest absolute difference of the samples, whose scale is 1."""
     scheduler = scheduler_of(config)
-    recipe = ours.recipe(config, steps)
-    sde = ours.process(config).sde
+    equivalent = ours.sampler_settings(config, steps)
+    sde = ours.forward_process(config).sde
     draws = list(torch.randn(3 * steps, 6, 3, dtype=torch.float64))
-    x = torch.randn(6, 3, dtype=torch.float64) * sde.sigma(recipe.times[0])
-    scale = sde.alpha(recipe.times[0]) if place is ve else 1.0
-    expected = theirs(scheduler, steps, x / scale, place, draws, monkeypatch, **options)[
-        -1
-    ]
+    x = torch.randn(6, 3, dtype=torch.float64) * sde.sigma(equivalent.times[0])
+    scale = sde.alpha(equivalent.times[0]) if variables is ve else 1.0
+    expected = theirs(scheduler, steps, x / scale, variables, draws, monkeypatch, **options)[-1]
     if sampler is not None:
-        recipe = recipe._replace(sampler=sampler)
-    found = mine(recipe, config, x, draws)[-1]
-    if place is ve and not recipe.denoise:
-        expected = expected * sde.alpha(recipe.times[-1])
+        equivalent = equivalent._replace(sampler=sampler)
+    found = mine(equivalent, config, x, draws)[-1]
+    if variables is ve and not equivalent.denoise:
+        expected = expected * sde.alpha(equivalent.times[-1])
     return float((found - expected).abs().max())
 
 
@@ -146,8 +146,8 @@ TABLES = [
     {"trained_betas": torch.linspace(1e-4, 0.3, 50).tolist(), "num_train_timesteps": 50},
     {"beta_end": 0.1, "num_train_timesteps": 200},
 ]
-WARPS = [{f"use_{each}_sigmas": True} for each in ("karras", "exponential", "beta")]
-IN_VP = [
+GRIDS = [{f"use_{each}_sigmas": True} for each in ("karras", "exponential", "beta")]
+VP = [
     *(settings("DDPM", variance_type=v, **SPACINGS[0]) for v in ("fixed_small", "fixed_large")),
     settings("DDPM", variance_type="fixed_small_log", timestep_spacing="trailing"),
     settings("DDPM", timestep_spacing="linspace"),
@@ -174,57 +174,57 @@ IN_VP = [
         for k in (1, 2, 3)
     ),
 ]
-IN_VE = [
+VE = [
     *(settings("EulerDiscrete", **each) for each in SPACINGS),
     *(settings("EulerAncestralDiscrete", **each) for each in SPACINGS),
-    *(settings("HeunDiscrete", **each) for each in [*SPACINGS, *WARPS[:2]]),
+    *(settings("HeunDiscrete", **each) for each in [*SPACINGS, *GRIDS[:2]]),
     settings("HeunDiscrete", prediction_type="v_prediction"),
     settings("EDMEuler"),
     settings("EDMEuler", sigma_schedule="exponential", sigma_data=1.0, rho=5.0),
     settings("EDMDPMSolverMultistep"),
     settings("EDMDPMSolverMultistep", solver_order=3, solver_type="heun", lower_order_final=False),
 ]
-IN_FLOW = [settings("FlowMatchEulerDiscrete"), settings("FlowMatchEulerDiscrete", shift=3.0)]
-COINCIDING = [
-    *((config, vp) for config in IN_VP),
-    *((config, ve) for config in IN_VE),
-    *((config, flow) for config in IN_FLOW),
+FLOW = [settings("FlowMatchEulerDiscrete"), settings("FlowMatchEulerDiscrete", shift=3.0)]
+EQUIVALENT = [
+    *((config, vp) for config in VP),
+    *((config, ve) for config in VE),
+    *((config, flow) for config in FLOW),
 ]
 
 
-@pytest.mark.parametrize(("config", "place"), COINCIDING, ids=[name(c) for c, _ in COINCIDING])
-def test_schedulers_are_our_samplers(config, place, monkeypatch):
-    assert difference(config, 10, place, monkeypatch) < 1e-5
+@pytest.mark.parametrize(("config", "variables"), EQUIVALENT, ids=[name(c) for c, _ in EQUIVALENT])
+def test_samples_equal_those_of_schedulers(config, variables, monkeypatch):
+    assert difference(config, 10, variables, monkeypatch) < 1e-5
 
 
-@pytest.mark.parametrize("config", [settings(DPM, **each) for each in WARPS], ids=name)
-def test_schedulers_are_our_samplers_on_warped_grids(config, monkeypatch):
-    """With a few more roundings: their lengths in λ are differences of float32 logarithms."""
+@pytest.mark.parametrize("config", [settings(DPM, **each) for each in GRIDS], ids=name)
+def test_samples_equal_those_of_schedulers_on_other_grids(config, monkeypatch):
+    """With a larger rounding error: the steps in λ are differences of float32 logarithms."""
     assert difference(config, 20, vp, monkeypatch) < 5e-5
 
 
 def test_ddim_with_noise(monkeypatch):
-    """η is no setting of the scheduler, but an argument of its step."""
+    """η is no setting of the scheduler but an argument of its step."""
     config, sampler = settings("DDIM"), Exponential(order=1, eta=DDIMNoise(0.7))
     assert difference(config, 10, vp, monkeypatch, sampler, eta=0.7) < 1e-5
 
 
-# --- where theirs differ
+# --- differences
 
 
-def test_ddim_steps_elsewhere_than_its_next_timestep(monkeypatch):
+def test_ddim_steps_to_other_times_than_its_next_timestep(monkeypatch):
     for spacing, steps in (("trailing", 17), ("linspace", 20)):
         config = settings("DDIM", timestep_spacing=spacing)
         found = difference(config, steps, vp, monkeypatch)
         assert 1e-3 < found < 0.1
 
 
-def test_the_order_of_their_last_steps_falls(monkeypatch):
+def test_the_order_of_the_last_steps_is_lower_in_diffusers(monkeypatch):
     config = settings(DPM, solver_order=3)
     assert difference(config, 10, vp, monkeypatch) > 1e-3
     assert difference(config, 15, vp, monkeypatch) < 1e-5
-    kept = difference(config | {"lower_order_final": False}, 10, vp, monkeypatch)
-    assert kept < 1e-5
+    constant = difference(config | {"lower_order_final": False}, 10, vp, monkeypatch)
+    assert constant < 1e-5
 
 
 def patched(monkeypatch, kind: str, method: str, text: str, other: str) -> None:
@@ -238,8 +238,8 @@ def patched(monkeypatch, kind: str, method: str, text: str, other: str) -> None:
     monkeypatch.setattr(scheduler, method, scope[method])
 
 
-def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
-    """The integral of the curvature is (1 − e^{−c} − c)/c² + ½ with c = 2h; theirs says − ½."""
+def test_the_stochastic_third_order_has_a_wrong_sign_in_diffusers(monkeypatch):
+    """The weight of the second derivative is (1 − e^{−c} − c)/c² + ½, c = 2h; theirs has − ½."""
     config = settings(
         DPM, solver_order=3, algorithm_type="sde-dpmsolver++", solver_type="heun", **SPACINGS[1]
     )
@@ -254,7 +254,7 @@ def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
     assert difference(config, 20, vp, monkeypatch) < 1e-5
 
 
-def test_unipc_comes_near(monkeypatch):
+def test_unipc_is_approximately_equal(monkeypatch):
     for order, bound in ((1, 3e-3), (2, 1e-2)):
         config = settings("UniPCMultistep", solver_order=order)
         assert 1e-4 < difference(config, 20, vp, monkeypatch) < bound
@@ -262,20 +262,20 @@ def test_unipc_comes_near(monkeypatch):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("predict_x0", [True, False])
-def test_unipc_without_its_shortcuts_is_ours(order, predict_x0, monkeypatch):
-    """Its predictions of order 2 and first corrections weigh the slope as at mid-step.
+def test_unipc_with_exact_weights_is_equal(order, predict_x0, monkeypatch):
+    """UniPC's predictor of order 2 and its first corrections use midpoint weights.
 
-    With these two branches taken out of its source the rest solves for the exact weights. Of a run
-    of order 3 the last two steps have another order.
+    Without these two branches of its source the weights are solved for exactly. With order 3 the
+    last two steps have a lower order and are not compared.
     """
     for step, shortcut in (("uni_p", "if order == 2:"), ("uni_c", "if order == 1:")):
         method = f"multistep_{step}_bh_update"
         patched(monkeypatch, "UniPCMultistepScheduler", method, shortcut, "if False:")
     config = settings("UniPCMultistep", solver_order=order, predict_x0=predict_x0)
-    steps, kept = 12, 12 - max(order - 1, 1)
+    steps, compared = 12, 12 - max(order - 1, 1)
     x = torch.randn(6, 3, dtype=torch.float64)
-    expected = theirs(scheduler_of(config), steps, x, vp, [], monkeypatch)[:kept]
-    found = mine(ours.recipe(config, steps), config, x, [])[:kept]
+    expected = theirs(scheduler_of(config), steps, x, vp, [], monkeypatch)[:compared]
+    found = mine(ours.sampler_settings(config, steps), config, x, [])[:compared]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=5e-5)
 
 
@@ -283,29 +283,28 @@ def test_unipc_without_its_shortcuts_is_ours(order, predict_x0, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_every_recipe_samples(kind):
-    """With default settings, through the front door."""
+def test_every_sampler_runs_with_default_settings(kind):
     config = {"_class_name": kind}
-    sampler, times, denoise = ours.recipe(config, 100)
-    sde = ours.process(config).sde
+    sampler, times, denoise = ours.sampler_settings(config, 100)
+    sde = ours.forward_process(config).sde
     score = FunctionScore(lambda x, t: clean(x, sde.alpha(t), sde.sigma(t)), sde, DATA)
     x = sample(score, (200, 3), sampler, times=times, denoise=denoise)
     assert 0.3 < float(x.double().std() / MEANS.std()) < 2.0
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_defaults_are_theirs(kind):
+def test_defaults_equal_those_of_diffusers(kind):
     known = inspect.signature(getattr(diffusers, kind)).parameters
     for key, value in DEFAULTS[kind].items():
         if key in known:
             assert known[key].default == value, key
 
 
-@pytest.mark.parametrize("config", [c for c, _ in COINCIDING], ids=name)
-def test_tables_and_ends_are_theirs(config):
-    scheduler, process = scheduler_of(config), ours.process(config)
+@pytest.mark.parametrize("config", [c for c, _ in EQUIVALENT], ids=name)
+def test_tables_equal_those_of_diffusers(config):
+    scheduler, process = scheduler_of(config), ours.forward_process(config)
     if hasattr(scheduler, "alphas_cumprod"):
         found = process.sde.alphas_cumprod.float()
         torch.testing.assert_close(found[:-1], scheduler.alphas_cumprod[:-1], rtol=2e-5, atol=0)
         torch.testing.assert_close(found[-1:], scheduler.alphas_cumprod[-1:], rtol=2e-5, atol=1e-6)
-    assert repr(ours.process(scheduler)) == repr(process)
+    assert repr(ours.forward_process(scheduler)) == repr(process)

@@ -1,4 +1,4 @@
-"""Networks and folders of diffusers: read as what they are, and sampled like their pipelines."""
+"""Networks and folders of diffusers: loading, and samples equal to those of their pipelines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, edm
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
 
-DESIGN: dict[str, Any] = {
+UNET: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 2,
     "out_channels": 2,
@@ -48,7 +48,7 @@ DESIGN: dict[str, Any] = {
 
 
 def unet(**changes: Any) -> Any:
-    return diffusers.UNet2DModel(**DESIGN | changes).eval().requires_grad_(False)
+    return diffusers.UNet2DModel(**UNET | changes).eval().requires_grad_(False)
 
 
 def scheduler(kind: str, **entries: Any) -> Any:
@@ -62,7 +62,7 @@ def relative(out: Tensor, expected: Tensor) -> float:
 # --- samples of a network
 
 
-def replayed(
+def run_pipeline(
     theirs: Any, network: nn.Module, x: Tensor, steps: int, draws: list[Tensor], patch: Any
 ) -> Tensor:
     """The loop of diffusers' pipelines."""
@@ -72,16 +72,23 @@ def replayed(
         patch.setattr(module, "randn_tensor", lambda *a, **k: next(remaining))
     theirs.set_timesteps(steps)
     for t in theirs.timesteps:
-        seen = theirs.scale_model_input(x, t)
-        output = network(seen, t).sample
+        scaled = theirs.scale_model_input(x, t)
+        output = network(scaled, t).sample
         x = theirs.step(output, t, x).prev_sample
     return x
 
 
-def samples(model: ScoreModel, recipe: ours.Recipe, x: Tensor, draws: list[Tensor]) -> Tensor:
+def samples(
+    model: ScoreModel, settings: ours.SamplerSettings, x: Tensor, draws: list[Tensor]
+) -> Tensor:
     remaining = iter(draws)
-    states = [state for state, _ in iterate(model, x, recipe.times, recipe.sampler, lambda x: next(remaining))]
-    return model.denoised(states[-1], recipe.times[-1]) if recipe.denoise else states[-1]
+    states = [
+        state
+        for state, _ in iterate(
+            model, x, settings.times, settings.sampler, lambda x: next(remaining)
+        )
+    ]
+    return model.denoised(states[-1], settings.times[-1]) if settings.denoise else states[-1]
 
 
 @pytest.mark.parametrize(
@@ -103,22 +110,22 @@ def samples(model: ScoreModel, recipe: ours.Recipe, x: Tensor, draws: list[Tenso
         ("EDMEuler", {}),
     ],
 )
-def test_a_network_is_sampled_as_by_its_scheduler(kind, entries, monkeypatch):
+def test_samples_equal_those_of_the_scheduler(kind, entries, monkeypatch):
     network, theirs, steps = unet(), scheduler(kind, **entries), 10
-    model, recipe = ours.wrap(network, theirs), ours.recipe(theirs, steps)
+    model, settings = ours.wrap(network, theirs), ours.sampler_settings(theirs, steps)
     draws = list(torch.randn(2 * steps, 3, 2, 8, 8))
-    start = model.sde.sigma(recipe.times[0]) * torch.randn(3, 2, 8, 8).double()
+    start = model.sde.sigma(settings.times[0]) * torch.randn(3, 2, 8, 8).double()
     in_ve = kind in ("EulerDiscrete", "HeunDiscrete")
-    x = (start / model.sde.alpha(recipe.times[0]) if in_ve else start).float()
-    expected = replayed(theirs, network, x, steps, draws, monkeypatch)
-    assert relative(samples(model, recipe, start.float(), draws), expected) < 1e-4
+    x = (start / model.sde.alpha(settings.times[0]) if in_ve else start).float()
+    expected = run_pipeline(theirs, network, x, steps, draws, monkeypatch)
+    assert relative(samples(model, settings, start.float(), draws), expected) < 1e-4
 
 
-def test_a_network_is_sampled_as_by_the_pipeline_of_score_sde_ve(monkeypatch):
-    """Three predictions and corrections of the official sampler, the last noise left out."""
+def test_samples_equal_those_of_the_score_sde_ve_pipeline(monkeypatch):
+    """Predictor-corrector steps of the official sampler, without the last noise."""
     network, steps = unet(time_embedding_type="fourier"), 10
     theirs = scheduler("ScoreSdeVe", sigma_max=20.0, sampling_eps=1e-6, correct_steps=2)
-    model, recipe = ours.wrap(network, theirs), ours.recipe(theirs, steps)
+    model, settings = ours.wrap(network, theirs), ours.sampler_settings(theirs, steps)
     assert (model.prediction, model.label) == (SCORE, by_sigma)
     draws = list(torch.randn(3 * steps, 3, 2, 8, 8))
     start = 20 * torch.randn(3, 2, 8, 8)
@@ -134,13 +141,13 @@ def test_a_network_is_sampled_as_by_the_pipeline_of_score_sde_ve(monkeypatch):
             x = theirs.step_correct(network(x, sigma).sample, x).prev_sample
         step = theirs.step_pred(network(x, sigma).sample, t, x)
         x, mean = step.prev_sample, step.prev_sample_mean
-    assert relative(samples(model, recipe, start, draws), mean) < 1e-4
+    assert relative(samples(model, settings, start, draws), mean) < 1e-4
 
 
 # --- networks
 
 
-def test_a_wrapped_network_is_told_timesteps():
+def test_a_wrapped_network_takes_timesteps():
     network, theirs = unet(), scheduler("DDPM")
     model = ours.wrap(network, theirs)
     assert (model.prediction, model.label) == (NOISE, by_index)
@@ -164,14 +171,14 @@ def test_classes_are_a_condition():
     torch.testing.assert_close(one, expected[1:2], rtol=1e-4, atol=1e-5)
 
 
-def test_channels_of_learned_variances_are_left_out():
+def test_channels_of_learned_variances_are_dropped():
     network = unet(out_channels=4)
     model = ours.wrap(network, scheduler("DDPM", variance_type="learned_range"))
     x = torch.randn(2, 2, 8, 8)
     out = model.output(x, model.sde.times[7])
     assert torch.equal(out, network(x, torch.tensor([7.0, 7.0])).sample[:, :2])
     with pytest.raises(ValueError, match="variance_type"):
-        ours.recipe(scheduler("DDPM", variance_type="learned_range"), 10)
+        ours.sampler_settings(scheduler("DDPM", variance_type="learned_range"), 10)
 
 
 def test_learned_variances_are_those_of_the_scheduler():
@@ -180,10 +187,10 @@ def test_learned_variances_are_those_of_the_scheduler():
     x, sde = torch.randn(2, 2, 8, 8), model.sde
     for i in (1, 500, 999):
         second = network(x, torch.tensor([float(i)] * 2)).sample[:, 2:]
-        share = ours.learned_variance(model)(x, sde.times[i])
+        v = ours.learned_variance(model)(x, sde.times[i])
         std = sde.transition(sde.times[i - 1], sde.times[i])[1]
         low = std * sde.sigma(sde.times[i - 1]) / sde.sigma(sde.times[i])
-        found = 2 * (share * std.log() + (1 - share) * low.log())
+        found = 2 * (v * std.log() + (1 - v) * low.log())
         expected = theirs._get_variance(i, predicted_variance=second)
         torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-5)
     levels = torch.randint(8, (2, 2, 8, 8))
@@ -197,8 +204,8 @@ def test_learned_variances_are_those_of_the_scheduler():
         ours.learned_variance(ScoreModel(nn.Identity(), sde))
 
 
-def test_divergences_see_through_attention():
-    """The trace of autograd's Jacobian, through layers that know no batches of gradients."""
+def test_exact_traces_of_networks_with_attention():
+    """The trace of autograd's Jacobian, although attention has no batched gradients."""
     model = ours.wrap(unet(sample_size=2), scheduler("DDPM"))
     z = torch.randn(2, 8)
 
@@ -218,7 +225,7 @@ def test_divergences_see_through_attention():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A pipeline's folder, as diffusers writes it."""
+    """The folder of a pipeline, written by diffusers."""
     torch.manual_seed(1)
     pipeline = diffusers.DDPMPipeline(unet(), scheduler("DDPM", beta_schedule="squaredcos_cap_v2"))
     pipeline.save_pretrained(tmp_path / "pipeline")
@@ -238,26 +245,26 @@ def test_a_folder_of_a_pipeline(folder):
     assert ours.load(str(folder), sde=own).sde is own
 
 
-def test_a_flat_folder_halves_and_pickles(folder, tmp_path):
-    whole = ours.load(folder)
+def test_flat_folders_half_precision_and_pickles(folder, tmp_path):
+    original = ours.load(folder)
     flat = tmp_path / "flat"
     network = diffusers.UNet2DModel.from_pretrained(folder / "unet")
     network.save_pretrained(flat, safe_serialization=False)
     shutil.copy(folder / "scheduler/scheduler_config.json", flat)
     assert (flat / "diffusion_pytorch_model.bin").is_file()
     for name, tensor in ours.load(flat).state_dict().items():
-        assert torch.equal(tensor, whole.state_dict()[name]), name
+        assert torch.equal(tensor, original.state_dict()[name]), name
     network.half().save_pretrained(folder / "unet", variant="fp16")
-    halves = ours.load(folder, variant="fp16")
-    for name, tensor in halves.network.state_dict().items():
+    rounded = ours.load(folder, variant="fp16")
+    for name, tensor in rounded.network.state_dict().items():
         assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, whole.network.state_dict()[name].half().float()), name
+        assert torch.equal(tensor, original.network.state_dict()[name].half().float()), name
 
 
 def test_old_names_of_attention(folder):
     from safetensors.torch import load_file, save_file
 
-    whole, file = ours.load(folder), folder / "unet/diffusion_pytorch_model.safetensors"
+    original, file = ours.load(folder), folder / "unet/diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = load_file(file)
     for new, former in old.items():
@@ -266,11 +273,11 @@ def test_old_names_of_attention(folder):
     save_file(tensors, file)
     again = ours.load(folder)
     for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, whole.state_dict()[name]), name
+        assert torch.equal(tensor, original.state_dict()[name]), name
 
 
 def test_a_snapshot_in_the_cache_of_hugging_face(folder, tmp_path):
-    """Its files are links to blobs beside the snapshots."""
+    """Its files are links into ``blobs``."""
     snapshot, blobs = tmp_path / "models/snapshots/abc", tmp_path / "models/blobs"
     blobs.mkdir(parents=True)
     for i, file in enumerate(each for each in folder.rglob("*") if each.is_file()):
@@ -281,7 +288,7 @@ def test_a_snapshot_in_the_cache_of_hugging_face(folder, tmp_path):
     assert repr(ours.load(snapshot).sde) == repr(DDPM.cosine(1000))
 
 
-def test_saved_again_in_our_format(folder, tmp_path):
+def test_a_loaded_model_can_be_saved(folder, tmp_path):
     model = ours.load(folder)
     model.save(tmp_path / "model.safetensors")
     again = ScoreModel.load(tmp_path / "model.safetensors", network=ours.Network(unet()))
@@ -289,16 +296,16 @@ def test_saved_again_in_our_format(folder, tmp_path):
     assert torch.equal(again(x, 0.3), model(x, 0.3))
 
 
-def test_without_diffusers_only_folders_are_closed(folder, monkeypatch):
+def test_only_load_requires_diffusers(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    assert repr(ours.process(config).sde) == repr(DDPM.cosine(1000))
-    assert len(ours.recipe(config, 10).times) == 10
+    assert repr(ours.forward_process(config).sde) == repr(DDPM.cosine(1000))
+    assert len(ours.sampler_settings(config, 10).times) == 10
     with pytest.raises(ImportError, match="pip install diffusers"):
         ours.load(folder)
 
 
-# --- the way out
+# --- from an SDE to a scheduler
 
 
 @pytest.mark.parametrize(
@@ -317,35 +324,37 @@ def test_without_diffusers_only_folders_are_closed(folder, monkeypatch):
     ],
     ids=str,
 )
-def test_a_diffusion_is_rebuilt_from_its_scheduler(sde):
-    """The same α and σ at the same part of the way, by diffusers' own account and by ours."""
+def test_an_sde_survives_the_round_trip(sde):
+    """The same α and σ at the same t/T, compared with diffusers' table as well."""
     config = json.loads(json.dumps(ours.scheduler_config(sde)))
     theirs = getattr(diffusers, config["_class_name"]).from_config(config)
-    again = ours.process(theirs).sde
-    part = torch.arange(1, 101, dtype=torch.float64) / 100
-    t, u = sde.T * part, again.T * part
+    again = ours.forward_process(theirs).sde
+    fraction = torch.arange(1, 101, dtype=torch.float64) / 100
+    t, u = sde.T * fraction, again.T * fraction
     if config["_class_name"].startswith("FlowMatch"):
-        t = u = 0.999 * part
+        t = u = 0.999 * fraction
     torch.testing.assert_close(sde.alpha(t), again.alpha(u), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(sde.sigma(t), again.sigma(u), rtol=1e-6, atol=0)
     if hasattr(theirs, "alphas_cumprod"):
         N = len(theirs.alphas_cumprod)
-        knots = sde.T * (torch.arange(N).double() + 1) / N
+        times = sde.T * (torch.arange(N).double() + 1) / N
         expected = theirs.alphas_cumprod.double()
-        torch.testing.assert_close(sde.alpha(knots) ** 2, expected, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(sde.alpha(times) ** 2, expected, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction", [NOISE, DATA, VELOCITY])
-def test_the_prediction_is_told(prediction):
-    assert ours.process(ours.scheduler_config(VPSDE(), prediction)).prediction == prediction
+def test_the_prediction_is_part_of_the_configuration(prediction):
+    assert ours.forward_process(ours.scheduler_config(VPSDE(), prediction)).prediction == prediction
 
 
-def test_what_a_scheduler_says_of_the_network():
-    assert ours.process({"_class_name": "EDMEulerScheduler"}).prediction == edm(0.5)
-    assert ours.process({"_class_name": "FlowMatchEulerDiscreteScheduler"}).prediction == FLOW
+def test_predictions_of_schedulers_without_a_table():
+    assert ours.forward_process({"_class_name": "EDMEulerScheduler"}).prediction == edm(0.5)
+    assert (
+        ours.forward_process({"_class_name": "FlowMatchEulerDiscreteScheduler"}).prediction == FLOW
+    )
 
 
-def test_diffusions_without_a_scheduler():
+def test_sdes_without_a_scheduler():
     with pytest.raises(ValueError, match=r"^sde: .*SubVPSDE"):
         ours.scheduler_config(SubVPSDE())
     with pytest.raises(ValueError, match=r"^prediction: .*NOISE, DATA or VELOCITY"):
@@ -372,20 +381,20 @@ def test_diffusions_without_a_scheduler():
         ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, "sigma_min"),
     ],
 )
-def test_schedulers_that_are_refused(config, message):
+def test_unsupported_forward_processes_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        ours.process(config)
+        ours.forward_process(config)
 
 
-def test_recipes_that_are_refused():
+def test_unsupported_samplers_are_refused():
     with pytest.raises(ValueError, match=r"expected one of DDPMScheduler, .*PNDM"):
-        ours.recipe(scheduler("PNDM"), 10)
-    assert repr(ours.process(scheduler("PNDM")).sde) == repr(DDPM.linear())
+        ours.sampler_settings(scheduler("PNDM"), 10)
+    assert repr(ours.forward_process(scheduler("PNDM")).sde) == repr(DDPM.linear())
     with pytest.raises(ValueError, match=r"^steps: .*at most 1000"):
-        ours.recipe(scheduler("DDIM"), 1001)
+        ours.sampler_settings(scheduler("DDIM"), 1001)
     with pytest.raises(ValueError, match="invert_sigmas"):
-        ours.recipe(scheduler("FlowMatchEulerDiscrete", invert_sigmas=True), 10)
+        ours.sampler_settings(scheduler("FlowMatchEulerDiscrete", invert_sigmas=True), 10)
     with pytest.raises(TypeError, match=r"^scheduler: .*'ddpm'"):
-        ours.recipe("ddpm", 10)
+        ours.sampler_settings("ddpm", 10)
     with pytest.raises(TypeError, match=r"^unet: .*pipeline.unet"):
         ours.wrap("unet", scheduler("DDPM"))

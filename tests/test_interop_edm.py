@@ -1,4 +1,4 @@
-"""Denoisers in and out: EDM's and k-diffusion's loops, written as published, on our scores."""
+"""Denoisers of EDM and k-diffusion as scores, and scores in their published sampling loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scoresde.scores.predictions import edm as preconditioned
 from scoresde.sdes import MEMBERS
 from scoresde.sdes.base import SDE
 
-MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
+every_sde = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 MEANS = torch.tensor([[-1.0, 0.5], [0.7, -0.2]], dtype=torch.float64)
 VARIANCE = 0.05
 
@@ -26,9 +26,9 @@ VARIANCE = 0.05
 def denoise(y: Tensor, sigma: Tensor) -> Tensor:
     """E[x_0 | x_0 + σ ε = y] for a mixture of two Gaussians, in closed form."""
     std = VARIANCE + sigma.double().reshape(-1, 1, 1) ** 2
-    away = y.double()[:, None] - MEANS
-    parts = torch.softmax(-away.square().sum(2) / (2 * std[..., 0]), dim=1)
-    return (parts[..., None] * (MEANS + VARIANCE / std * away)).sum(1).to(y)
+    difference = y.double()[:, None] - MEANS
+    weights = torch.softmax(-difference.square().sum(2) / (2 * std[..., 0]), dim=1)
+    return (weights[..., None] * (MEANS + VARIANCE / std * difference)).sum(1).to(y)
 
 
 def mixture(sde) -> GaussianMixture:
@@ -36,10 +36,10 @@ def mixture(sde) -> GaussianMixture:
     return GaussianMixture(torch.ones(2), MEANS, eye, sde)
 
 
-# --- in
+# --- denoisers as scores
 
 
-@MEMBERS
+@every_sde
 def test_a_denoiser_is_a_score_of_every_diffusion(member):
     sde = member()
     model, exact = edm.wrap(denoise, sde), mixture(sde)
@@ -59,32 +59,32 @@ class Precond(nn.Module):
         sigma = sigma.to(torch.float32).reshape(-1, *(1,) * (x.ndim - 1))
         total = self.sigma_data**2 + sigma**2
         skip, out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
-        inside = self.inner(x / total.sqrt(), sigma.flatten().log() / 4, class_labels)
-        return skip * x + out * inside
+        output = self.inner(x / total.sqrt(), sigma.flatten().log() / 4, class_labels)
+        return skip * x + out * output
 
 
-def test_the_preconditioned_network_and_its_inside_are_one_model():
+def test_a_preconditioned_network_equals_its_bare_network_with_a_prediction():
     inner = MLP((2,), width=16, depth=1, classes=3)
-    outside = edm.wrap(Precond(inner, 0.5))
-    inside = ScoreModel(inner, EDMSDE(), preconditioned(0.5), LogSNRLabel(-0.25))
+    wrapped = edm.wrap(Precond(inner, 0.5))
+    bare = ScoreModel(inner, EDMSDE(), preconditioned(0.5), LogSNRLabel(-0.25))
     x, t = torch.randn(4, 2), torch.tensor([0.01, 0.3, 3.0, 60.0])
     classes = torch.tensor([0, 2, 1, 1])
-    found = outside.given(class_labels=classes).denoised(x, t)
-    expected = inside.given(classes=classes).denoised(x, t)
+    found = wrapped.given(class_labels=classes).denoised(x, t)
+    expected = bare.given(classes=classes).denoised(x, t)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_no_denoiser():
+def test_wrong_types_are_refused():
     with pytest.raises(TypeError, match=r"^network: "):
         edm.wrap("net")
     with pytest.raises(TypeError, match=r"^score: expected a Score"):
         edm.to_kdiffusion(denoise)
 
 
-# --- out
+# --- scores as denoisers
 
 
-@MEMBERS
+@every_sde
 def test_every_score_is_a_denoiser(member):
     sde = member()
     D = edm.to_kdiffusion(mixture(sde))
@@ -95,7 +95,7 @@ def test_every_score_is_a_denoiser(member):
     torch.testing.assert_close(D(y, sigma[2]), denoise(y, sigma[2].expand(4)), rtol=1e-6, atol=1e-6)
 
 
-def test_there_and_back():
+def test_a_denoiser_survives_the_round_trip():
     D = edm.to_kdiffusion(edm.wrap(denoise, SubVPSDE()))
     y, sigma = torch.randn(3, 2), torch.tensor([0.1, 1.0, 50.0])
     torch.testing.assert_close(D(y, sigma), denoise(y, sigma), rtol=1e-5, atol=1e-5)
@@ -156,12 +156,12 @@ def edm_sampler(net: nn.Module, latents: Tensor, num_steps: int) -> Tensor:
     ],
     ids=["euler", "dpmpp_2m", "edm"],
 )
-def test_their_loops_run_and_are_our_samplers(sde: SDE, theirs, sampler):
-    """The same start, and the denoising for their last step to 0."""
+def test_published_loops_equal_the_samplers(sde: SDE, theirs, sampler):
+    """With the same start; the final denoising replaces their last step to 0."""
     score = mixture(sde)
     D = edm.to_kdiffusion(score)
     sigmas = D.get_sigmas(12).double()
-    if isinstance(sampler, Heun):  # which ends where EDM's loop does
+    if isinstance(sampler, Heun):  # the range of EDM's loop
         low, high = max(0.002, D.sigma_min), min(80.0, D.sigma_max)
         sigmas[:-1] = torch.linspace(high ** (1 / 7), low ** (1 / 7), 12).double() ** 7
         sigmas[[0, -2]] = torch.tensor([high, low]).double()
@@ -172,7 +172,7 @@ def test_their_loops_run_and_are_our_samplers(sde: SDE, theirs, sampler):
     torch.testing.assert_close(theirs(D, y, sigmas), expected, rtol=0, atol=2e-5)
 
 
-def test_noise_levels_for_their_loops():
+def test_noise_levels_of_karras():
     D = edm.to_kdiffusion(mixture(EDMSDE()))
     i = torch.arange(10, dtype=torch.float64) / 9
     karras = (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
@@ -181,7 +181,7 @@ def test_noise_levels_for_their_loops():
     assert torch.equal(D.get_sigmas(10, Karras(rho=7.0)), D.get_sigmas(10))
 
 
-def test_noise_levels_beyond_the_diffusion_are_refused():
+def test_noise_levels_outside_the_range_are_refused():
     D = edm.to_kdiffusion(mixture(EDMSDE()))
     y = torch.randn(2, 2)
     for sigma in (100.0, float("nan")):

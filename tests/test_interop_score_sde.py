@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde_pytorch: what the official code computes, and files that are refused."""
+"""Checkpoints of score_sde_pytorch: outputs of the official code, and files that are refused."""
 
 import inspect
 import itertools
@@ -51,9 +51,9 @@ def load(path, config=None, **options):
     return score_sde.load(path, config, **options).requires_grad_(False)
 
 
-# --- the official code's numbers
+# --- outputs of the official code
 #
-# Bounds are about ten times what one float32 rounding of the weights does to the reference.
+# Bounds are about ten times what one float32 rounding of the weights changes in the reference.
 
 
 class Case:
@@ -111,7 +111,7 @@ def test_official_processes(cases):
 
 def test_official_names_dtypes_and_order(case):
     network = case.model.network
-    weights = score_sde._weights(score_sde.predict(case.path))
+    weights = score_sde._weights(score_sde._read_checkpoint(case.path))
     arguments = {k: getattr(network, k) for k in inspect.signature(type(network)).parameters}
     fresh = type(network)(**arguments).state_dict()
     assert list(fresh) == list(weights)
@@ -142,7 +142,7 @@ def test_official_scores(continuous):
 
 
 def test_official_small_times_in_float64(continuous):
-    # With the official σ, rounded as it is, in place of ours nothing but the network remains.
+    # With the official σ and its rounding error, only the networks are compared.
     model, sigma = continuous.model, continuous.model.sde.sigma
     for suffix in "bc":
         x, t = continuous[f"x_{suffix}"], continuous[f"t_{suffix}"]
@@ -151,8 +151,8 @@ def test_official_small_times_in_float64(continuous):
         assert relative(score, continuous[f"score_{suffix}"]) < 1e-5, suffix
 
 
-def knot(t, n=1000):
-    """The time at which our label is that of the official time ``t``."""
+def table_time(t, n=1000):
+    """The time at which the label here is that of the official time ``t``."""
     return (t.double() * (n - 1) + 1) / n
 
 
@@ -162,55 +162,55 @@ def test_official_table(cases):
     for suffix, bound in {"a": 1e-5, "b": 3e-4}.items():  # 1 − ᾱ has lost digits in float32
         x, t = case[f"x_{suffix}"], case[f"t_{suffix}"]
         std = (1 - sde.alphas_cumprod[(t * 999).long()]).sqrt()
-        noise = model.output(x, knot(t))
+        noise = model.output(x, table_time(t))
         score = -noise / std.float().reshape(-1, 1, 1, 1)
         assert relative(score, case[f"score_{suffix}"]) < bound
-        # These times are knots, where σ is the same; this network hardly sees the label.
+        # At these table times σ is the same; this network hardly depends on the label.
         assert relative(model(x, t), case[f"score_{suffix}"]) < bound
     labels = case["int_labels"]
     clean = model.output(case.data, sde.times[labels])
     assert relative(clean, case["net_clean"]) < 1e-5
 
 
-def test_official_ladder_of_ddpm(cases):
+def test_official_sampling_steps_of_ddpm(cases):
     case = cases[DDPM]
     sde = case.model.sde
     torch.testing.assert_close(sde.betas.float(), case["grid_beta_ladder"], rtol=1e-5, atol=0)
     for x, t, mean in zip(case["full_x_in"], case["full_t"], case["full_x_mean"], strict=True):
         i = int(t * 999)
-        beta, left = sde.betas[i], sde.alphas_cumprod[i]
-        noise = case.model.output(x, float(knot(t)))
-        step = (x - float(beta / (1 - left).sqrt()) * noise) / float((1 - beta).sqrt())
+        beta, alpha_bar = sde.betas[i], sde.alphas_cumprod[i]
+        noise = case.model.output(x, float(table_time(t)))
+        step = (x - float(beta / (1 - alpha_bar).sqrt()) * noise) / float((1 - beta).sqrt())
         assert relative(step, mean) < 1e-5
 
 
 def test_official_losses(case):
     model, x0, noise = case.model, case.data, case["loss_noise"]
-    share = 1 / x0[0].numel() if case.config["training.reduce_mean"] else 0.5
+    factor = 1 / x0[0].numel() if case.config["training.reduce_mean"] else 0.5
     if "loss_labels" in case.arrays:
         errors = noise_errors(model, x0, model.sde.times[case["loss_labels"]], noise)
-        torch.testing.assert_close(share * errors.mean(), case["loss"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(factor * errors.mean(), case["loss"], rtol=1e-5, atol=0)
         return
     t = case["loss_u"].double() * (1 - 1e-5) + 1e-5
     errors = noise_errors(model, x0, t, noise)
-    torch.testing.assert_close(share * errors.mean(), case["loss"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(factor * errors.mean(), case["loss"], rtol=1e-4, atol=0)
     weighted = (errors.double() * LikelihoodWeighting()(model.sde, t)).mean().float()
-    torch.testing.assert_close(share * weighted, case["loss_lw"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(factor * weighted, case["loss_lw"], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", [VE, VP, pytest.param(SUBVP, marks=pytest.mark.slow)])
 def test_official_probability_flow(cases, name):
-    # The official integrator in the official variables; only score and diffusion are ours.
+    # The official integrator in the official variables, with score and SDE of the library.
     continuous = cases[name]
     model, z = continuous.model, continuous["ode_z"]
     flow = model.sde.reverse(model, eta=0.0)
 
-    def slope(t, y):
+    def drift(t, y):
         return flow.drift(torch.from_numpy(y).float().reshape(z.shape), t).double().numpy().ravel()
 
     ends = (1.0, 1e-3 if continuous.centered else 1e-5)
     start = z.double().numpy().ravel()
-    solution = solve_ivp(slope, ends, start, method="RK45", rtol=1e-5, atol=1e-5)
+    solution = solve_ivp(drift, ends, start, method="RK45", rtol=1e-5, atol=1e-5)
     end = torch.from_numpy(solution.y[:, -1]).float().reshape(z.shape)
     assert relative(continuous.to_unit(end), continuous["ode_sample"]) < 1e-4
     assert abs(solution.nfev - int(continuous["ode_nfe"])) < 0.1 * solution.nfev
@@ -218,8 +218,8 @@ def test_official_probability_flow(cases, name):
 
 @pytest.mark.slow
 def test_official_samples_by_transport(continuous):
-    # The reference's own integration is off by 6e-4 (VP), 1e-5 (VE) and 3e-4 (sub-VP), seen by
-    # repeating it at a tolerance a hundred times smaller.
+    # The error of the reference is 6e-4 (VP), 1e-5 (VE) and 3e-4 (sub-VP), by comparison with a
+    # tolerance a hundred times smaller.
     end = transport(
         continuous.model,
         continuous["ode_z"].double(),
@@ -243,8 +243,8 @@ class Recorded(ProbeDistribution):
 
 @pytest.mark.slow
 def test_official_likelihoods(continuous):
-    # About 1e-4 relative. The reference moves by up to 4e-4 (σ at small times) and, for VE, 1e-3
-    # bits per dimension when weights are rounded; its 1e-5 tolerance is worth as much again.
+    # About 1e-4 relative. The reference changes by up to 4e-4 (σ at small times) and, for VE, 1e-3
+    # bits per dimension when weights are rounded; its tolerance of 1e-5 has an error of that size.
     model = continuous.model
     result = log_likelihood(
         model.requires_grad_(False),
@@ -263,8 +263,8 @@ def test_official_likelihoods(continuous):
     )
 
 
-def replay(draws):
-    """A source of noise that gives recorded draws in their order."""
+def recorded_noise(draws):
+    """A noise function that returns recorded draws in order."""
     remaining = iter(draws)
     return lambda x: next(remaining).to(x.dtype)
 
@@ -273,30 +273,32 @@ def replay(draws):
 def test_official_euler_maruyama(cases, name):
     case = cases[name]
     times, draws = case["pc_times"].double(), case["pc_draws"]
-    noise, sampler = replay(draws[1:]), EulerMaruyama()
+    noise, sampler = recorded_noise(draws[1:]), EulerMaruyama()
     x = draws[0]
     state = sampler.init(case.model, x, times)
-    for k, t in enumerate(times):  # steps of 1/N, whatever the spacing
+    for k, t in enumerate(times):  # the official steps have size 1/N on every grid
         assert relative(x, case["pc_trace_in"][k]) < 1e-5
         last, before = x, state
         x, state = sampler.step(case.model, x, t, t - 1 / len(times), state, noise)
         assert relative(x, case["pc_trace"][k]) < 1e-5
     assert relative(case.to_unit(x), case["pc_sample_nodenoise"]) < 1e-5
-    still = replay([torch.zeros_like(x)])
-    mean, _ = sampler.step(case.model, last, t, t - 1 / len(times), before, still)
+    zero = recorded_noise([torch.zeros_like(x)])
+    mean, _ = sampler.step(case.model, last, t, t - 1 / len(times), before, zero)
     assert relative(case.to_unit(mean), case["pc_sample"]) < 1e-5
 
 
 def test_official_predictor_corrector(cases):
     case = cases[VE]
     times, draws = case["pc_times"].double(), case["pc_draws"]
-    noise, model = replay(draws[1:]), case.model
+    noise, model = recorded_noise(draws[1:]), case.model
     corrector, predictor = Langevin(0.16, published=True), ReverseDiffusion()
     x = draws[0] * model.sde.sigma_max
     for k, (t, s) in enumerate(itertools.pairwise(times)):
         x, _ = corrector.step(model, x, t, s, None, noise)
         assert relative(x, case["pc_trace_in"][k]) < 3e-5
-        x, _ = predictor.step(model, x, t, s, None, noise)  # their knots differ by 1e-5 from t
+        x, _ = predictor.step(
+            model, x, t, s, None, noise
+        )  # the official table times differ from t by 1e-5
         assert relative(x, case["pc_trace"][k]) < 3e-5
     x, _ = corrector.step(model, x, t=times[-1], s=times[-1], state=None, noise=noise)
     assert relative(x, case["pc_trace_in"][-1]) < 3e-5
@@ -311,7 +313,7 @@ def test_official_denoising(continuous):
     """The mean of a reverse-diffusion step with N = 1000 at the end of the flow."""
     model, N, t = continuous.model, 1000, 1e-3 if continuous.centered else 1e-5
     x = continuous["ode_sample"]
-    if continuous.name == VE:  # the ladder starts from σ = 0
+    if continuous.name == VE:  # the step is from sigma_min to σ = 0
         mean = x + model.sde.sigma_min**2 * model(x, t)
         assert relative(model.denoised(x, t), continuous["ode_sample_denoised"]) < 1e-5
     else:
@@ -327,8 +329,8 @@ def test_official_denoising(continuous):
 @pytest.mark.parametrize("name", [SUBVP, VE, VP, DDPM])
 def test_official_architectures_are_inferred(cases, name):
     case = cases[name]
-    told = {key: case.config[key] for key in ("training.sde", "training.continuous")}
-    inferred = load(case.path, None if name == VE else told)
+    training = {key: case.config[key] for key in ("training.sde", "training.continuous")}
+    inferred = load(case.path, None if name == VE else training)
     assert repr(inferred.network) == repr(case.model.network)
     assert repr(inferred.sde) == repr(case.model.sde)
     assert torch.equal(inferred.output(case.data, 0.5), case.model.output(case.data, 0.5))
@@ -393,7 +395,7 @@ def test_nested_configuration_and_own_diffusion(path):
     assert load(path, nested, sde=own).sde is own
 
 
-def test_saved_again_in_our_format(path, tmp_path):
+def test_a_loaded_model_can_be_saved(path, tmp_path):
     write(path, tiny())
     model = load(path, VP_TRAINING)
     model.save(tmp_path / "model.safetensors")
@@ -402,7 +404,7 @@ def test_saved_again_in_our_format(path, tmp_path):
     assert torch.equal(again(x, 0.3), model(x, 0.3))
 
 
-def test_ladder_counted_from_the_noise_end(path):
+def test_labels_of_ncsn_count_from_the_largest_noise_level(path):
     network = tiny(scale_by_sigma=True, centered=False)
     write(path, network)
     model = load(path, {"training.sde": "vesde", "training.continuous": False}, ema=False)
@@ -410,7 +412,7 @@ def test_ladder_counted_from_the_noise_end(path):
     x, i = torch.rand(3, 2, 8, 8), torch.tensor([0, 500, 999])
     score = model(x, model.sde.times[999 - i])
     torch.testing.assert_close(score, network(x, i))
-    # Between knots the label is the nearest, as in round((1 − t)(N − 1)) on the official times.
+    # Between table times the label is the nearest, round((1 − t)(N − 1)) on the official times.
     label = model.label(model.sde, torch.tensor([0.9994, 0.9996], dtype=torch.float64))
     assert label.tolist() == [1.0, 0.0]
 
@@ -454,7 +456,7 @@ def test_options_are_inferred(path, shape, kind):
     single = len(shape["multipliers"]) == 1
     network = NCSNpp(2, 8, **shape, **kind).eval()
     write(path, network)
-    filters = {"model.fir": True}  # without a convolution after it, a filter leaves no trace
+    filters = {"model.fir": True}  # a filter without a convolution leaves no trace in the tensors
     model = load(path, VP_TRAINING | filters, ema=False)
     for name, value in (shape | ({} if single else kind)).items():
         assert getattr(model.network, name) == value, name
@@ -473,7 +475,7 @@ def test_options_are_inferred(path, shape, kind):
     ],
     ids=["plain", "ddpmpp", "fourier", "ddpm", "ddpm-three"],
 )
-def test_published_kinds_are_inferred(path, network):
+def test_published_architectures_are_inferred(path, network):
     write(path, network)
     model = load(path, VP_TRAINING if network.centered else None, ema=False)
     assert repr(model.network) == repr(network)
@@ -500,8 +502,8 @@ FOURIER = {"fourier_scale": 16.0, "scale_by_sigma": True, "centered": False}
 def test_published_sizes_are_inferred(network, options):
     with torch.device("meta"):
         published = network(**options)
-        design = score_sde._design(published.state_dict(), {})
-        inferred = design.build(design.arguments)
+        architecture = score_sde._architecture(published.state_dict(), {})
+        inferred = architecture.build(architecture.arguments)
     shapes = [
         {name: tensor.shape for name, tensor in each.state_dict().items()}
         for each in (inferred, published)
@@ -522,8 +524,8 @@ def test_old_file_format(path):
 # --- files that are refused
 
 
-class Command:
-    """A pickle that runs a command."""
+class ShellCommand:
+    """Its pickle runs a shell command."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -534,9 +536,9 @@ class Command:
 
 def test_commands_are_not_executed(path, tmp_path):
     marker = tmp_path / "executed"
-    command = Command(marker)
+    command = ShellCommand(marker)
     pickle.loads(pickle.dumps(command))
-    assert marker.exists()  # so it would
+    assert marker.exists()  # a plain pickle.load runs it
     marker.unlink()
     path.write_bytes(pickle.dumps(command))
     with pytest.raises(ValueError, match=r"^path: .*was not executed"):
@@ -549,9 +551,9 @@ def test_commands_are_not_executed(path, tmp_path):
 
 
 def test_truncated_files(path):
-    whole = write(path, tiny()).read_bytes()
-    for kept in (0, 1, 10, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:kept])
+    content = write(path, tiny()).read_bytes()
+    for length in (0, 1, 10, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"^path: .*damaged"):
             score_sde.load(path, VP_TRAINING)
 
@@ -584,10 +586,10 @@ FULL = VP_TRAINING | {
 }
 
 
-@pytest.mark.parametrize("config", [VP_TRAINING, FULL], ids=["inferred", "told"])
+@pytest.mark.parametrize("config", [VP_TRAINING, FULL], ids=["inferred", "configured"])
 def test_damaged_weights(path, config):
     network, name = tiny(), "module.all_modules.3.Conv_0.weight"
-    whole = {f"module.{key}": value for key, value in network.state_dict().items()}
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
     load(write(path, network), config)
 
     def refused(message, **changes):
@@ -595,19 +597,19 @@ def test_damaged_weights(path, config):
         with pytest.raises(ValueError, match=message):
             score_sde.load(path, config)
 
-    refused(r"^model: ", model={key: value for key, value in whole.items() if key != name})
-    refused(r"^model: ", model=whole | {name: whole[name][:3]})
+    refused(r"^model: ", model={key: value for key, value in state.items() if key != name})
+    refused(r"^model: ", model=state | {name: state[name][:3]})
     bias = "module.all_modules.0.bias"
     refused(
         r"'all_modules.0.bias' of shape \(32,\), got \(3,\)",
-        model=whole | {bias: whole[bias][:3]},
+        model=state | {bias: state[bias][:3]},
     )
     refused(
         r"^model: expected a tensor 'all_modules.0.bias'",
-        model={key: value for key, value in whole.items() if key != bias},
+        model={key: value for key, value in state.items() if key != bias},
     )
-    refused(r"^model: expected no tensor 'extra'", model=whole | {"module.extra": torch.ones(1)})
-    refused(r"^model: .*'all_modules.0.bias'", model=whole | {bias: "text"})
+    refused(r"^model: expected no tensor 'extra'", model=state | {"module.extra": torch.ones(1)})
+    refused(r"^model: .*'all_modules.0.bias'", model=state | {bias: "text"})
     refused(r"^path: .*'model' \(dict\)", model=[1])
     refused(r"^path: .*'ema'.*none", ema=None)
     refused(r"^path: .*'shadow_params' \(list\)", ema={})
@@ -618,10 +620,10 @@ def test_damaged_weights(path, config):
     load(write(path, network, ema=None), config, ema=False)
 
 
-def test_missing_tensor_of_a_told_network_is_named(path):
+def test_missing_tensor_of_a_configured_network_is_named(path):
     name = "module.all_modules.3.Conv_0.weight"
-    whole = {f"module.{key}": value for key, value in tiny().state_dict().items()}
-    write(path, tiny(), model={key: value for key, value in whole.items() if key != name})
+    state = {f"module.{key}": value for key, value in tiny().state_dict().items()}
+    write(path, tiny(), model={key: value for key, value in state.items() if key != name})
     with pytest.raises(ValueError, match=r"'all_modules.3.Conv_0.weight' of shape \(8, 8, 3, 3\)"):
         score_sde.load(path, FULL)
 
@@ -644,7 +646,7 @@ def test_configurations_of_another_network(path, changes, message):
         score_sde.load(path, FULL | changes)
 
 
-def test_what_a_file_cannot_tell(path):
+def test_a_missing_training_configuration_is_refused(path):
     write(path, tiny())
     for config in (None, {"training.sde": "vpsde"}):
         with pytest.raises(ValueError, match=r"^config: expected an entry 'training\."):

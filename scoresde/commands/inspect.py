@@ -159,7 +159,7 @@ def _spelled(record: Any) -> str:
 
 def _diffusers(path: Path) -> Report:
     found = diffusers.files(path)
-    told = diffusers.process(found.scheduler)
+    told = diffusers.forward_process(found.scheduler)
     summary = [
         f"a folder of diffusers: {found.unet.get('_class_name')} with "
         f"{found.scheduler['_class_name']}",
@@ -213,7 +213,7 @@ def _checkpoint(path: Path, state: Any) -> list[str]:
 def _score_sde(path: Path, state: Mapping[str, Any]) -> list[str]:
     """Tell the network and the diffusion, and how both are had."""
     try:
-        network, parameters, ladder, sde = score_sde.contents(state)
+        network, parameters, ladder, sde = score_sde.summarize_checkpoint(state)
     except ValueError as error:
         return [f"network: none of scoresde's ({error})"]
     told, config = str(sde), ""

@@ -1,4 +1,4 @@
-"""The architecture of a network of score_sde_pytorch, told from its tensors alone."""
+"""The architecture of a network of score_sde_pytorch, inferred from its tensors."""
 
 from __future__ import annotations
 
@@ -13,54 +13,63 @@ from scoresde.interop._files import Weights
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
-"""The published filter of changes of size."""
+"""The published filter of the up- and downsampling layers."""
 
 
-class Design(NamedTuple):
-    """A network's class and its arguments."""
+class Architecture(NamedTuple):
+    """A network's class and its arguments.
+
+    Attributes:
+        network: the class.
+        arguments: arguments of its constructor.
+        training: entries of the training configuration that the architecture implies.
+    """
 
     network: type[nn.Module]
     arguments: dict[str, Any]
     training: dict[str, Any]
-    """Entries of the configuration that go without saying."""
 
     def build(self, arguments: dict[str, Any]) -> nn.Module:
-        """Make the network of those arguments that it has."""
-        return self.network(**self._own(arguments))
+        """Return the network, made with those of the arguments that its constructor takes."""
+        return self.network(**self._accepted(arguments))
 
     def __str__(self) -> str:
-        """Show the class and its arguments as one would write them."""
-        told = ", ".join(f"{key}={value!r}" for key, value in self._own(self.arguments).items())
-        return f"{self.network.__name__}({told})"
+        """Return the constructor call as Python code."""
+        arguments = self._accepted(self.arguments).items()
+        return (
+            f"{self.network.__name__}({', '.join(f'{key}={value!r}' for key, value in arguments)})"
+        )
 
-    def _own(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        known = inspect.signature(self.network).parameters
-        return {key: value for key, value in arguments.items() if key in known}
+    def _accepted(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        parameters = inspect.signature(self.network).parameters
+        return {key: value for key, value in arguments.items() if key in parameters}
 
 
-def inferred(weights: Weights) -> Design:
-    """Return the architecture that the names and shapes of tensors show.
+def infer_architecture(weights: Weights) -> Architecture:
+    """Return the architecture that has tensors of these names and shapes.
 
     Raises:
-        ValueError: if they are neither those of a U-Net nor of an NCSNv2.
+        ValueError: if the tensors are neither those of a U-Net nor those of an NCSNv2.
     """
     return _refinenet(weights) if "begin_conv.weight" in weights else _unet(weights)
 
 
-def _refinenet(weights: Weights) -> Design:
+def _refinenet(weights: Weights) -> Architecture:
     """Return the NCSNv2 whose tensors these are."""
     width, channels = weights["begin_conv.weight"].shape[:2]
     deeper = [any(name.startswith(f"res{stage}.") for name in weights) for stage in ("5", "31")]
     arguments = {"channels": channels, "width": width, "design": (64, 128, 256)[sum(deeper)]}
-    return Design(NCSNv2, arguments, {"training.sde": "vesde", "training.continuous": False})
+    training = {"training.sde": "vesde", "training.continuous": False}
+    return Architecture(NCSNv2, arguments, training)
 
 
-def _unet(weights: Weights) -> Design:
-    """Return the U-Net whose tensors these are, from its layers in the order of their use.
+def _unet(weights: Weights) -> Architecture:
+    """Return the U-Net whose tensors these are, by parsing its sequence of layers.
 
-    Every layer has a letter: R residual block, A attention, S change of size, P step of a pyramid
-    beside the main path, N normalisation, C convolution. Down path, middle and up path then read
-    like ``RARA S RARA RAR RRRA S RRRA NC``, and the letters S part them into levels.
+    Each layer is encoded by a letter: R residual block, A attention, S up- or downsampling,
+    P step of a progressive pyramid, N normalization, C convolution. The layers of the downsampling
+    path, the middle and the upsampling path are then a string such as
+    ``RARA S RARA RAR RRRA S RRRA NC``, which the letters S separate into resolution levels.
     """
     layers = list(_layers(weights))
     fourier = bool(layers) and "W" in layers[0]
@@ -74,7 +83,7 @@ def _unet(weights: Weights) -> Design:
     if not re.fullmatch(r"C[RASPNC]*NC", letters) or len(parts) % 2 == 0 or blocks < 1:
         raise ValueError(
             "model: expected the layers of a U-Net in 'all_modules', or those of an NCSNv2, got "
-            f"{_summary(weights)}; tell the architecture by config={{'model.name': …}}"
+            f"{_summary(weights)}; name the architecture with config={{'model.name': …}}"
         )
     levels = _levels(body, letters)
     width, channels = body[0]["weight"][:2]
@@ -89,11 +98,11 @@ def _unet(weights: Weights) -> Design:
         **_pyramids(body, letters, parts),
     }
     training = {"training.sde": "vesde", "training.continuous": True} if fourier else {}
-    return Design(NCSNpp if biggan else DDPMUNet, arguments, training)
+    return Architecture(NCSNpp if biggan else DDPMUNet, arguments, training)
 
 
 Layer = dict[str, tuple[int, ...]]
-"""Shapes of the tensors of a layer, by their names inside."""
+"""Shapes of the tensors of a layer, by their names within the layer."""
 
 
 def _layers(weights: Weights) -> Iterator[Layer]:
@@ -111,8 +120,8 @@ def _layers(weights: Weights) -> Iterator[Layer]:
 def _letter(layer: Layer, biggan: bool) -> str:
     convolution = layer.get("Conv2d_0.weight") or layer.get("Conv_0.weight")
     if "Conv_1.weight" in layer and convolution:
-        keeps_width = convolution[0] == convolution[1]
-        return "S" if biggan and keeps_width and "Conv_2.weight" in layer else "R"
+        same_width = convolution[0] == convolution[1]
+        return "S" if biggan and same_width and "Conv_2.weight" in layer else "R"
     if "NIN_3.W" in layer:
         return "A"
     if convolution:
@@ -121,30 +130,30 @@ def _letter(layer: Layer, biggan: bool) -> str:
 
 
 def _levels(body: list[Layer], letters: str) -> list[int]:
-    """Return the width of each part between changes of size, which its residual blocks have."""
+    """Return the number of channels of each resolution level, that of its residual blocks."""
     firsts = re.finditer(r"(?:^|S)[^RS]*(R)", letters)
     return [body[first.start(1)]["Conv_0.weight"][0] for first in firsts]
 
 
 def _pyramids(body: list[Layer], letters: str, parts: list[str]) -> dict[str, Any]:
-    """Return what the steps of the pyramids beside the main path show."""
+    """Return the arguments of the progressive pyramids of NCSN++."""
     steps = [layer for layer, letter in zip(body, letters, strict=True) if letter == "P"]
     plain = any(layer.get("Conv_0.weight", (0,))[-1] == 3 for layer in steps)
-    seen: dict[str, Any] = {"taps": TAPS if steps and not plain else None}
+    found: dict[str, Any] = {"taps": TAPS if steps and not plain else None}
     down = parts[1].startswith("P") if len(parts) > 1 else False
     skip = steps[0].get("Conv_0.weight", ()) if down else ()
-    seen["progressive_input"] = "none"
+    found["progressive_input"] = "none"
     if down:
-        seen["progressive_input"] = "input_skip" if skip[-1:] == (1,) else "residual"
-    if seen["progressive_input"] == "input_skip":
+        found["progressive_input"] = "input_skip" if skip[-1:] == (1,) else "residual"
+    if found["progressive_input"] == "input_skip":
         joined = body[letters.index("P") + 1]["Conv_0.weight"][1]
-        seen["combine"] = "cat" if joined == 2 * skip[0] else "sum"
+        found["combine"] = "cat" if joined == 2 * skip[0] else "sum"
     outputs = [body[out.end() - 1]["weight"][0] for out in re.finditer("NC", letters)]
     if outputs[0] != outputs[-1]:  # the last is the image
-        seen["progressive"] = "residual"
+        found["progressive"] = "residual"
     else:
-        seen["progressive"] = "output_skip" if len(outputs) > 1 else "none"
-    return seen
+        found["progressive"] = "output_skip" if len(outputs) > 1 else "none"
+    return found
 
 
 def _summary(weights: Weights) -> str:

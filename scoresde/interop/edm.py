@@ -1,15 +1,17 @@
-r"""Denoisers of EDM and k-diffusion: functions D(y, ρ) of clean data plus noise of size ρ.
+r"""Denoisers of EDM and k-diffusion: functions D(y, ρ) of y = x_0 + ρ ε.
 
-    y = x/α,   ρ = σ/α:   every Gaussian diffusion is EDM's seen in these variables,
+In the variables ::
 
-so that one denoiser serves them all, x̂(x, t) = D(x/α, σ/α), and every score of the library is such
-a denoiser, D(y, ρ) = x̂(α y, t) at the t where σ/α = ρ.
+    y = x/α,   ρ = σ/α
 
-A network F inside of EDM's preconditioning needs neither: it is
+every Gaussian diffusion is EDM's. A denoiser is therefore a score under any of them,
+x̂(x, t) = D(x/α, σ/α), and every score is a denoiser, D(y, ρ) = x̂(α y, t) at the t with σ/α = ρ.
+
+A bare network F inside EDM's preconditioning is
 ``ScoreModel(F, EDMSDE(), edm(sigma_data), LogSNRLabel(-0.25))``.
 
-The pickled files of EDM hold program code and are not read here. Load them with their authors'
-program where you trust it, and hand the network to :func:`wrap`.
+The pickled files of EDM contain program code and are not read here: load them with EDM's own code
+if you trust them, and pass the network to :func:`wrap`.
 
 References:
     Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022,
@@ -24,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scoresde._core.checks import check_tensor
+from scoresde._core.checks import check_instance, check_tensor, summarize
 from scoresde._core.shapes import as_time, check_batch, expand, has_concrete_value
 from scoresde.samplers import Grid, Karras
 from scoresde.scores import Score, ScoreModel
@@ -34,8 +36,8 @@ from scoresde.sdes import EDMSDE, GaussianSDE
 
 __all__ = ["Denoiser", "to_kdiffusion", "wrap"]
 
-_BEYOND = 1e-3
-"""How far from a diffusion's range a noise level may be, relative: float32 grids round."""
+_RELATIVE_TOLERANCE = 1e-3
+"""Relative distance by which a noise level may leave the diffusion's range: grids in float32."""
 
 
 def wrap(denoiser: Callable[..., Tensor], sde: GaussianSDE = EDMSDE()) -> ScoreModel:
@@ -44,13 +46,13 @@ def wrap(denoiser: Callable[..., Tensor], sde: GaussianSDE = EDMSDE()) -> ScoreM
     Args:
         denoiser: called as ``D(y, sigma, **condition)`` with ``y`` ``(batch, *event)`` and
             ``sigma`` ``(batch,)``, such as an ``EDMPrecond`` or a ``K.Denoiser``; returns y-shaped.
-        sde: the diffusion; keep its ρ = σ/α where the denoiser was trained.
+        sde: the diffusion; its range of ρ = σ/α should be the one of the denoiser's training.
 
     Returns:
         The model; conditions are bound by name, ``model.given(class_labels=onehot)``.
 
     Raises:
-        TypeError: if ``denoiser`` is not callable or ``sde`` not Gaussian.
+        TypeError: if ``denoiser`` is not callable or ``sde`` is no :class:`GaussianSDE`.
 
     Example:
         >>> from scoresde import VPSDE
@@ -63,27 +65,32 @@ def wrap(denoiser: Callable[..., Tensor], sde: GaussianSDE = EDMSDE()) -> ScoreM
 
 
 class Denoiser(nn.Module):
-    """A score as a denoiser D(y, σ), for samplers of k-diffusion and EDM; see `to_kdiffusion`.
+    """A score as a denoiser D(y, σ) for the samplers of k-diffusion and EDM.
+
+    :func:`to_kdiffusion` makes one.
 
     Attributes:
         score: the score.
         sigma_min: ρ at ``t_min``, the lowest noise level.
-        sigma_max: ρ at ``T``, the highest.
+        sigma_max: ρ at ``T``, the highest noise level.
     """
 
     def __init__(self, score: Score) -> None:
         super().__init__()
-        if not isinstance(score, Score):
-            raise TypeError(
-                f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}; wrap "
-                "a plain function as FunctionScore(function, sde)"
-            )
-        if not isinstance(score.sde, GaussianSDE):
-            raise TypeError(
-                f"score: expected one of a GaussianSDE, got {type(score.sde).__name__}; a general "
-                "diffusion has no noise level"
-            )
-        self.score = score
+        self.score = check_instance(
+            "score",
+            score,
+            Score,
+            "ScoreModel(network, sde)",
+            "wrap a plain function as FunctionScore(function, sde)",
+        )
+        check_instance(
+            "score.sde",
+            score.sde,
+            GaussianSDE,
+            "VPSDE()",
+            "a general SDE has no noise level",
+        )
         ends = torch.tensor([score.sde.t_min, score.sde.T], dtype=torch.float64)
         self.sigma_min, self.sigma_max = torch.exp(-score.sde.half_logsnr(ends)).tolist()
 
@@ -93,15 +100,16 @@ class Denoiser(nn.Module):
         Args:
             x: clean data plus noise of size σ, ``(batch, *event)``.
             sigma: the noise level, ``()`` or ``(batch,)``.
-            class_labels: None; conditions are bound before, ``to_kdiffusion(score.given(…))``.
+            class_labels: None; bind conditions with ``to_kdiffusion(score.given(…))``.
 
         Raises:
-            ValueError: if a noise level lies outside of the diffusion's, or a class is given.
+            ValueError: if a noise level is outside the range of the diffusion, or if
+                ``class_labels`` is not None.
         """
         if class_labels is not None:
             raise ValueError(
-                "class_labels: expected None, since conditions are bound to the score; use "
-                "to_kdiffusion(score.given(…))"
+                f"class_labels: expected None, got {summarize(class_labels)}; bind conditions to "
+                "the score, to_kdiffusion(score.given(…))"
             )
         ratio = as_time(check_tensor("sigma", sigma), name="sigma")
         check_batch(ratio, x, "sigma")
@@ -111,42 +119,44 @@ class Denoiser(nn.Module):
         return self.score.denoised(expand(sde.alpha(t), x) * x, t)
 
     def get_sigmas(self, n: int, grid: Grid = Karras()) -> Tensor:
-        """Return n falling noise levels and 0, ``(n+1,)``, float32, as k-diffusion's loops want.
+        """Return n decreasing noise levels and 0, ``(n+1,)``, float32, for k-diffusion's samplers.
 
         Args:
-            n: how many, at least 2; as many evaluations for a sampler of one a step.
-            grid: where.
+            n: number of noise levels, at least 2.
+            grid: spacing of the noise levels.
         """
         sigmas = torch.exp(-self.score.sde.half_logsnr(grid(self.score.sde, n - 1)))
         return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """Return the noise level itself, as EDM's loop asks: all of them are known."""
+        """Return the noise level unchanged: EDM's sampler calls this for networks with a table."""
         return torch.as_tensor(sigma)
 
-    def _check_range(self, asked: Tensor, known: Tensor) -> None:
-        if has_concrete_value(asked) and bool(((asked - known).abs() > _BEYOND * known).any()):
+    def _check_range(self, sigma: Tensor, nearest: Tensor) -> None:
+        """Raise unless the noise levels equal the nearest ones of the diffusion."""
+        difference = (sigma - nearest).abs()
+        if has_concrete_value(sigma) and bool((difference > _RELATIVE_TOLERANCE * nearest).any()):
             raise ValueError(
-                f"sigma: expected noise levels up to {self.sigma_max:g}, and not below those of the"
-                f" diffusion, got {float(asked.min()):g} … {float(asked.max()):g}; choose the "
-                "sampler's range by sigma_min and sigma_max, its churn below them"
+                f"sigma: expected noise levels of the diffusion, at most {self.sigma_max:g}, got "
+                f"{float(sigma.min()):g} … {float(sigma.max()):g}; set the sampler's sigma_min and "
+                "sigma_max to those of the denoiser and reduce its churn"
             )
 
 
 def to_kdiffusion(score: Score) -> Denoiser:
-    r"""Return a score as a denoiser D(y, σ) = x̂(α y, t), σ/α = σ_t, that others' samplers take.
+    r"""Return a score as a denoiser D(y, ρ) = x̂(α y, t) with σ(t)/α(t) = ρ.
 
-    k-diffusion's ``sample_…(model, x, sigmas)`` and EDM's ``edm_sampler(net, latents)`` call it as
-    it is; both begin with noise of size ``sigma_max``.
+    The samplers ``sample_…(model, x, sigmas)`` of k-diffusion and ``edm_sampler(net, latents)`` of
+    EDM take it as their model; both start from noise of standard deviation ``sigma_max``.
 
     Args:
-        score: any score of a Gaussian diffusion, conditions bound.
+        score: any score of a Gaussian diffusion, with its conditions bound.
 
     Returns:
         A module called as ``D(x, sigma)``, with ``sigma_min``, ``sigma_max``, ``get_sigmas(n)``.
 
     Raises:
-        TypeError: if it is no score, or one of a general diffusion.
+        TypeError: if ``score`` is no :class:`Score`, or its SDE no :class:`GaussianSDE`.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE

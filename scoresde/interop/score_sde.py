@@ -1,27 +1,30 @@
 r"""Checkpoints of score_sde_pytorch, the official code of score SDEs.
 
 Such a file is a pickled dictionary of ``model`` (a state dict, names prefixed by ``module.``),
-``ema`` (whose ``shadow_params`` are the averages of the trainable parameters: a bare list in their
-order), ``optimizer`` and ``step``.  It holds weights, not what they mean; that is a convention of
-the training, of which the configuration tells:
+``ema`` (whose ``shadow_params`` are the averages of the trainable parameters, a list in the order
+of the parameters), ``optimizer`` and ``step``.  The SDE, the label and the prediction of the
+network are not in the file but follow from the configuration of the training:
 
-| ``training.sde`` | ``continuous`` | diffusion | label at time t | output |
-|---|---|---|---|---|
-| "vpsde" | True | ``VPSDE`` | 999 t | noise |
-| "subvpsde" | any | ``SubVPSDE`` | 999 t | noise |
-| "vesde" | True | ``VESDE`` | σ(t) | score |
-| "vpsde" | False | ``VPSDE(…).discretize(N)`` | index of the table | noise |
-| "vesde" | False | ``NCSN(sigmas)`` | index, 0 for the largest σ | score |
+================  ==============  ===========================  =========================  =======
+``training.sde``  ``continuous``  SDE                          label at time t            output
+================  ==============  ===========================  =========================  =======
+"vpsde"           True            ``VPSDE``                    999 t                      noise
+"subvpsde"        any             ``SubVPSDE``                 999 t                      noise
+"vesde"           True            ``VESDE``                    σ(t)                       score
+"vpsde"           False           ``VPSDE(…).discretize(N)``   index of the table         noise
+"vesde"           False           ``NCSN(sigmas)``             index, 0 for the largest σ score
+================  ==============  ===========================  =========================  =======
 
-Noise is the official −σ(t) times score, with σ in float64.  Networks of VP and sub-VP see images in
-[-1, 1], those of VE images in [0, 1] (``model.network.centered`` says which); samples come in the
-same range.
+Noise is −σ(t) times the official score, with σ in float64.  Networks of VP and sub-VP take images
+in [-1, 1], those of VE images in [0, 1] (``model.network.centered`` is True for the former);
+samples are in the same range.
 
 Discrete times.  Here entry i of a table belongs to t = (i + 1) T/N, since t = 0 is the data; the
-official samplers read the table at t (N − 1).  VP cuts the fraction off: at t = (i + 1)/N both have
-α and σ of entry i; the label there is i + 1 − t, not rounded, and here the i of the training.  (For
-an official label ℓ take t = (ℓ + 1)/N.)  VE rounds: entry i there is at t = i/(N − 1).  Between
-knots α and σ move on here and jump there.
+official samplers evaluate the table at t (N − 1).  For VP they truncate: at t = (i + 1)/N both have
+α and σ of entry i; the official label there is i + 1 − t, not rounded, and the label here is the i
+of the training.  (For an official label ℓ use t = (ℓ + 1)/N.)  For VE they round: the official
+entry i is at t = i/(N − 1).  Between timesteps α and σ are interpolated here and piecewise constant
+there.
 
 References:
     Song et al., *Score-based generative modeling through stochastic differential equations*, 2021,
@@ -40,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde._core.checks import check_file, summarize
-from scoresde.interop._architecture import TAPS, Design, inferred
+from scoresde.interop._architecture import TAPS, Architecture, infer_architecture
 from scoresde.interop._files import Weights, check_names_and_shapes, check_numbers, read_pickle
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 from scoresde.scores import ScoreModel
@@ -61,23 +64,23 @@ def load(
     sde: GaussianSDE | None = None,
     device: torch.device | str = "cpu",
 ) -> ScoreModel:
-    r"""Read a checkpoint as a score: network, diffusion, label and prediction.
+    r"""Load a checkpoint as a score: network, SDE, label and prediction.
 
     Without ``model.name`` in the configuration the architecture is inferred from the names and
-    shapes of the tensors (U-Nets and NCSNv2).  What these do not show (filters without weights,
-    residual sums divided by √2) is then taken from the configuration or else as published.  The
-    diffusion of a network with Fourier features or of an NCSNv2 is inferred as well (VE); for all
-    others ``training.sde`` and ``training.continuous`` must be told.  Either way every name and
-    shape is checked.
+    shapes of the tensors (U-Nets and NCSNv2).  Options that leave no trace in the tensors (filters
+    without weights, residual sums divided by √2) are then taken from the configuration, or from the
+    published one.  The SDE of a network with Fourier features or of an NCSNv2 is inferred as well
+    (VE); for all others ``config`` must contain ``training.sde`` and ``training.continuous``.  The
+    names and shapes of all tensors are checked in every case.
 
     Args:
         path: the file.
         config: entries of the official configuration, flat (``{"training.sde": "vpsde", …}``) or
-            nested by section (``config.to_dict()``); a part of them will do, None is no entry.
-        ema: whether to take the averaged weights, as published results do, or the raw ones.
-        sde: the diffusion to use in place of the one that the table above tells, such as one with
-            another ``t_min``; label and prediction stay.
-        device: where to put the model.
+            nested by section (``config.to_dict()``); a subset suffices, None means no entry.
+        ema: True for the averaged weights, as in published results, False for the raw ones.
+        sde: an SDE that replaces the one of the table above, such as one with another ``t_min``;
+            label and prediction are those of the table.
+        device: the model's device.
 
     Returns:
         The model in evaluation mode, in float32, for images ``(batch, channels, height, width)`` in
@@ -85,10 +88,10 @@ def load(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        TypeError: if ``config`` is no dictionary.
-        ValueError: if the file is damaged, foreign or holds more than data; if a tensor is missing,
-            unexpected or of another shape (the first is named); or if the configuration does not
-            tell enough, or what the library does not have.
+        TypeError: if ``config`` is no dictionary, or ``sde`` no :class:`GaussianSDE`.
+        ValueError: if the file is damaged, of another format or contains code; if a tensor is
+            missing, unexpected or of another shape (the message names the first such tensor); if an
+            entry of the configuration is missing or unknown to the library.
 
     Example:
         >>> import tempfile
@@ -105,22 +108,22 @@ def load(
         torch.Size([2, 3, 8, 8])
     """
     file = check_file("path", path)
-    told = _flat(config)
-    content = predict(file)
+    entries = _flatten(config)
+    content = _read_checkpoint(file)
     weights = _weights(content)
-    ladder = _ladder(weights, told)
-    design = _design(weights, told)
-    process = _process(design, told, ladder)
-    arguments = process.customs | _ends(ladder) | design.arguments
+    sigmas = _noise_levels(weights, entries)
+    architecture = _architecture(weights, entries)
+    convention = _convention(architecture, entries, sigmas)
+    arguments = convention.network_defaults | _sigma_arguments(sigmas) | architecture.arguments
     with torch.device("meta"):
-        plan = design.build(arguments)
-    check_names_and_shapes(plan, weights)
-    state = weights | (_averages(content, plan) if ema else {})
-    with torch.random.fork_rng(devices=[]):  # the draws of a constructor are replaced at once
-        network = design.build(arguments)
+        meta_network = architecture.build(arguments)
+    check_names_and_shapes(meta_network, weights)
+    state = weights | (_averages(content, meta_network) if ema else {})
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are overwritten below
+        network = architecture.build(arguments)
     network.load_state_dict(state)
     model = ScoreModel(
-        network, process.sde if sde is None else sde, process.prediction, process.label
+        network, convention.sde if sde is None else sde, convention.prediction, convention.label
     )
     return model.to(device).eval()
 
@@ -129,73 +132,73 @@ def load(
 class DescendingIndex(Label):
     """The label is the index of the nearest noise level, 0 for the largest: N − 1 − i, rounded.
 
-    A model with this label is saved like any other, and read with
+    A model with this label is saved as usual and loaded with
     ``ScoreModel.load(path, label=DescendingIndex())``.
     """
 
     def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
-        """Return the index at ``t``, counted from the noise end."""
+        """Return the index at ``t``, counted from the largest noise level."""
         return (sde.index_at(sde.T) - sde.index_at(t)).round()
 
 
-class Contents(NamedTuple):
-    """What a checkpoint shows of itself.
+class CheckpointSummary(NamedTuple):
+    """What can be inferred from a checkpoint without its configuration.
 
     Attributes:
-        network: its class and arguments, as far as tensors show them.
-        parameters: how many numbers the network has, learned or not.
-        ladder: its noise levels ``(N,)``, the largest first.
-        sde: the diffusion, or None if only the configuration of the training tells it.
+        network: class and inferred arguments of the network.
+        parameters: number of the network's parameters, trainable or not.
+        sigmas: the noise levels ``(N,)``, decreasing.
+        sde: the SDE, or None where it depends on the configuration.
     """
 
     network: str
     parameters: int
-    ladder: Tensor
+    sigmas: Tensor
     sde: GaussianSDE | None
 
 
-def contents(state: Mapping[str, Any]) -> Contents:
-    """Return what the dictionary in a checkpoint shows, without making a network.
+def summarize_checkpoint(content: Mapping[str, Any]) -> CheckpointSummary:
+    """Return a summary of the dictionary in a checkpoint; no network is allocated.
 
     Raises:
-        ValueError: if its tensors are those of no network here.
+        ValueError: if its tensors belong to no network of the library.
     """
-    weights = _weights(state)
-    ladder = _ladder(weights, {})
-    design = _design(weights, {})
+    weights = _weights(content)
+    sigmas = _noise_levels(weights, {})
+    architecture = _architecture(weights, {})
     with torch.device("meta"):
-        network = design.build(_ends(ladder) | design.arguments)
+        network = architecture.build(_sigma_arguments(sigmas) | architecture.arguments)
     check_names_and_shapes(network, weights)
-    return Contents(
-        str(design),
+    return CheckpointSummary(
+        str(architecture),
         sum(parameter.numel() for parameter in network.parameters()),
-        ladder,
-        _process(design, {}, ladder).sde if design.training else None,
+        sigmas,
+        _convention(architecture, {}, sigmas).sde if architecture.training else None,
     )
 
 
 # --- the file
 
 
-def predict(path: Path) -> Mapping[str, Any]:
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     content = read_pickle("path", path, "a checkpoint of score_sde_pytorch")
     if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
         found = sorted(map(str, content)) if isinstance(content, dict) else summarize(content)
         raise ValueError(
             f"path: expected a dictionary with 'model' and 'ema', got {path} with {found}; "
-            "checkpoints of other programs need their own reader"
+            "the file is no checkpoint of score_sde_pytorch"
         )
     return content
 
 
-def _part(content: Mapping[str, Any], name: str, kind: type) -> Any:
-    """Return an entry of a dictionary of the file, or say that it isn't there."""
+def _entry_of(content: Mapping[str, Any], name: str, kind: type) -> Any:
+    """Return an entry of a dictionary in the file; raise if it is missing or no ``kind``."""
     value = content.get(name)
     if not isinstance(value, kind):
-        came = summarize(value) if name in content else "none"
+        found = summarize(value) if name in content else "none"
         raise ValueError(
-            f"path: expected an entry {name!r} ({kind.__name__}) in the file, got {came}; "
-            "with ema=False the averages are not needed"
+            f"path: expected an entry {name!r} ({kind.__name__}) in the file, got {found}; "
+            "ema=False does not need the averages"
         )
     return value
 
@@ -203,26 +206,26 @@ def _part(content: Mapping[str, Any], name: str, kind: type) -> Any:
 def _weights(content: Mapping[str, Any]) -> Weights:
     """Return the tensors of ``model``, without the prefix of data-parallel training."""
     weights = {}
-    for key, value in _part(content, "model", dict).items():
+    for key, value in _entry_of(content, "model", dict).items():
         name = str(key).removeprefix("module.")
         weights[name] = check_numbers("model", name, value)
     return weights
 
 
 def _averages(content: Mapping[str, Any], network: nn.Module) -> Weights:
-    """Return the averages by name: the list has the order of the trainable parameters."""
-    shadow = _part(_part(content, "ema", dict), "shadow_params", list)
+    """Return the averages by name; the list has the order of the trainable parameters."""
+    shadow = _entry_of(_entry_of(content, "ema", dict), "shadow_params", list)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if len(shadow) != len(trained):
         raise ValueError(
             f"ema: expected {len(trained)} averages, one per trainable parameter, got "
-            f"{len(shadow)}; ema=False reads the raw weights"
+            f"{len(shadow)}; ema=False loads the raw weights"
         )
     for index, (value, (name, parameter)) in enumerate(zip(shadow, trained.items(), strict=True)):
         if not isinstance(value, Tensor) or value.shape != parameter.shape:
             raise ValueError(
                 f"ema: expected entry {index} to be the average of {name}, of shape "
-                f"{tuple(parameter.shape)}, got {summarize(value)}; ema=False reads the raw weights"
+                f"{tuple(parameter.shape)}, got {summarize(value)}; ema=False loads the raw weights"
             )
     return {n: check_numbers("ema", n, value) for n, value in zip(trained, shadow, strict=True)}
 
@@ -230,8 +233,8 @@ def _averages(content: Mapping[str, Any], network: nn.Module) -> Weights:
 # --- the configuration
 
 
-def _flat(config: Config | None) -> dict[str, Any]:
-    """Return the entries as ``section.key``, whichever way they come."""
+def _flatten(config: Config | None) -> dict[str, Any]:
+    """Return the entries of a flat or nested configuration by ``section.key``."""
     if config is None:
         return {}
     if not isinstance(config, Mapping):
@@ -246,75 +249,81 @@ def _flat(config: Config | None) -> dict[str, Any]:
     return flat
 
 
-def _ladder(weights: Weights, told: Config) -> Tensor:
-    """Return the ladder of the file, largest first, unless it is none or not the one told."""
-    ladder = weights.get("sigmas")
-    if ladder is None or ladder.ndim != 1 or len(ladder) < 2 or not bool((ladder > 0).all()):
-        came = "none" if ladder is None else summarize(ladder)
+def _noise_levels(weights: Weights, entries: Config) -> Tensor:
+    """Return the noise levels in the file, decreasing.
+
+    Raises:
+        ValueError: if the file has none, or others than the configuration.
+    """
+    sigmas = weights.get("sigmas")
+    if sigmas is None or sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas > 0).all()):
+        found = "none" if sigmas is None else summarize(sigmas)
         raise ValueError(
-            f"model: expected a tensor 'sigmas' of positive noise levels in the file, got {came}; "
+            f"model: expected a tensor 'sigmas' of positive noise levels in the file, got {found}; "
             "every network of score_sde_pytorch has one"
         )
-    for key, level in (("model.sigma_max", ladder[0]), ("model.sigma_min", ladder[-1])):
-        if not math.isclose(told.get(key, float(level)), float(level), rel_tol=1e-6):
+    for key, level in (("model.sigma_max", sigmas[0]), ("model.sigma_min", sigmas[-1])):
+        if not math.isclose(entries.get(key, float(level)), float(level), rel_tol=1e-6):
             raise ValueError(
                 f"config: expected {key} = {float(level):g} as in the file's 'sigmas', got "
-                f"{told[key]!r}; configuration and file belong to different trainings"
+                f"{entries[key]!r}; configuration and file belong to different trainings"
             )
-    return ladder
+    return sigmas
 
 
-def _ends(ladder: Tensor) -> dict[str, Any]:
-    """Return a network's arguments for its ladder; the logarithms' last digits are noise."""
-    low, high = (float(f"{float(level):.10g}") for level in (ladder[-1], ladder[0]))
-    return {"sigma_min": low, "sigma_max": high, "scales": len(ladder)}
+def _sigma_arguments(sigmas: Tensor) -> dict[str, Any]:
+    """Return a network's arguments for its noise levels, rounded to the digits that are exact."""
+    low, high = (float(f"{float(level):.10g}") for level in (sigmas[-1], sigmas[0]))
+    return {"sigma_min": low, "sigma_max": high, "scales": len(sigmas)}
 
 
-# --- the diffusion, and how the network is told of it
+# --- SDE, label and prediction
 
 
-class _Process(NamedTuple):
+class _Convention(NamedTuple):
     sde: GaussianSDE
     prediction: Prediction
     label: Label
-    customs: dict[str, Any]
-    """Arguments of the networks that go with it, where nothing else is told."""
+    network_defaults: dict[str, Any]
+    """Arguments of the network, where the configuration has no entry."""
 
 
 _CENTERED: dict[str, Any] = {"centered": True, "scale_by_sigma": False}
 _BY_SIGMA: dict[str, Any] = {"centered": False, "scale_by_sigma": True}
 
 
-def _process(design: Design, told: Config, ladder: Tensor) -> _Process:
-    told = design.training | dict(told)
-    kind, continuous = (_entry(told, f"training.{key}") for key in ("sde", "continuous"))
-    betas = told.get("model.beta_min", 0.1), told.get("model.beta_max", 20.0)
+def _convention(architecture: Architecture, entries: Config, sigmas: Tensor) -> _Convention:
+    """Return the row of the module's table that belongs to a configuration."""
+    entries = architecture.training | dict(entries)
+    kind, continuous = (_required(entries, f"training.{key}") for key in ("sde", "continuous"))
+    betas = entries.get("model.beta_min", 0.1), entries.get("model.beta_max", 20.0)
     match kind, bool(continuous):
         case "vpsde", True:
-            return _Process(VPSDE(*betas), NOISE, TimeLabel(999.0), _CENTERED)
+            return _Convention(VPSDE(*betas), NOISE, TimeLabel(999.0), _CENTERED)
         case "vpsde", False:
-            return _Process(VPSDE(*betas).discretize(len(ladder)), NOISE, by_index, _CENTERED)
+            return _Convention(VPSDE(*betas).discretize(len(sigmas)), NOISE, by_index, _CENTERED)
         case "subvpsde", _:
-            return _Process(SubVPSDE(*betas), NOISE, TimeLabel(999.0), _CENTERED)
+            return _Convention(SubVPSDE(*betas), NOISE, TimeLabel(999.0), _CENTERED)
         case "vesde", True:
-            ends = _ends(ladder)
-            return _Process(VESDE(ends["sigma_min"], ends["sigma_max"]), SCORE, by_sigma, _BY_SIGMA)
+            ends = _sigma_arguments(sigmas)
+            sde = VESDE(ends["sigma_min"], ends["sigma_max"])
+            return _Convention(sde, SCORE, by_sigma, _BY_SIGMA)
         case "vesde", False:
-            return _Process(NCSN(ladder), SCORE, DescendingIndex(), _BY_SIGMA)
+            return _Convention(NCSN(sigmas), SCORE, DescendingIndex(), _BY_SIGMA)
     raise ValueError(
         f"config: expected training.sde to be 'vpsde', 'subvpsde' or 'vesde', got {kind!r}; these "
         "are the names of the official configurations"
     )
 
 
-def _entry(told: Config, key: str) -> Any:
-    if key not in told:
+def _required(entries: Config, key: str) -> Any:
+    if key not in entries:
         raise ValueError(
-            f"config: expected an entry {key!r}, got {sorted(told) or 'none'}; the file does not "
-            "tell how this network was trained: pass for instance "
+            f"config: expected an entry {key!r}, got {sorted(entries) or 'none'}; the SDE of the "
+            "training is not stored in the file: pass for instance "
             "config={'training.sde': 'vpsde', 'training.continuous': True}"
         )
-    return told[key]
+    return entries[key]
 
 
 # --- the architecture
@@ -345,7 +354,7 @@ _ENTRIES = {
     "model.init_scale": "init_scale",
 }
 
-_ONLY = {
+_SUPPORTED = {
     "model.normalization": ("GroupNorm", "InstanceNorm++"),
     "model.nonlinearity": ("swish", "elu"),
     "model.resblock_type": ("biggan", "ddpm"),
@@ -355,37 +364,42 @@ _ONLY = {
 }
 
 
-def _design(weights: Weights, told: Config) -> Design:
-    """Return the architecture that is told by name, or else the one that the tensors show."""
-    for key, values in _ONLY.items():
-        if key in told and told[key] not in values:
-            raise ValueError(f"config: expected {key} to be one of {values}, got {told[key]!r}")
-    name = told.get("model.name")
+def _architecture(weights: Weights, entries: Config) -> Architecture:
+    """Return the architecture of the configuration, or else the one inferred from the tensors."""
+    for key, values in _SUPPORTED.items():
+        if key in entries and entries[key] not in values:
+            raise ValueError(
+                f"config: expected {key} to be one of {values}, got {entries[key]!r}; the library "
+                "has no network with other values"
+            )
+    name = entries.get("model.name")
     if name is None:
-        seen = inferred(weights)
+        architecture = infer_architecture(weights)
     elif name in _NETWORKS:
         network, arguments = _NETWORKS[name]
-        seen = Design(network, arguments, {})
+        architecture = Architecture(network, arguments, {})
     else:
         raise ValueError(
             f"config: expected model.name to be one of {', '.join(_NETWORKS)}, got {name!r}; other "
             "networks are not part of the library"
         )
-    return seen._replace(arguments=seen.arguments | _arguments(told))
+    return architecture._replace(arguments=architecture.arguments | _arguments(entries))
 
 
-def _arguments(told: Config) -> dict[str, Any]:
-    """Return the constructors' arguments for the entries that are told."""
-    found = {argument: told[key] for key, argument in _ENTRIES.items() if key in told}
-    if {"data.image_size", "model.attn_resolutions", "model.ch_mult"} <= told.keys():
-        sizes = [told["data.image_size"] // 2**i for i in range(len(told["model.ch_mult"]))]
-        attended = told["model.attn_resolutions"]
+def _arguments(entries: Config) -> dict[str, Any]:
+    """Return the constructor's arguments that the configuration determines."""
+    found = {argument: entries[key] for key, argument in _ENTRIES.items() if key in entries}
+    if {"data.image_size", "model.attn_resolutions", "model.ch_mult"} <= entries.keys():
+        sizes = [entries["data.image_size"] // 2**i for i in range(len(entries["model.ch_mult"]))]
+        attended = entries["model.attn_resolutions"]
         found["attention"] = [level for level, size in enumerate(sizes) if size in attended]
-    if "model.resblock_type" in told:
-        found["biggan"] = told["model.resblock_type"] == "biggan"
-    if "model.fir" in told:
-        found["taps"] = told.get("model.fir_kernel", TAPS) if told["model.fir"] else None
-    if "model.embedding_type" in told:
-        fourier = told["model.embedding_type"] == "fourier"
-        found["fourier_scale"] = float(told.get("model.fourier_scale", 16.0)) if fourier else None
+    if "model.resblock_type" in entries:
+        found["biggan"] = entries["model.resblock_type"] == "biggan"
+    if "model.fir" in entries:
+        found["taps"] = entries.get("model.fir_kernel", TAPS) if entries["model.fir"] else None
+    if "model.embedding_type" in entries:
+        fourier = entries["model.embedding_type"] == "fourier"
+        found["fourier_scale"] = (
+            float(entries.get("model.fourier_scale", 16.0)) if fourier else None
+        )
     return found

@@ -1,11 +1,11 @@
 """Models and schedulers of Hugging Face's diffusers.
 
-A folder is read by :func:`load`, a network in memory by :func:`wrap`; both become a ``ScoreModel``
-with the diffusion of their scheduler, so that likelihoods and all samplers are theirs.
-:func:`recipe` tells which of our samplers a scheduler is, :func:`scheduler_config` which scheduler
-a diffusion of ours is.
+:func:`load` reads a folder, :func:`wrap` takes a network in memory; both return a
+:class:`~scoresde.scores.ScoreModel` with the SDE of the scheduler.
+:func:`sampler_settings` returns the sampler and times that are equivalent to a scheduler,
+:func:`scheduler_config` the scheduler that is equivalent to an SDE.
 
-Only :func:`load` needs diffusers itself, to build the network.
+Only :func:`load` requires diffusers to be installed.
 
 References:
     von Platen et al., *Diffusers: state-of-the-art diffusion models*, 2022,
@@ -13,19 +13,19 @@ References:
 """
 
 from scoresde.interop.diffusers.models import Files, Network, files, learned_variance, load, wrap
-from scoresde.interop.diffusers.recipes import Recipe, recipe
-from scoresde.interop.diffusers.schedules import Process, process, scheduler_config
+from scoresde.interop.diffusers.samplers import SamplerSettings, sampler_settings
+from scoresde.interop.diffusers.schedules import ForwardProcess, forward_process, scheduler_config
 
 __all__ = [
     "Files",
+    "ForwardProcess",
     "Network",
-    "Process",
-    "Recipe",
+    "SamplerSettings",
     "files",
+    "forward_process",
     "learned_variance",
     "load",
-    "process",
-    "recipe",
+    "sampler_settings",
     "scheduler_config",
     "wrap",
 ]

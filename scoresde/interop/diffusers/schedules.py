@@ -1,16 +1,18 @@
-r"""What the configuration of a diffusers scheduler says of the diffusion, and back.
+r"""The forward process of a diffusers scheduler, and the scheduler of a forward process.
 
-| class | diffusion | label | output |
-|---|---|---|---|
-| DDPM, DDIM, DPMSolver, UniPC, DEIS, Euler, Heun … | ``DDPM(betas)`` | index | as it says |
-| ScoreSdeVe | ``VESDE(sigma_min, sigma_max)`` | σ(t) | score |
-| EDMEuler, EDMDPMSolverMultistep | ``EDMSDE(sigma_min, sigma_max)`` | ¼ ln σ | EDM's F |
-| FlowMatchEulerDiscrete | ``RectifiedFlow`` | N t | flow |
+=============================================  ================================  ======  ==========
+scheduler                                      SDE                               label   output
+=============================================  ================================  ======  ==========
+DDPM, DDIM, DPMSolver, UniPC, DEIS, Euler, …   ``DDPM(betas)``                   index   see below
+ScoreSdeVe                                     ``VESDE(sigma_min, sigma_max)``   σ(t)    score
+EDMEuler, EDMDPMSolverMultistep                ``EDMSDE(sigma_min, sigma_max)``  ¼ ln σ  EDM's F
+FlowMatchEulerDiscrete                         ``RectifiedFlow``                 N t     flow
+=============================================  ================================  ======  ==========
 
-A table's network tells noise, data or velocity (``prediction_type``).
+With a table of betas, ``prediction_type`` is one of noise, data and velocity.
 
-Timestep i of a table with N entries is the time t = (i + 1)/N here, where t = 0 is the data.
-Diffusers keeps its tables in float32; here they are float64, so that α and σ differ by 1e-6.
+Timestep i of a table with N entries is the time t = (i + 1)/N here, since t = 0 is the data.
+Tables are float32 in diffusers and float64 here; α and σ differ by 1e-6.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde._core.checks import check_integer, check_positive, summarize
+from scoresde._core.checks import check_instance, check_integer, check_positive, summarize
 from scoresde.scores.labels import Label, LogSNRLabel, TimeLabel, by_index, by_sigma
 from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, Prediction, edm
 from scoresde.sdes import DDPM, EDMSDE, VESDE, GaussianSDE, RectifiedFlow
@@ -74,7 +76,7 @@ DEFAULTS: dict[str, Settings] = {
     "EDMDPMSolverMultistepScheduler": _EDM | _ALGORITHM,
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
 }
-"""What a scheduler takes where its configuration says nothing: older files leave entries out."""
+"""Default settings of the schedulers: files of older versions lack some entries."""
 
 _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": NOISE,
@@ -84,89 +86,105 @@ _PREDICTIONS: dict[str, Prediction] = {
 
 _SCHEDULES = "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"
 
-_NEAR_NOISE = 1 - 1e-5
-"""Where a rectified flow ends here: at t = 1 itself nothing is left of the data."""
+_FLOW_END = 1 - 1e-5
+"""T of a rectified flow: α(1) = 0, so that t = 1 itself has no finite log-SNR."""
 
 
-class Process(NamedTuple):
-    """A diffusion, and how its network is told of it."""
+class ForwardProcess(NamedTuple):
+    """An SDE and the conventions of a network for it.
+
+    Attributes:
+        sde: the SDE.
+        prediction: the quantity that the network predicts.
+        label: the network's time argument.
+    """
 
     sde: GaussianSDE
     prediction: Prediction
     label: Label
 
 
-def settings(scheduler: object) -> Settings:
-    """Return all entries of a scheduler, its configuration or a file's, its class's name included.
+def read_settings(scheduler: object) -> Settings:
+    """Return all settings of a scheduler or configuration, with its class as ``_class_name``.
 
     Raises:
-        TypeError: if it is none of these.
-        ValueError: if the class is not told.
+        TypeError: if ``scheduler`` is neither a scheduler nor a configuration.
+        ValueError: if a configuration has no ``_class_name``.
     """
     config = getattr(scheduler, "config", scheduler)
     if not isinstance(config, Mapping):
         raise TypeError(
             f"scheduler: expected a scheduler of diffusers or its configuration, got "
-            f"{summarize(scheduler)}; read scheduler_config.json as a dictionary"
+            f"{summarize(scheduler)}; pass the scheduler or the dictionary in scheduler_config.json"
         )
-    told = dict(config)
+    settings = dict(config)
     if config is not scheduler:
-        told["_class_name"] = type(scheduler).__name__
-    name = told.get("_class_name")
+        settings["_class_name"] = type(scheduler).__name__
+    name = settings.get("_class_name")
     if not isinstance(name, str):
         raise ValueError(
             f"scheduler: expected an entry '_class_name' such as 'DDPMScheduler', got "
-            f"{summarize(name)}; files have it, of a scheduler's .config pass the scheduler itself"
+            f"{summarize(name)}; instead of scheduler.config pass the scheduler itself"
         )
-    return DEFAULTS.get(name, _TABLE if "beta_schedule" in told else {}) | told
+    return DEFAULTS.get(name, _TABLE if "beta_schedule" in settings else {}) | settings
 
 
-def only(told: Settings, key: str, *values: object) -> Any:
-    """Return an entry that may have these values alone, of which the first is the default.
+def supported(settings: Settings, key: str, *values: object) -> Any:
+    """Return a setting; ``values`` are the supported ones, the first of them the default.
 
     Raises:
-        ValueError: if it has another.
+        ValueError: if the setting has another value.
     """
-    value = told.get(key, values[0])
+    value = settings.get(key, values[0])
     if value not in values:
         raise ValueError(
             f"scheduler: expected {key} to be {' or '.join(map(repr, values))}, got "
-            f"{summarize(value)}; other settings of {told['_class_name']} have no counterpart here"
+            f"{summarize(value)}; other values of {settings['_class_name']} are not "
+            "supported"
         )
     return value
 
 
-def process(scheduler: object) -> Process:
-    """Return the diffusion that a scheduler belongs to, with its network's label and output.
+def forward_process(scheduler: object) -> ForwardProcess:
+    """Return the SDE of a scheduler, with the label and the prediction of its networks.
+
+    Args:
+        scheduler: a scheduler of diffusers, or its configuration with the entry ``_class_name``.
 
     Raises:
-        TypeError: if it is no scheduler and no configuration.
-        ValueError: if the library does not have it.
+        TypeError: if ``scheduler`` is neither a scheduler nor a configuration.
+        ValueError: if the library does not have its SDE.
     """
-    told = settings(scheduler)
-    match told["_class_name"]:
+    settings = read_settings(scheduler)
+    match settings["_class_name"]:
         case "ScoreSdeVeScheduler":
-            return Process(VESDE(*_positive(told, "sigma_min", "sigma_max")), SCORE, by_sigma)
+            return ForwardProcess(
+                VESDE(*_positive(settings, "sigma_min", "sigma_max")), SCORE, by_sigma
+            )
         case "EDMEulerScheduler" | "EDMDPMSolverMultistepScheduler":
-            only(told, "prediction_type", "epsilon")
-            (sigma_data,) = _positive(told, "sigma_data")
-            return Process(
-                EDMSDE(*_positive(told, "sigma_min", "sigma_max")),
+            supported(settings, "prediction_type", "epsilon")
+            (sigma_data,) = _positive(settings, "sigma_data")
+            return ForwardProcess(
+                EDMSDE(*_positive(settings, "sigma_min", "sigma_max")),
                 edm(sigma_data),
                 LogSNRLabel(-0.25),
             )
         case "FlowMatchEulerDiscreteScheduler":
-            scale = check_integer("scheduler: num_train_timesteps", told["num_train_timesteps"], 1)
-            return Process(RectifiedFlow(T=_NEAR_NOISE), FLOW, TimeLabel(float(scale)))
-    if "beta_schedule" not in told:
+            scale = check_integer(
+                "scheduler: num_train_timesteps", settings["num_train_timesteps"], 1
+            )
+            return ForwardProcess(RectifiedFlow(T=_FLOW_END), FLOW, TimeLabel(float(scale)))
+    if "beta_schedule" not in settings:
         raise ValueError(
             f"scheduler: expected one of {', '.join(DEFAULTS)} or another with a table of betas, "
-            f"got {told['_class_name']}; tell the diffusion as sde="
+            f"got {settings['_class_name']}; build a ScoreModel with the SDE of its training"
         )
-    only(told, "use_flow_sigmas", False, None)
-    only(told, "timestep_type", "discrete")
-    return Process(
-        _table(told), _PREDICTIONS[only(told, "prediction_type", *_PREDICTIONS)], by_index
+    supported(settings, "use_flow_sigmas", False, None)
+    supported(settings, "timestep_type", "discrete")
+    return ForwardProcess(
+        _table(settings),
+        _PREDICTIONS[supported(settings, "prediction_type", *_PREDICTIONS)],
+        by_index,
     )
 
 
@@ -175,25 +193,25 @@ def _numbers(key: str, values: object) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"scheduler: expected {key} to be a list of numbers, got {summarize(values)}; they are "
-            "the variances that the steps add"
+            f"scheduler: expected {key} to be a list of numbers, got {summarize(values)}; pass "
+            "the variances of the noise that each step adds"
         ) from None
 
 
-def _positive(told: Settings, *keys: str) -> list[float]:
-    return [check_positive(f"scheduler: {key}", told[key]) for key in keys]
+def _positive(settings: Settings, *keys: str) -> list[float]:
+    return [check_positive(f"scheduler: {key}", settings[key]) for key in keys]
 
 
-def _table(told: Settings) -> DDPM:
-    """Return the table of betas, in float64."""
-    if told["trained_betas"] is not None:
-        table = DDPM(_numbers("trained_betas", told["trained_betas"]))
+def _table(settings: Settings) -> DDPM:
+    """Return the SDE of the table of betas, in float64."""
+    if settings["trained_betas"] is not None:
+        table = DDPM(_numbers("trained_betas", settings["trained_betas"]))
     else:
-        N = check_integer("scheduler: num_train_timesteps", told["num_train_timesteps"], 2)
+        N = check_integer("scheduler: num_train_timesteps", settings["num_train_timesteps"], 2)
         start, end = (
-            check_positive(f"scheduler: {k}", told[k]) for k in ("beta_start", "beta_end")
+            check_positive(f"scheduler: {k}", settings[k]) for k in ("beta_start", "beta_end")
         )
-        match only(told, "beta_schedule", *_SCHEDULES):
+        match supported(settings, "beta_schedule", *_SCHEDULES):
             case "linear":
                 table = DDPM.linear(start, end, N)
             case "scaled_linear":
@@ -202,39 +220,42 @@ def _table(told: Settings) -> DDPM:
                 table = DDPM.sigmoid(start, end, N)
             case _:
                 table = DDPM.cosine(N)
-    return table.zero_terminal_snr() if told["rescale_betas_zero_snr"] else table
+    return table.zero_terminal_snr() if settings["rescale_betas_zero_snr"] else table
 
 
-# --- the way out
+# --- from an SDE to a scheduler
 
 
 def scheduler_config(
     sde: GaussianSDE, prediction: Prediction = NOISE, steps: int = 1000
 ) -> dict[str, Any]:
-    r"""Return the configuration of a diffusers scheduler for a diffusion, as plain JSON data.
+    r"""Return the configuration of the diffusers scheduler of an SDE, as JSON data.
 
-    Which one is told by the two curves:
+    The curves α and σ determine the scheduler:
 
-    | curves | scheduler |
-    |---|---|
-    | α² + σ² = 1 | ``DDPMScheduler`` with the table 1 − β_i = (α(t_i)/α(t_{i−1}))², t_i = i T/N |
-    | α = 1, σ = t | ``EDMEulerScheduler`` |
-    | α = 1, log σ linear in t in [0, 1] | ``ScoreSdeVeScheduler`` |
-    | α = 1 − t, σ = t | ``FlowMatchEulerDiscreteScheduler`` |
+    ===================================  ===================================
+    curves                               scheduler
+    ===================================  ===================================
+    α² + σ² = 1                          ``DDPMScheduler``
+    α = 1, σ = t                         ``EDMEulerScheduler``
+    α = 1, log σ linear in t in [0, 1]   ``ScoreSdeVeScheduler``
+    α = 1 − t, σ = t                     ``FlowMatchEulerDiscreteScheduler``
+    ===================================  ===================================
 
-    Any scheduler with the same table takes it: ``DDIMScheduler.from_config(…)``.
+    The table of ``DDPMScheduler`` is 1 − β_i = (α(t_i)/α(t_{i−1}))² with t_i = i T/N; other
+    schedulers with a table accept the same configuration, ``DDIMScheduler.from_config(…)``.
 
     Args:
-        sde: the diffusion.
-        prediction: what the network of a table predicts: NOISE, DATA or VELOCITY.
-        steps: N, how many entries a table has; a table of the library keeps its own.
+        sde: the SDE.
+        prediction: with a table, the quantity the network predicts: NOISE, DATA or VELOCITY.
+        steps: N, the number of entries of the table; ignored for an SDE that is itself a table.
 
     Returns:
-        A dictionary to hand to ``getattr(diffusers, config["_class_name"]).from_config``.
+        A dictionary for ``getattr(diffusers, config["_class_name"]).from_config``.
 
     Raises:
-        TypeError: if ``sde`` is not Gaussian.
-        ValueError: if diffusers has no scheduler for it, or none with that prediction.
+        TypeError: if ``sde`` is no :class:`GaussianSDE`, or ``steps`` no integer.
+        ValueError: if diffusers has no scheduler for the SDE, or none for the prediction.
 
     Example:
         >>> from scoresde import VPSDE
@@ -242,11 +263,7 @@ def scheduler_config(
         >>> config["_class_name"], len(config["trained_betas"])
         ('DDPMScheduler', 500)
     """
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(
-            f"sde: expected a GaussianSDE such as VPSDE(), got {type(sde).__name__}; schedulers "
-            "know of α and σ alone"
-        )
+    check_instance("sde", sde, GaussianSDE, "VPSDE()")
     t = torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)
     alpha, sigma, one = sde.alpha(t), sde.sigma(t), torch.ones_like(t)
     if torch.allclose(alpha**2 + sigma**2, one):
@@ -261,7 +278,7 @@ def scheduler_config(
         return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     raise ValueError(
         f"sde: expected α² + σ² = 1, or α = 1 with σ = t or geometric, or α = 1 − t, got {sde}; "
-        "schedulers of diffusers have no others"
+        "diffusers has no scheduler for another SDE"
     )
 
 
@@ -274,13 +291,13 @@ def _table_config(sde: GaussianSDE, prediction: Prediction, steps: int) -> dict[
     names = {value: key for key, value in _PREDICTIONS.items()}
     if prediction not in names:
         raise ValueError(
-            f"prediction: expected NOISE, DATA or VELOCITY, got {prediction!r}; schedulers of "
-            "diffusers know no other"
+            f"prediction: expected NOISE, DATA or VELOCITY, got {prediction!r}; the "
+            "schedulers of diffusers support no other"
         )
     own = getattr(sde, "times", None)
     count = check_integer("steps", steps, 2) if own is None else len(own)
-    knots = torch.linspace(0.0, sde.T, count + 1, dtype=torch.float64)
-    betas = -torch.expm1(2 * sde.log_alpha(knots).diff())
+    times = torch.linspace(0.0, sde.T, count + 1, dtype=torch.float64)
+    betas = -torch.expm1(2 * sde.log_alpha(times).diff())
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": count,
