@@ -148,7 +148,7 @@ def check_state(name: str, x: object, event_shape: Sequence[int] | None = None) 
 def check_number(
     name: str, value: object, expected: str = "a finite number", hint: str | None = None
 ) -> float:
-    """Return the value as a ``float``, if it is a finite real number of Python or NumPy, not a bool."""
+    """Return the value as a ``float``, if it is a finite real number and not a bool."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         item = isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1
@@ -190,7 +190,7 @@ def check_between(
     exclusive: bool = False,
     hint: str | None = None,
 ) -> float:
-    """Return the value as a ``float``, if it is in [lower, upper], or (lower, upper) if ``exclusive``."""
+    """Return the value as a ``float``, if in [lower, upper] or, ``exclusive``, (lower, upper)."""
     interval = f"({lower:g}, {upper:g})" if exclusive else f"[{lower:g}, {upper:g}]"
     expected = f"a number in {interval}"
     number = check_number(name, value, expected, hint)

@@ -1,6 +1,6 @@
-"""What noise does to data: diffusions given by their two curves, log α(t) and log σ(t)."""
+"""SDEs, and Gaussian diffusions given by two curves, log α(t) and log σ(t)."""
 
-from scoresde.sdes.base import SDE, Reverse
+from scoresde.sdes.base import SDE, ReverseSDE
 from scoresde.sdes.cosine import CosineSDE
 from scoresde.sdes.discrete import DDPM, NCSN
 from scoresde.sdes.gaussian import GaussianSDE
@@ -31,6 +31,6 @@ __all__ = [
     "CosineSDE",
     "GaussianSDE",
     "RectifiedFlow",
-    "Reverse",
+    "ReverseSDE",
     "SubVPSDE",
 ]

@@ -1,10 +1,10 @@
-"""What noise does to data: a general SDE, and its reverse family.
+"""General SDEs and their reversals.
 
 An Itô diffusion with a scalar, state-independent noise level,
 
     dx = f(x, t) dt + g(t) dw,        t in [0, T], data at t = 0, noise at t = T,
 
-has, once the score s = ∇ log p_t is known, a whole family of reversals with the same marginals
+has for a known score s = ∇ log p_t a family of reversals with the same marginals
 (Anderson 1982; Song et al. 2021, eqs. 6 and 13; Huang et al. 2021),
 
     dx = [f(x, t) − ½(1 + η²) g² s(x, t)] dt + η g dw̄,
@@ -32,20 +32,21 @@ ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 class SDE(FixedDtypeModule, ABC):
     r"""A diffusion dx = f(x, t) dt + g(t) dw on [0, T], given by its drift and its diffusion.
 
-    A subclass defines :meth:`drift` and :meth:`diffusion`; if it is to be sampled or to give
-    likelihoods, also :meth:`prior`. Everything else follows. Every constructor argument is kept as
-    an attribute of the same name, so that a model can be saved and rebuilt.
+    A subclass defines :meth:`drift` and :meth:`diffusion`, and for samplers and likelihoods also
+    :meth:`prior`; everything else is derived. It stores every constructor argument as an attribute
+    of the same name, so that a model can be saved and rebuilt.
 
-    The object is itself what two solver libraries expect: ``sde(t, x)`` is the drift as
+    The object has the interface of two solver libraries: ``sde(t, x)`` is the drift as
     ``torchdiffeq.odeint`` calls it, and ``f``, ``g``, ``noise_type``, ``sde_type`` make it an SDE
-    of ``torchsde.sdeint`` on states ``(batch, d)``. Adaptive solvers of torchdiffeq step over the
-    last time asked for and interpolate back: beyond [0, T] these doors tell the coefficients of the
-    ends; ``options={"step_t": times[-1:]}`` makes such a solver stop there, which is more exact.
+    of ``torchsde.sdeint`` on states ``(batch, d)``. Adaptive solvers of torchdiffeq step beyond the
+    last requested time and interpolate: outside [0, T] these methods return the coefficients at the
+    nearest end. ``options={"step_t": times[-1:]}`` makes such a solver stop there, which is more
+    accurate.
 
     Attributes:
         T: the noise end of time.
-        t_min: the data end of numerical work; the interval [0, t_min] is left out by samplers and
-            likelihoods since scores diverge there.
+        t_min: the data end of numerical work; samplers and likelihoods leave out [0, t_min], where
+            scores diverge.
 
     Example:
         >>> class OrnsteinUhlenbeck(SDE):
@@ -68,7 +69,7 @@ class SDE(FixedDtypeModule, ABC):
     gaussian = False
     """Whether p(x_t | x_0) is N(α x_0, σ² I) with known α and σ: whether a denoiser exists."""
     direction = 1.0
-    """+1 for a diffusion told forward in time, −1 for one told backward from T."""
+    """+1 if time runs forward, −1 if it runs backward from T."""
 
     def __init__(self, T: float = 1.0, t_min: float = 1e-5) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class SDE(FixedDtypeModule, ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Distribution:
-        """Return the law at T that samplers start from and likelihoods end in.
+        """Return the distribution at T, where samplers start and likelihoods end.
 
         Args:
             event_shape: shape of one sample.
@@ -102,7 +103,7 @@ class SDE(FixedDtypeModule, ABC):
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no prior: define `prior(event_shape, *, dtype, device)` as "
-            "the law of x at T, or pass `start=` to a sampler and `prior=` to a likelihood"
+            "the distribution of x at T, or pass `start=` to a sampler and `prior=` to a likelihood"
         )
 
     def reverse(
@@ -110,8 +111,8 @@ class SDE(FixedDtypeModule, ABC):
         score: ScoreFunction,
         eta: float | Callable[[Tensor], Tensor] = 1.0,
         event_shape: Sequence[int] | None = None,
-    ) -> Reverse:
-        """Return the reversal dx = [f − ½(1+η²) g² s] dt + η g dw̄ as an SDE told from T to 0.
+    ) -> ReverseSDE:
+        """Return the reversal dx = [f − ½(1+η²) g² s] dt + η g dw̄ as an SDE from T to 0.
 
         Args:
             score: ∇ log p_t, called as ``score(x, t)``.
@@ -127,18 +128,19 @@ class SDE(FixedDtypeModule, ABC):
         References:
             Anderson, *Reverse-time diffusion equation models*, 1982; Song et al. 2021, eqs. 6, 13.
         """
-        return Reverse(self, score, eta, event_shape)
+        return ReverseSDE(self, score, eta, event_shape)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Drift in the argument order of ``torchdiffeq.odeint``: ``(t, x)``."""
+        """Return the drift, with the arguments in torchdiffeq's order ``(t, x)``."""
         return self.drift(x, t.clamp(0.0, self.T))
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
-        """Drift in torchsde's increasing time (s = t, or T − t for a reversed SDE)."""
-        return self.direction * self(self._solver_time(s), y)
+        """Return the drift in torchsde's increasing time: s = t, or T − t for a reversed SDE."""
+        drift: Tensor = self(self._solver_time(s), y)
+        return self.direction * drift
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
-        """Diagonal diffusion in torchsde's increasing time, shaped like ``y``."""
+        """Return the diagonal diffusion in torchsde's increasing time, shaped like ``y``."""
         return expand(self.diffusion(self._solver_time(s)), y).expand_as(y)
 
     def _solver_time(self, s: Tensor) -> Tensor:
@@ -146,10 +148,10 @@ class SDE(FixedDtypeModule, ABC):
         return t.clamp(0.0, self.T)
 
 
-class Reverse(SDE):
+class ReverseSDE(SDE):
     """The reversal of an SDE under a score; made by :meth:`SDE.reverse`.
 
-    Reversing it once more, with the same score and η = 1, gives back the drift it came from.
+    The reversal of a reversal, with the same score and η = 1, has the drift of the original.
     """
 
     def __init__(
@@ -180,8 +182,8 @@ class Reverse(SDE):
         time = as_time(t, self.T)
         check_batch(time, x)
         weight = 0.5 * (1 + self._eta(time) ** 2) * self.sde.diffusion(time) ** 2
-        pull = expand(weight, x) * check_like("score", self.score(x, time), x)
-        return self.sde.drift(x, time) - self.sde.direction * pull
+        correction = expand(weight, x) * check_like("score", self.score(x, time), x)
+        return self.sde.drift(x, time) - self.sde.direction * correction
 
     def diffusion(self, t: Time) -> Tensor:
         """Return η g(t), shaped like ``t``."""
@@ -195,11 +197,10 @@ class Reverse(SDE):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Distribution:
-        """Return the law at T, where the reversal starts."""
         return self.sde.prior(event_shape, dtype=dtype, device=device)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Drift in the argument order of torchdiffeq; flattened states are unflattened inside."""
+        """Return the drift; with ``event_shape`` given, x and the result are ``(batch, d)``."""
         if self.event_shape is None:
             return super().forward(t, x)
         return super().forward(t, x.reshape(x.shape[0], *self.event_shape)).reshape(x.shape)

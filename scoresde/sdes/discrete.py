@@ -1,19 +1,19 @@
-r"""DDPM and NCSN: Gaussian diffusions told by a table.
+r"""DDPM and NCSN: Gaussian diffusions given by a table.
 
-A chain x_0 → x_1 → … → x_N of Gaussian steps is a diffusion seen at the knots t_i = i T/N, if the
-diffusion's curves go through the chain's:
+A chain x_0 → x_1 → … → x_N of Gaussian steps is a diffusion at the timesteps t_i = i T/N whose
+curves interpolate those of the chain:
 
     DDPM   x_i = √(1−β_i) x_{i−1} + √β_i ε          log α(t_i) = ½ Σ log(1−β_j), σ² = 1 − α²
     NCSN   x_i = x_{i−1} + √(σ_i² − σ_{i−1}²) ε     α = 1, σ(t_i) = σ_i
 
-The chain's kernel is then ``transition`` between neighbouring knots, and nothing else is special:
-the loss of DDPM or NCSN is denoising score matching at the knots, Ho's sampler is the ancestral one
-with the knots as its grid, a network's label the index of the table.
+The chain's kernel is ``transition`` between consecutive timesteps. The loss of DDPM or NCSN is
+denoising score matching at the timesteps, Ho's sampler is the ancestral one with the timesteps as
+its grid, and a network's label is the index in the table.
 
-In between, and so for any other grid or solver, both are diffusions like all others. log α, or
-log σ, is the monotone cubic through the knots: smooth enough (drift and diffusion are continuous)
-for ODE solvers to keep their promise, and within O(1/N²) of piecewise linear. NCSN's geometric
-ladder is the variance-exploding SDE itself, at times that differ by O(1/N).
+Between the timesteps both are continuous diffusions, for any grid and solver. log α, or log σ, is a
+monotone cubic through the timesteps: drift and diffusion are continuous, as ODE solvers of higher
+order need, and the curve is within O(1/N²) of the piecewise linear one. The geometric noise levels
+of NCSN are those of the variance-exploding SDE, at times that differ by O(1/N).
 
 A table's entries are numbered 0 … N−1 in the order of time, smallest noise first; entry i belongs
 to ``times[i]`` = (i + 1) T/N.
@@ -31,15 +31,15 @@ from scoresde._core.checks import check_between, check_integer, check_ordered, c
 from scoresde._core.shapes import Time, as_time, like_time
 from scoresde.sdes.gaussian import GaussianSDE, log_complement
 
-_FADED = -24 * math.log(2)
-"""log α, at most, of data that a last step with β = 1 has put out: float32's rounding."""
+_ZERO_SIGNAL = -24 * math.log(2)
+"""log α, at most, after a last step with β = 1: the rounding of float32."""
 
 
 class _Table(GaussianSDE):
-    """A diffusion given by one of its curves at 0 and at N equally spaced knots.
+    """A diffusion given by one of its curves at 0 and at N equally spaced timesteps.
 
     Attributes:
-        times: the knots (i + 1) T/N, ``(N,)``, float64.
+        times: the timesteps (i + 1) T/N, ``(N,)``, float64.
     """
 
     times: Tensor
@@ -53,40 +53,40 @@ class _Table(GaussianSDE):
         super().__init__(T, float(grid[1]) if t_min is None else t_min)
         secant = curve.diff() / grid.diff()
         inner = 2 * secant[1:] * secant[:-1] / (secant[1:] + secant[:-1])
-        self._keep("times", grid[1:])
-        self._keep("_grid", grid)
-        self._keep("_curve", curve)
-        self._keep("_slope", torch.cat([secant[:1], inner, secant[-1:]]))
+        self._register("times", grid[1:])
+        self._register("_grid", grid)
+        self._register("_curve", curve)
+        self._register("_slope", torch.cat([secant[:1], inner, secant[-1:]]))
 
     def index_at(self, t: Time) -> Tensor:
         """Return the index of ``t`` in the table, 0 … N−1, shaped like ``t``.
 
-        Whole at the knots, linear between them, 0 up to the first.
+        An integer at the timesteps, linear between them, 0 up to the first.
         """
         time = as_time(t, self.T)
-        end, part = self._place(time.reshape(-1))
+        end, part = self._locate(time.reshape(-1))
         return like_time((end - 2 + part).clamp(min=0.0).reshape(time.shape), t)
 
-    def _keep(self, name: str, values: Tensor) -> None:
-        """Register numbers that follow from the constructor's arguments: they move, unsaved."""
+    def _register(self, name: str, values: Tensor) -> None:
+        """Register a buffer that is derived from the constructor's arguments, and not saved."""
         self.register_buffer(name, values, persistent=False)
 
     def _interpolate(self, t: Tensor) -> Tensor:
-        """Return the curve given at 0 and the knots: exact there, a monotone cubic in between.
+        """Return the curve: exact at 0 and the timesteps, a monotone cubic in between.
 
         References:
             Fritsch & Butland, *A method for constructing local monotone piecewise cubic
-            interpolants*, 1984 (the slopes: harmonic means of the neighbouring secants).
+            interpolants*, 1984 (the slopes: harmonic means of adjacent secants).
         """
-        end, part = self._place(t.reshape(-1))
+        end, part = self._locate(t.reshape(-1))
         grid, curve, slope = (v.to(t.device) for v in (self._grid, self._curve, self._slope))
         low, high, width = curve[end - 1], curve[end], grid[end] - grid[end - 1]
         bend = (1 - part) * (slope[end - 1] * width - (high - low))
         bend = bend - part * (slope[end] * width - (high - low))
         return (torch.lerp(low, high, part) + part * (1 - part) * bend).reshape(t.shape)
 
-    def _place(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where in the grid the step around each t ``(n,)`` ends, and the part gone."""
+    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for each t ``(n,)`` the index of the next grid point and the fraction up to t."""
         grid = self._grid.to(t.device)
         end = torch.searchsorted(grid, t.detach().contiguous()).clamp(1, len(grid) - 1)
         return end, (t - grid[end - 1]) / (grid[end] - grid[end - 1])
@@ -99,14 +99,14 @@ class DDPM(_Table):
 
     Args:
         betas: β_i ``(N,)``, N >= 2, in the order of time, in (0, 1). The last may be 1 (zero
-            terminal signal-to-noise ratio): α(T) is then 2⁻²⁴, too little for float32 to see, or
-            α(t_{N−2})/2 if that is less, so that log α stays finite and falls.
+            terminal signal-to-noise ratio): α(T) is then 2⁻²⁴, below the precision of float32, or
+            α(t_{N−2})/2 if that is less, so that log α is finite and decreasing.
         T: noise end of time.
-        t_min: data end of numerical work; the first knot if None, where a network's table begins.
+        t_min: data end of numerical work; the first timestep if None, where the table begins.
 
     Attributes:
         betas: the table, ``(N,)``, float64.
-        times: the knots (i + 1) T/N, ``(N,)``, float64.
+        times: the timesteps (i + 1) T/N, ``(N,)``, float64.
 
     Raises:
         TypeError: if ``betas`` is no sequence of real numbers.
@@ -137,9 +137,9 @@ class DDPM(_Table):
                 "step adds: take more steps if they are too large"
             )
         log_alpha = torch.cat([table.new_zeros(1), 0.5 * torch.log1p(-table).cumsum(0)])
-        faded = min(_FADED, float(log_alpha[-2]) - math.log(2))
-        super().__init__(log_alpha.nan_to_num(neginf=faded), T, t_min)
-        self._keep("betas", table)
+        last = min(_ZERO_SIGNAL, float(log_alpha[-2]) - math.log(2))
+        super().__init__(log_alpha.nan_to_num(neginf=last), T, t_min)
+        self._register("betas", table)
 
     @classmethod
     def linear(
@@ -195,49 +195,45 @@ class DDPM(_Table):
         """
         root = self.alphas_cumprod.sqrt()
         root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        kept = torch.cat([root[:1], root[1:] / root[:-1]]).square()
-        return type(self)(1 - kept, self.T, self.t_min)
+        alphas = torch.cat([root[:1], root[1:] / root[:-1]]).square()
+        return type(self)(1 - alphas, self.T, self.t_min)
 
-    def log_alpha(self, t: Time) -> Tensor:
-        """Return log α(t), in float64, shaped like ``t``."""
-        return self._interpolate(as_time(t, self.T))
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self._interpolate(t)
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log σ(t) = ½ log(1 − α²), in float64, shaped like ``t``."""
+    def log_sigma(self, t: Tensor) -> Tensor:
         return log_complement(self.log_alpha(t))
 
     def prior_scale(self) -> float:
-        """Return 1, the standard deviation of the law that x_t tends to."""
         return 1.0
 
     def extra_repr(self) -> str:
-        """Show the table's length and ends."""
         return f"N={len(self.betas)}, betas={float(self.betas[0]):g} … {float(self.betas[-1]):g}"
 
 
 class NCSN(_Table):
-    r"""The diffusion of NCSN (SMLD): a ladder of noise levels on clean data.
+    r"""The diffusion of NCSN (SMLD): a sequence of noise levels on clean data.
 
         α = 1,      σ(t_i) = σ_i,      σ(0) = σ_0²/σ_1.
 
-    Time 0 is one step of the ladder below its lowest level, taken as small enough to pass for data.
+    Time 0 is one step below the lowest noise level, small enough to be negligible in the data.
 
     Args:
-        sigmas: N >= 2 different noise levels, in units of the data; kept in the order of time,
-            smallest first, however they come (NCSN's papers list the largest first).
+        sigmas: N >= 2 different noise levels, in units of the data and any order; stored in the
+            order of time, smallest first (NCSN's papers list the largest first).
         T: noise end of time.
-        t_min: data end of numerical work; the first knot if None, where a network's table begins.
+        t_min: data end of numerical work; the first timestep if None, where the table begins.
 
     Attributes:
-        sigmas: the ladder, ``(N,)``, ascending, float64.
-        times: the knots (i + 1) T/N, ``(N,)``, float64.
+        sigmas: the noise levels, ``(N,)``, ascending, float64.
+        times: the timesteps (i + 1) T/N, ``(N,)``, float64.
 
     Raises:
         TypeError: if ``sigmas`` is no sequence of real numbers.
         ValueError: if it is not one-dimensional with at least two different positive entries.
 
     Example:
-        >>> sde = NCSN.geometric(0.01, 1.0, 10)  # the ladder of the first NCSN
+        >>> sde = NCSN.geometric(0.01, 1.0, 10)  # the noise levels of the first NCSN
         >>> sde.sigma(sde.times[[0, 4, 9]])
         tensor([0.0100, 0.0774, 1.0000], dtype=torch.float64)
 
@@ -249,21 +245,21 @@ class NCSN(_Table):
     sigmas: Tensor
 
     def __init__(self, sigmas: Tensor, T: float = 1.0, t_min: float | None = None) -> None:
-        ladder = _check_table("sigmas", sigmas).sort().values
-        if not float(ladder[0]) > 0 or not bool((ladder.diff() > 0).all()):
+        levels = _check_table("sigmas", sigmas).sort().values
+        if not float(levels[0]) > 0 or not bool((levels.diff() > 0).all()):
             raise ValueError(
-                f"sigmas: expected positive numbers that all differ, got {ladder.tolist()}; each "
-                "is a noise level of the ladder, told once"
+                f"sigmas: expected positive numbers that all differ, got {levels.tolist()}; each "
+                "is a noise level: leave out repeated ones"
             )
-        log_sigma = ladder.log()
+        log_sigma = levels.log()
         super().__init__(torch.cat([2 * log_sigma[:1] - log_sigma[1:2], log_sigma]), T, t_min)
-        self._keep("sigmas", ladder)
+        self._register("sigmas", levels)
 
     @classmethod
     def geometric(
         cls, sigma_min: float = 0.01, sigma_max: float = 50.0, N: int = 1000, T: float = 1.0
     ) -> Self:
-        """Return the geometric ladder of N levels from ``sigma_min`` to ``sigma_max``.
+        """Return N geometric noise levels from ``sigma_min`` to ``sigma_max``.
 
         References:
             Song & Ermon, *Improved techniques for training score-based generative models*, 2020,
@@ -273,28 +269,25 @@ class NCSN(_Table):
         check_ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
         return cls(_ramp(math.log(sigma_min), math.log(sigma_max), N).exp(), T)
 
-    def log_alpha(self, t: Time) -> Tensor:
-        """Return 0, shaped like ``t``."""
-        return torch.zeros_like(as_time(t, self.T))
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log σ(t), in float64, shaped like ``t``."""
-        return self._interpolate(as_time(t, self.T))
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return self._interpolate(t)
 
     def extra_repr(self) -> str:
-        """Show the ladder's length and ends."""
         return (
             f"N={len(self.sigmas)}, sigmas={float(self.sigmas[0]):g} … {float(self.sigmas[-1]):g}"
         )
 
 
 def _ramp(first: float, last: float, N: int) -> Tensor:
-    """N numbers from ``first`` to ``last``, equally spaced, float64."""
+    """Return N numbers from ``first`` to ``last``, equally spaced, float64."""
     return torch.linspace(first, last, check_integer("N", N, 2), dtype=torch.float64)
 
 
 def _check_table(name: str, values: object) -> Tensor:
-    """Return a table as a float64 tensor of its own, or raise."""
+    """Return a table as a new float64 tensor, or raise."""
     try:
         table = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoresde._core.shapes import Time, as_time
 from scoresde.sdes.gaussian import GaussianSDE
 
 
 class RectifiedFlow(GaussianSDE):
     r"""The diffusion whose probability flow is the rectified flow: x_t = (1 − t) x_0 + t ε.
 
-    Time runs as everywhere here, data at 0 and noise at T; at t = 1 the drift x/(t − 1) is
+    As for every diffusion here, data are at time 0 and noise at T; at t = 1 the drift x/(t − 1) is
     infinite, so the diffusion ends a little earlier.
 
     Args:
-        T: noise end of time, below 1; α(T) = 1 − T is what is left of the data.
+        T: noise end of time, below 1; the signal scale there is α(T) = 1 − T.
         t_min: data end of numerical work.
 
     Raises:
@@ -29,7 +28,7 @@ class RectifiedFlow(GaussianSDE):
 
     References:
         Liu et al., *Flow straight and fast*, 2022, arXiv:2209.03003; Lipman et al., *Flow matching
-        for generative modeling*, 2022, arXiv:2210.02747, example II (with time turned round).
+        for generative modeling*, 2022, arXiv:2210.02747, example II (with time reversed).
     """
 
     def __init__(self, T: float = 0.999, t_min: float = 1e-5) -> None:
@@ -39,14 +38,11 @@ class RectifiedFlow(GaussianSDE):
                 f"T: expected T < 1, got {T!r}; α(1) = 0 and the drift is infinite there"
             )
 
-    def log_alpha(self, t: Time) -> Tensor:
-        """Return log(1 − t), in float64, shaped like ``t``."""
-        return torch.log1p(-as_time(t, self.T))
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t)
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log t, in float64, shaped like ``t``."""
-        return torch.log(as_time(t, self.T))
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return torch.log(t)
 
     def extra_repr(self) -> str:
-        """Show the end."""
         return f"T={self.T:g}"

@@ -1,4 +1,4 @@
-"""Diffusions that leave the data in place and bury it: α = 1, σ grows."""
+"""Variance-exploding SDEs: α = 1, σ increasing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde._core.shapes import Time, as_time
 from scoresde.sdes.discrete import NCSN
 from scoresde.sdes.gaussian import GaussianSDE
 
 
-def _check_ladder(sigma_min: float, sigma_max: float) -> None:
+def _check_noise_levels(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             "sigma_min, sigma_max: expected 0 < sigma_min < sigma_max < inf, got "
@@ -26,7 +25,7 @@ class VESDE(GaussianSDE):
 
         dx = σ(t) √(2 ln(σ_max/σ_min)) dw,      α = 1,   σ(t) = σ_min (σ_max/σ_min)^t.
 
-    Time 0 is the noise level σ_min, taken as small enough to pass for data.
+    Time 0 is the noise level σ_min, small enough to be negligible in the data.
 
     Args:
         sigma_min: noise level at t = 0, in units of the data.
@@ -46,30 +45,28 @@ class VESDE(GaussianSDE):
 
     References:
         Song et al. 2021, arXiv:2011.13456, eqs. 9, 30 and 31 (the kernel from x_0 at time 0 has
-        variance σ(t)² − σ_min²; ``marginal`` follows the paper in counting σ_min² as noise too).
+        variance σ(t)² − σ_min²; ``marginal`` includes σ_min² in the noise, as the paper does).
     """
 
     def __init__(
         self, sigma_min: float = 0.01, sigma_max: float = 50.0, T: float = 1.0, t_min: float = 1e-5
     ) -> None:
         super().__init__(T, t_min)
-        _check_ladder(sigma_min, sigma_max)
+        _check_noise_levels(sigma_min, sigma_max)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
 
-    def log_alpha(self, t: Time) -> Tensor:
-        """Return 0, shaped like ``t``."""
-        return torch.zeros_like(as_time(t, self.T))
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log σ(t) = log σ_min + t log(σ_max/σ_min), in float64, shaped like ``t``."""
+    def log_sigma(self, t: Tensor) -> Tensor:
         growth = math.log(self.sigma_max / self.sigma_min)
-        return math.log(self.sigma_min) + growth * as_time(t, self.T)
+        return math.log(self.sigma_min) + growth * t
 
     def discretize(self, N: int) -> NCSN:
         """Return the NCSN with N levels, geometric from σ(0) to σ(T).
 
-        The ladder has this diffusion's noise levels, at times that differ by O(1/N).
+        Its noise levels are those of this diffusion, at times that differ by O(1/N).
 
         References:
             Song et al. 2021, arXiv:2011.13456, appendix B.
@@ -77,7 +74,6 @@ class VESDE(GaussianSDE):
         return NCSN.geometric(float(self.sigma(0.0)), float(self.sigma(self.T)), N, self.T)
 
     def extra_repr(self) -> str:
-        """Show the two noise levels."""
         return f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}"
 
 
@@ -85,8 +81,8 @@ class EDMSDE(GaussianSDE):
     r"""The diffusion of EDM, whose time is the noise level: dx = √(2t) dw, α = 1, σ(t) = t.
 
     Args:
-        sigma_min: where numerical work ends (``t_min``), in units of the data.
-        sigma_max: the noise end ``T``.
+        sigma_min: the data end of numerical work, ``t_min``, in units of the data.
+        sigma_max: the noise end of time, ``T``.
 
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max < ∞.
@@ -102,19 +98,16 @@ class EDMSDE(GaussianSDE):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        _check_ladder(sigma_min, sigma_max)
+        _check_noise_levels(sigma_min, sigma_max)
         super().__init__(T=sigma_max, t_min=sigma_min)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
 
-    def log_alpha(self, t: Time) -> Tensor:
-        """Return 0, shaped like ``t``."""
-        return torch.zeros_like(as_time(t, self.T))
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log t, in float64, shaped like ``t``."""
-        return torch.log(as_time(t, self.T))
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return torch.log(t)
 
     def extra_repr(self) -> str:
-        """Show the two noise levels."""
         return f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}"

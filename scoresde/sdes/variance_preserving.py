@@ -1,4 +1,4 @@
-"""The two diffusions of Song et al. that fade the data out under a linear rate β(t)."""
+"""The two SDEs of Song et al. whose signal decays at a linear rate β(t): VP and sub-VP."""
 
 from __future__ import annotations
 
@@ -29,17 +29,13 @@ class _LinearRate(GaussianSDE):
         """Return the rate β(t) = β_min + (β_max − β_min) t, in float64, shaped like ``t``."""
         return self.beta_min + (self.beta_max - self.beta_min) * as_time(t, self.T)
 
-    def log_alpha(self, t: Time) -> Tensor:
-        """Return log α(t) = −B(t)/2, in float64, shaped like ``t``."""
-        time = as_time(t, self.T)
-        return -0.5 * time * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * time)
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def prior_scale(self) -> float:
-        """Return 1, the standard deviation of the law that x_t tends to."""
         return 1.0
 
     def extra_repr(self) -> str:
-        """Show the two rates."""
         return f"beta_min={self.beta_min:g}, beta_max={self.beta_max:g}"
 
 
@@ -71,14 +67,13 @@ class VPSDE(_LinearRate):
         Song et al. 2021, arXiv:2011.13456, eqs. 11, 25, 29 and 32.
     """
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log σ(t) = ½ log(1 − e^{−B(t)}), in float64, shaped like ``t``."""
+    def log_sigma(self, t: Tensor) -> Tensor:
         return log_complement(self.log_alpha(t))
 
     def discretize(self, N: int) -> DDPM:
         """Return the DDPM with N steps whose β_i rise linearly from β(0) T/N to β(T) T/N.
 
-        Its α and σ at the knots differ from this diffusion's by O(1/N).
+        Its α and σ at the timesteps differ from this diffusion's by O(1/N).
 
         Raises:
             ValueError: if N is so small that some β_i would exceed 1, or β(0) = 0.
@@ -114,6 +109,5 @@ class SubVPSDE(_LinearRate):
         Song et al. 2021, arXiv:2011.13456, eqs. 12, 27, 29 and 33.
     """
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log σ(t) = log(1 − e^{−B(t)}), in float64, shaped like ``t``."""
+    def log_sigma(self, t: Tensor) -> Tensor:
         return 2 * log_complement(self.log_alpha(t))
