@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from scoresde.dequantization import (
+    Dequantization,
     DequantizedBound,
     TruncatedNormalDequantization,
     UniformDequantization,
@@ -25,7 +26,7 @@ from scoresde.dequantization import (
 
 LN2 = math.log(2)
 EVENTS = [(), (3,), (2, 1, 4)]
-LAWS = [
+NOISES = [
     UniformDequantization(),
     TruncatedNormalDequantization(std=0.002),
     TruncatedNormalDequantization(std=0.5),
@@ -122,30 +123,30 @@ def test_bits_keep_shape_dtype_and_gradient(dtype, device):
     event=st.sampled_from(EVENTS),
     levels=st.integers(2, 1 << 16),
     scale=st.floats(1e-2, 1e2),
-    centre=st.floats(-1, 1),
-    law=st.sampled_from(LAWS),
+    center=st.floats(-1, 1),
+    noise=st.sampled_from(NOISES),
     kind=st.sampled_from([torch.int32, torch.int64, torch.float32, torch.float64]),
     seed=st.integers(0, 2**31),
 )
-def test_quantize_inverts_dequantize(event, levels, scale, centre, law, kind, seed):
+def test_quantize_inverts_dequantize(event, levels, scale, center, noise, kind, seed):
     k = levels_of(levels, 20, *event, seed=seed).to(kind)
-    bins = {"scale": scale, "shift": scale * (centre - 0.5)}
-    x = dequantize(k, levels, **bins, law=law, generator=seeded(seed))
+    bins = {"scale": scale, "shift": scale * (center - 0.5)}
+    x = dequantize(k, levels, **bins, noise=noise, generator=seeded(seed))
     assert x.shape == k.shape
     assert x.dtype == (kind if kind.is_floating_point else torch.float32)
     assert torch.equal(quantize(x, levels, **bins), k.long())
 
 
 @dataclass(frozen=True)
-class Edge:
+class Edge(Dequantization):
     """Every point on one edge of its bin: the hardest case for rounding."""
 
     u: float
 
-    def sample(self, centre, width, generator=None):
-        return torch.full_like(centre, self.u)
+    def sample(self, center, width, generator=None):
+        return torch.full_like(center, self.u)
 
-    def log_prob(self, u, centre, width):
+    def log_prob(self, u, center, width):
         raise NotImplementedError
 
 
@@ -163,21 +164,21 @@ class Edge:
 )
 def test_rounding_never_leaves_the_bin(u, scale, shift, dtype, levels, device):
     k = torch.arange(levels, device=device)
-    x = dequantize(k.to(dtype), levels, scale=scale, shift=shift, law=Edge(u))
+    x = dequantize(k.to(dtype), levels, scale=scale, shift=shift, noise=Edge(u))
     assert x.dtype == dtype
     assert torch.equal(quantize(x, levels, scale=scale, shift=shift), k.long())
 
 
 def test_published_preprocessing():
-    """(U + k)/256, centred to 2 · − 1: the bins start at k/256."""
+    """(U + k)/256, mapped by 2 · − 1: the bins start at k/256."""
     k = torch.arange(256)
-    lower = dequantize(k, 256, scale=2.0, shift=-1.0, law=Edge(-0.5))
-    upper = dequantize(k, 256, scale=2.0, shift=-1.0, law=Edge(0.5))
+    lower = dequantize(k, 256, scale=2.0, shift=-1.0, noise=Edge(-0.5))
+    upper = dequantize(k, 256, scale=2.0, shift=-1.0, noise=Edge(0.5))
     torch.testing.assert_close(lower, 2 * (k / 256) - 1)
     torch.testing.assert_close(upper, 2 * ((k + 1) / 256) - 1)
 
 
-def test_quantize_sends_outliers_to_the_nearest_level():
+def test_quantize_assigns_outliers_to_the_nearest_level():
     x = torch.tensor([-7.0, -1.0, 1.0, 7.0])
     assert quantize(x, 16, scale=2.0, shift=-1.0).tolist() == [0, 0, 15, 15]
 
@@ -187,66 +188,68 @@ def test_every_dimension_may_have_its_own_bins():
     k = levels_of(12, 500, 2)
     x = dequantize(k, 12, scale=scale, shift=shift, generator=seeded())
     columns = [
-        dequantize(k[:, i], 12, scale=scale[i].item(), shift=shift[i].item(), law=Edge(0.0))
+        dequantize(k[:, i], 12, scale=scale[i].item(), shift=shift[i].item(), noise=Edge(0.0))
         for i in range(2)
     ]
     assert bool(((x - torch.stack(columns, 1)).abs() <= scale / 24 * 1.00001).all())
     assert torch.equal(quantize(x, 12, scale=scale, shift=shift), k)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_draws_come_from_the_generator_alone(law, device):
+@pytest.mark.parametrize("noise", NOISES)
+def test_draws_come_from_the_generator_alone(noise, device):
     k = levels_of(256, 4, 3).to(device)
     state = torch.get_rng_state()
-    first, again = (dequantize(k, 256, law=law, generator=seeded(5)) for _ in range(2))
+    first, again = (dequantize(k, 256, noise=noise, generator=seeded(5)) for _ in range(2))
     assert torch.equal(first, again)
     assert first.device == k.device
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(first, dequantize(k, 256, law=law, generator=seeded(6)))
+    assert not torch.equal(first, dequantize(k, 256, noise=noise, generator=seeded(6)))
 
 
-# --- laws
+# --- distributions of the noise
 
 
 def truncnorm(std: float, width: float):
-    """SciPy's law of u: normal of standard deviation std/width on [-1/2, 1/2]."""
+    """SciPy's distribution of u: normal of standard deviation std/width on [-1/2, 1/2]."""
     s = std / width
     return stats.truncnorm(-0.5 / s, 0.5 / s, scale=s)
 
 
 @pytest.mark.parametrize("width", [1 / 256, 0.25])
 @pytest.mark.parametrize(
-    ("law", "reference"),
+    ("noise", "reference"),
     [
         (UniformDequantization(), lambda width: stats.uniform(-0.5, 1)),
         (TruncatedNormalDequantization(0.0013), lambda width: truncnorm(0.0013, width)),
         (TruncatedNormalDequantization(3.0), lambda width: truncnorm(3.0, width)),
     ],
 )
-def test_law_is_scipys(law, reference, width):
+def test_noise_has_scipys_distribution(noise, reference, width):
     """Kolmogorov-Smirnov of 20,000 draws, false-alarm rate 1e-6; density to 1e-9."""
     oracle = reference(width)
-    centre = torch.zeros(20_000, dtype=torch.float64)
+    center = torch.zeros(20_000, dtype=torch.float64)
     widths = torch.tensor(width, dtype=torch.float64)
-    u = law.sample(centre, widths, seeded(1))
+    u = noise.sample(center, widths, seeded(1))
     assert stats.kstest(u.numpy(), oracle.cdf).pvalue > 1e-6
-    log_prob = law.log_prob(u, centre, widths)
+    log_prob = noise.log_prob(u, center, widths)
     torch.testing.assert_close(
         log_prob, torch.from_numpy(oracle.logpdf(u.numpy())), rtol=1e-8, atol=1e-8
     )
     outside = torch.tensor([-0.51, 0.7], dtype=torch.float64)
-    assert law.log_prob(outside, outside, widths).tolist() == [-math.inf, -math.inf]
+    assert noise.log_prob(outside, outside, widths).tolist() == [-math.inf, -math.inf]
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (2.0, -1.0)])
-def test_density_of_dequantized_points_integrates_to_one_over_a_bin(law, scale, shift):
+def test_density_of_dequantized_points_integrates_to_one_over_a_bin(noise, scale, shift):
     levels, k = 16, 5
     width = scale / levels
 
     def density(x: float) -> float:
         x = torch.tensor([x], dtype=torch.float64)
-        return dequantization_log_prob(x, levels, scale=scale, shift=shift, law=law).exp().item()
+        return (
+            dequantization_log_prob(x, levels, scale=scale, shift=shift, noise=noise).exp().item()
+        )
 
     lower = shift + k * width
     middle = lower + width / 2
@@ -261,20 +264,20 @@ def test_density_of_dequantized_points_integrates_to_one_over_a_bin(law, scale, 
 
 def test_density_sums_over_the_event():
     x = torch.rand(4, 2, 3, generator=seeded(), dtype=torch.float64)
-    law = TruncatedNormalDequantization(0.01)
-    joint = dequantization_log_prob(x, 20, law=law)
-    single = dequantization_log_prob(x.flatten(), 20, law=law)
+    noise = TruncatedNormalDequantization(0.01)
+    joint = dequantization_log_prob(x, 20, noise=noise)
+    single = dequantization_log_prob(x.flatten(), 20, noise=noise)
     torch.testing.assert_close(joint, single.reshape(4, -1).sum(1))
 
 
 def test_entropy_of_truncated_normal():
     """Mean of -log q(x|k) against the closed form, within 5 standard errors."""
     std, levels, scale = 0.0013, 256, 2.0
-    law = TruncatedNormalDequantization(std)
+    noise = TruncatedNormalDequantization(std)
     k = levels_of(levels, 100_000)
     bins = {"scale": scale, "shift": -1.0}
-    x = dequantize(k.double(), levels, **bins, law=law, generator=seeded(2))
-    values = -dequantization_log_prob(x, levels, **bins, law=law)
+    x = dequantize(k.double(), levels, **bins, noise=noise, generator=seeded(2))
+    values = -dequantization_log_prob(x, levels, **bins, noise=noise)
     tau = scale / levels / 2 / std
     mass = math.erf(tau / math.sqrt(2))
     entropy = 0.5 * (1 + math.log(2 * math.pi * std**2)) + math.log(mass)
@@ -287,7 +290,7 @@ def test_entropy_of_truncated_normal():
 
 @dataclass(frozen=True)
 class NormalModel:
-    """Independent normals: density, exact probability of levels, exact law within a bin."""
+    """Independent normals: density, probability of levels, distribution within a bin, all exact."""
 
     std: float
     levels: int = 8
@@ -306,64 +309,69 @@ class NormalModel:
         return self.shift + k * width, self.shift + (k + 1) * width
 
     def log_pmf(self, k):
-        law = stats.norm(scale=self.std)
+        normal = stats.norm(scale=self.std)
         lower, upper = self.edges(k.double().numpy())
-        return torch.from_numpy(np.log(law.cdf(upper) - law.cdf(lower))).flatten(1).sum(1)
+        return torch.from_numpy(np.log(normal.cdf(upper) - normal.cdf(lower))).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
-class ExactLaw:
-    """The law of a standard normal within the bin: it depends on the data through the centre."""
+class ExactNoise(Dequantization):
+    """A standard normal restricted to the bin: depends on the data through the center."""
 
-    def sample(self, centre, width, generator=None):
+    def sample(self, center, width, generator=None):
         normal = torch.distributions.Normal(0.0, 1.0)
-        lower, upper = normal.cdf(centre - width / 2), normal.cdf(centre + width / 2)
-        uniform = torch.rand(centre.shape, generator=generator, dtype=centre.dtype)
+        lower, upper = normal.cdf(center - width / 2), normal.cdf(center + width / 2)
+        uniform = torch.rand(center.shape, generator=generator, dtype=center.dtype)
         x = normal.icdf(lower + (upper - lower) * uniform)
-        return ((x - centre) / width).clamp(-0.5, 0.5)
+        return ((x - center) / width).clamp(-0.5, 0.5)
 
-    def log_prob(self, u, centre, width):
+    def log_prob(self, u, center, width):
         normal = torch.distributions.Normal(0.0, 1.0)
-        mass = normal.cdf(centre + width / 2) - normal.cdf(centre - width / 2)
-        return (normal.log_prob(centre + width * u) + width.log() - mass.log()).flatten(1).sum(1)
+        mass = normal.cdf(center + width / 2) - normal.cdf(center - width / 2)
+        return (normal.log_prob(center + width * u) + width.log() - mass.log()).flatten(1).sum(1)
 
 
 def test_posterior_noise_gives_the_probability_itself():
-    """With q the exact law within the bin every weight is P(k): no gap, no error, for any K."""
+    """With q exact within the bin every weight is P(k): no gap, no error, for any K."""
     model = NormalModel(std=1.0)
     k = levels_of(8, 6, 2, 3).double()
     for samples in (1, 5):
         bound = dequantized_bound(
-            model.log_density, k, **model.bins, law=ExactLaw(), samples=samples, generator=seeded()
+            model.log_density,
+            k,
+            **model.bins,
+            noise=ExactNoise(),
+            samples=samples,
+            generator=seeded(),
         )
         torch.testing.assert_close(bound.log_prob, model.log_pmf(k), rtol=1e-7, atol=1e-7)
     assert bound.standard_error.max() < 1e-7
 
 
-@pytest.mark.parametrize("law", [UniformDequantization(), TruncatedNormalDequantization(0.3)])
+@pytest.mark.parametrize("noise", [UniformDequantization(), TruncatedNormalDequantization(0.3)])
 @pytest.mark.parametrize("level", [0, 2, 3])
-def test_variational_bound_is_its_integral(law, level):
+def test_variational_bound_is_its_integral(noise, level):
     """The mean at K = 1 is ∫ q log(p width/q) du, by quadrature; within 5 standard errors."""
     model = NormalModel(std=0.5)
     width = model.scale / model.levels
-    oracle = stats.uniform(-0.5, 1) if law == UniformDequantization() else truncnorm(0.3, width)
+    oracle = stats.uniform(-0.5, 1) if noise == UniformDequantization() else truncnorm(0.3, width)
     density = stats.norm(scale=0.5)
-    centre = model.shift + width * (level + 0.5)
+    center = model.shift + width * (level + 0.5)
 
     def integrand(u):
-        ratio = density.logpdf(centre + width * u) + math.log(width) - oracle.logpdf(u)
+        ratio = density.logpdf(center + width * u) + math.log(width) - oracle.logpdf(u)
         return oracle.pdf(u) * ratio
 
     expected = integrate.quad(integrand, -0.5, 0.5)[0]
     k = torch.full((20_000, 1), level)
-    bound = dequantized_bound(model.log_density, k, **model.bins, law=law, generator=seeded(3))
+    bound = dequantized_bound(model.log_density, k, **model.bins, noise=noise, generator=seeded(3))
     error = bound.log_prob.std() / len(k) ** 0.5
     assert abs(bound.log_prob.mean() - expected) < 5 * error + 1e-6
     assert bound.log_prob.mean() < model.log_pmf(k)[0] + 5 * error
 
 
-@pytest.mark.parametrize("law", [UniformDequantization(), TruncatedNormalDequantization(0.3)])
-def test_gap_to_a_known_pmf_is_positive_and_falls_like_one_over_k(law):
+@pytest.mark.parametrize("noise", [UniformDequantization(), TruncatedNormalDequantization(0.3)])
+def test_gap_to_a_known_pmf_is_positive_and_falls_like_one_over_k(noise):
     """Bound ≤ truth and gap ≈ Var(p/q)/(2 K P²), each within 5 standard errors (8,000 rows)."""
     model = NormalModel(std=0.5)
     k = torch.tensor([[1, 5, 6]]).expand(8_000, 3)
@@ -371,7 +379,12 @@ def test_gap_to_a_known_pmf_is_positive_and_falls_like_one_over_k(law):
     gaps, errors = [], []
     for samples in (1, 4, 16, 64):
         bound = dequantized_bound(
-            model.log_density, k, **model.bins, law=law, samples=samples, generator=seeded(samples)
+            model.log_density,
+            k,
+            **model.bins,
+            noise=noise,
+            samples=samples,
+            generator=seeded(samples),
         )
         assert bound.samples == samples
         gaps.append((truth - bound.log_prob.mean()).item())
@@ -388,81 +401,81 @@ def test_gap_to_a_known_pmf_is_positive_and_falls_like_one_over_k(law):
 def test_truncated_normal_fits_a_diffusion_stopped_early():
     """Data with normal noise of width/6, so 3 standard deviations to the edge: density known.
 
-    Noise matched to it has the law of the model within the bin, up to the tails of the neighbours:
-    it loses almost nothing, where uniform noise loses 36/24 + log(√(2π)/6) = 0.63 nats a dimension,
-    a little less with the neighbours' tails.
+    Noise matched to it has the distribution of the model within the bin, up to the tails of the
+    adjacent bins: its bound is almost tight. Uniform noise loses 36/24 + log(√(2π)/6) = 0.63 nats a
+    dimension, slightly less with those tails.
     """
     levels, scale = 4, 2.0
     s = scale / levels / 6
     pmf = torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64)
-    centres = -1 + scale / levels * (torch.arange(levels).double() + 0.5)
+    centers = -1 + scale / levels * (torch.arange(levels).double() + 0.5)
 
     def log_density(x):
-        components = torch.distributions.Normal(centres, s).log_prob(x.unsqueeze(-1))
+        components = torch.distributions.Normal(centers, s).log_prob(x.unsqueeze(-1))
         return torch.logsumexp(components + pmf.log(), -1).sum(1)
 
     edges = torch.linspace(-1, 1, levels + 1, dtype=torch.float64).numpy()
-    mass = np.diff(stats.norm(centres.numpy()[:, None], s).cdf(edges), axis=1)
+    mass = np.diff(stats.norm(centers.numpy()[:, None], s).cdf(edges), axis=1)
     k = levels_of(levels, 4_000, 3).double()
     truth = torch.from_numpy(np.log(pmf.numpy() @ mass))[k.long()].sum(1)
     bins = {"scale": scale, "shift": -1.0, "generator": seeded(4)}
     matched = TruncatedNormalDequantization(s)
-    tight = (truth - dequantized_bound(log_density, k, levels, **bins, law=matched).log_prob) / 3
+    tight = (truth - dequantized_bound(log_density, k, levels, **bins, noise=matched).log_prob) / 3
     loose = (truth - dequantized_bound(log_density, k, levels, **bins).log_prob) / 3
     assert -5 * tight.std() / len(k) ** 0.5 < tight.mean() < 1e-3
     assert 0.5 < loose.mean() < 0.63
 
 
-def test_standard_error_is_the_spread_of_repeats():
-    """Claimed against the standard deviation over 2,000 repeats at K = 32: within 10 %."""
+def test_standard_error_is_the_standard_deviation_of_repeats():
+    """Reported against the standard deviation over 2,000 repeats at K = 32: within 10 %."""
     model = NormalModel(std=0.5)
     k = torch.tensor([[3, 6]]).expand(2_000, 2)
     bound = dequantized_bound(model.log_density, k, **model.bins, samples=32, generator=seeded(8))
-    claimed = bound.standard_error.square().mean().sqrt()
-    assert claimed.item() == pytest.approx(bound.log_prob.std().item(), rel=0.1)
+    reported = bound.standard_error.square().mean().sqrt()
+    assert reported.item() == pytest.approx(bound.log_prob.std().item(), rel=0.1)
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_bound_says_which_it_is_and_counts_in_bits(event):
+def test_bound_names_its_kind_and_counts_in_bits(event):
     log_weights = torch.randn(3, 5, generator=seeded(), dtype=torch.float64)
     many = DequantizedBound.from_log_weights(log_weights, event)
     one = DequantizedBound.from_log_weights(log_weights[:1], event)
     assert (one.kind, many.kind) == ("variational (K=1)", "importance-weighted (K=3)")
-    assert bool(one.standard_error.isinf().all())
+    assert bool(one.standard_error.isnan().all())
     assert torch.equal(one.log_prob, log_weights[0])
     torch.testing.assert_close(many.log_prob, log_weights.exp().mean(0).log())
     expected = -many.log_prob / (math.prod(event) * LN2)
-    torch.testing.assert_close(many.bits_per_dim, expected)
+    torch.testing.assert_close(many.bits_per_dim(), expected)
     assert f"{expected.mean():.4f} ± {expected.std() / 5**0.5:.4f}" in str(many)
     assert "importance-weighted (K=3)" in str(many)
     assert "±" not in str(DequantizedBound.from_log_weights(log_weights[:, :1], event))
 
 
 @pytest.mark.parametrize("samples", [1, 4])
-def test_zero_density_is_an_infinite_cost_and_never_nan(samples):
+def test_zero_density_has_infinite_cost_of_unknown_error(samples):
     def log_density(x):
         return torch.where(x.flatten(1).amax(1) > 0.5, -math.inf, 0.0)
 
     k = torch.tensor([[0, 1], [3, 3]])
     bound = dequantized_bound(log_density, k, 4, samples=samples, generator=seeded())
     assert bound.log_prob[1] == -math.inf
-    assert bound.bits_per_dim[1] == math.inf
-    assert bound.standard_error[1] == math.inf
+    assert bound.bits_per_dim()[1] == math.inf
+    assert bound.standard_error[1].isnan()
     assert bound.log_prob[0].item() == pytest.approx(-2 * math.log(4))
 
 
 def test_bound_from_tensors_equals_the_one_from_a_callable():
     model = NormalModel(std=0.7)
     k = levels_of(8, 5, 2).double()
-    law = TruncatedNormalDequantization(0.2)
+    noise = TruncatedNormalDequantization(0.2)
     generator = seeded(1)
     rows = []
     for _ in range(3):
-        x = dequantize(k, **model.bins, law=law, generator=generator)
-        rows.append(model.log_density(x) - dequantization_log_prob(x, **model.bins, law=law))
+        x = dequantize(k, **model.bins, noise=noise, generator=generator)
+        rows.append(model.log_density(x) - dequantization_log_prob(x, **model.bins, noise=noise))
     stacked = DequantizedBound.from_log_weights(torch.stack(rows), (2,))
     called = dequantized_bound(
-        model.log_density, k, **model.bins, law=law, samples=3, generator=seeded(1)
+        model.log_density, k, **model.bins, noise=noise, samples=3, generator=seeded(1)
     )
     torch.testing.assert_close(stacked.log_prob, called.log_prob)
     torch.testing.assert_close(stacked.standard_error, called.standard_error)
@@ -474,27 +487,30 @@ def test_uniform_bound_is_bits_per_dim_of_the_dequantized_point():
     x = dequantize(k, **model.bins, generator=seeded(2))
     direct = bits_per_dim(model.log_density(x), (3, 2), levels=256, scale=2.0)
     bound = dequantized_bound(model.log_density, k, **model.bins, generator=seeded(2))
-    torch.testing.assert_close(bound.bits_per_dim.float(), direct)
+    torch.testing.assert_close(bound.bits_per_dim().float(), direct)
+    assert torch.equal(bound.bits_per_dim(levels=256, scale=2.0), bound.bits_per_dim())
+    with pytest.raises(ValueError, match=r"levels: expected 256, .* got 17"):
+        bound.bits_per_dim(levels=17)
 
 
 # --- detection
 
 
 IMAGES = levels_of(256, 16, 3, 8, 8)
-STANDARDISED = (IMAGES / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+STANDARDIZED = (IMAGES / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
     [0.229, 0.224, 0.225]
 ).view(3, 1, 1)
 MIXED = torch.cat([torch.randn(64, 2, generator=seeded()), levels_of(5, 64, 1)], 1)
 
-QUANTISED = {
+QUANTIZED = {
     "bytes": IMAGES.to(torch.uint8),
     "byte values": IMAGES.float(),
     "to [0, 1]": IMAGES / 255,
     "to [0, 1), one image": (IMAGES / 256)[:1],
     "to [-1, 1]": IMAGES / 127.5 - 1,
     "float64": IMAGES.double() / 255,
-    "per-channel standardised": STANDARDISED,
-    "centres of bins": 2 * (IMAGES + 0.5) / 256 - 1,
+    "per-channel standardized": STANDARDIZED,
+    "centers of bins": 2 * (IMAGES + 0.5) / 256 - 1,
     "17-level digits": levels_of(17, 10, 64) / 16,
     "17-level digits in half": (levels_of(17, 10, 64) / 16).half(),
     "binary, one image": levels_of(2, 1, 784).float(),
@@ -512,9 +528,9 @@ CONTINUOUS = {
     "uniform float64": torch.rand(64, 100, generator=seeded(), dtype=torch.float64),
     "half": torch.randn(64, 100, generator=seeded()).half(),
     "bfloat16": torch.rand(64, 100, generator=seeded()).bfloat16(),
-    "dequantised": dequantize(IMAGES, 256, generator=seeded()),
-    "dequantised truncated normal": dequantize(
-        IMAGES, 256, law=TruncatedNormalDequantization(5e-4), generator=seeded()
+    "dequantized": dequantize(IMAGES, 256, generator=seeded()),
+    "dequantized truncated normal": dequantize(
+        IMAGES, 256, noise=TruncatedNormalDequantization(5e-4), generator=seeded()
     ),
     "zeros": torch.zeros(5, 784),
     "one point many times": torch.tensor([[0.3, -1.7]]).repeat(100, 1),
@@ -525,9 +541,9 @@ CONTINUOUS = {
 }
 
 
-@pytest.mark.parametrize("case", QUANTISED)
-def test_quantised_data_are_recognised(case, device):
-    x = QUANTISED[case].to(device)
+@pytest.mark.parametrize("case", QUANTIZED)
+def test_quantized_data_are_recognized(case, device):
+    x = QUANTIZED[case].to(device)
     assert looks_quantized(x)
     with pytest.raises(ValueError, match="dequantize") as caught:
         check_dequantized("data", x)
@@ -592,9 +608,9 @@ BAD = [
     (lambda: dequantize(K, 4, scale=0.0), ValueError, ["scale", "positive"]),
     (lambda: dequantize(K, 4, shift=math.nan), ValueError, ["shift", "finite"]),
     (lambda: dequantize(K, 4, shift="0"), TypeError, ["shift", "number"]),
-    (lambda: dequantize(K, 4, law=UniformDequantization), TypeError, ["law", "instance"]),
-    (lambda: dequantize(K, 4, law="uniform"), TypeError, ["law", "UniformDequantization()"]),
-    (lambda: dequantize(K, 4, law=Edge(0.6)), ValueError, ["law", "[-1/2, 1/2]", "0.6"]),
+    (lambda: dequantize(K, 4, noise=UniformDequantization), TypeError, ["noise", "instance"]),
+    (lambda: dequantize(K, 4, noise="uniform"), TypeError, ["noise", "UniformDequantization()"]),
+    (lambda: dequantize(K, 4, noise=Edge(0.6)), ValueError, ["noise", "[-1/2, 1/2]", "0.6"]),
     (
         lambda: dequantize(K.bfloat16(), 4, shift=1000.0),
         ValueError,

@@ -74,7 +74,7 @@ def expectations(monkeypatch):
 
 
 def chain(sde) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """What the table alone tells: variance of every step, α_i, σ_i², and the prior's scale."""
+    """From the table alone: variance of every step, α_i, σ_i², and the prior's scale."""
     if isinstance(sde, DDPM):
         betas = sde.betas.numpy()
         alpha = np.sqrt(np.cumprod(1 - betas)).clip(min=2.0**-24)  # of a last β of 1
@@ -100,9 +100,9 @@ def test_every_term_is_its_closed_form(sde, v, off, expectations):
     std2 = small ** (1 - v) * large**v
     gain = alpha * variance / (alpha**2 * variance + squares)
     error2 = ((POINT - mean) * (1 - gain * alpha)) ** 2 + gain**2 * squares
-    pull = np.append(1, alpha[:-1])[1:] * b[1:] / squares[1:]  # of x_0 in the posterior's mean
+    weight = np.append(1, alpha[:-1])[1:] * b[1:] / squares[1:]  # of x_0 in the posterior's mean
     steps = 0.5 * (np.log(std2 / small) + small / std2 - 1)[1:]
-    steps = steps + 0.5 * pull**2 * error2[1:] / std2[1:]
+    steps = steps + 0.5 * weight**2 * error2[1:] / std2[1:]
     decoder = 0.5 * np.log(2 * np.pi * std2[0]) + 0.5 * error2[0] / std2[0]
     ratio = squares[-1] / scale**2
     prior = 0.5 * (ratio + (alpha[-1] * POINT / scale) ** 2 - 1 - np.log(ratio))
@@ -112,16 +112,16 @@ def test_every_term_is_its_closed_form(sde, v, off, expectations):
 
 
 def test_the_decoder_of_levels_by_quadrature():
-    """Mean over ε of −log of the bin's mass, by Gauss–Hermite and by 20 000 draws (5 σ)."""
+    """Mean over ε of −log of the bin's mass, by Gauss–Hermite and by 20 000 samples (5 σ)."""
     sde, levels, scale, shift = TABLES["linear"], 17, 3.0, -1.5
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     alpha, sigma = (float(c(sde.times[0])) for c in (sde.alpha, sde.sigma))
     for k in (0, 9, 16):
-        centre = shift + scale / levels * (k + 0.5)
+        center = shift + scale / levels * (k + 0.5)
         gain = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
-        guess = MEAN + gain * (alpha * centre + sigma * nodes - alpha * MEAN)
-        low = -np.inf if k == 0 else centre - scale / levels / 2
-        high = np.inf if k == 16 else centre + scale / levels / 2
+        guess = MEAN + gain * (alpha * center + sigma * nodes - alpha * MEAN)
+        low = -np.inf if k == 0 else center - scale / levels / 2
+        high = np.inf if k == 16 else center + scale / levels / 2
         nats = -np.log(ndtr((high - guess) / 0.2) - ndtr((low - guess) / 0.2))
         expected = (weights * nats).sum() / weights.sum()
         x = torch.full((20_000,), k)
@@ -141,16 +141,16 @@ def test_the_masses_of_all_levels_sum_to_one(levels, guess):
     assert bool(found.decoder.isfinite().all())
 
 
-def test_masses_keep_their_digits_far_from_the_mean():
-    """Against 60 digits, bins 1e-3 and 3 wide at −40 … 40 standard deviations from the mean."""
+def test_masses_are_accurate_far_from_the_mean():
+    """Against mpmath, bins 1e-3 and 3 wide at −40 … 40 standard deviations from the mean."""
     mpmath.mp.dps = 1000
-    centres = torch.tensor([-40.0, -8.0, -0.5, 0.0, 0.2, 8.0, 40.0], dtype=torch.float64)
+    centers = torch.tensor([-40.0, -8.0, -0.5, 0.0, 0.2, 8.0, 40.0], dtype=torch.float64)
     score = FunctionScore(lambda x, t: torch.zeros_like(x), TABLES["linear"], DATA)
     for width in (1e-3, 3.0):
-        for centre in centres.tolist():
-            options = {"scale": 3 * width, "shift": centre - 1.5 * width, "decoder": 1.0}
+        for center in centers.tolist():
+            options = {"scale": 3 * width, "shift": center - 1.5 * width, "decoder": 1.0}
             found = discrete_bound(score, torch.tensor([1]), levels=3, **options).decoder
-            low, high = (mpmath.mpf(centre) + sign * mpmath.mpf(width) / 2 for sign in (-1, 1))
+            low, high = (mpmath.mpf(center) + sign * mpmath.mpf(width) / 2 for sign in (-1, 1))
             exact = -mpmath.log(mpmath.ncdf(high) - mpmath.ncdf(low))
             assert float(found) == pytest.approx(float(exact), rel=1e-10)
 
@@ -166,6 +166,17 @@ def test_narrow_bins_are_densities():
     torch.testing.assert_close(mass[:, 1:], density[:, 1:], rtol=1e-9, atol=1e-12)
     per_level = density[:, 0] - math.log(scale / levels)
     torch.testing.assert_close(mass[:, 0], per_level, rtol=0, atol=1e-6)
+
+
+def test_bits_of_a_density_count_in_the_unit_of_the_levels():
+    x = torch.rand(64, 3, generator=seeded())
+    bound = discrete_bound(gaussian(TABLES["linear"]), x, generator=seeded(1))
+    nats = -bound.log_prob / (3 * math.log(2))
+    torch.testing.assert_close(bound.bits_per_dim(), nats)
+    torch.testing.assert_close(bound.bits_per_dim(levels=256, scale=2.0), nats + 7)
+    quantized = discrete_bound(gaussian(TABLES["linear"]), (8 * x).trunc() / 8)
+    with pytest.raises(ValueError, match="x: expected continuous data"):
+        quantized.bits_per_dim(levels=8, scale=1.0)
 
 
 # --- published arithmetic
@@ -258,8 +269,11 @@ def test_it_is_the_arithmetic_of_improved_ddpm(kind):
     expected = improved_diffusion(betas, levels / 127.5 - 1.0, seen, kind)
     bits = bound.terms / (levels[0].numel() * math.log(2))
     torch.testing.assert_close(bits, torch.stack(expected, 1).double(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(bound.bits_per_dim, bits.sum(1))
-    assert bound.evaluations == len(betas)
+    torch.testing.assert_close(bound.bits_per_dim(), bits.sum(1))
+    assert torch.equal(bound.bits_per_dim(levels=256, scale=512 / 255), bound.bits_per_dim())
+    with pytest.raises(ValueError, match=r"levels: expected 256, .* got 255"):
+        bound.bits_per_dim(levels=255)
+    assert bound.evaluations.tolist() == [len(betas)] * 5
 
 
 # --- the limit
@@ -320,7 +334,7 @@ def test_fixed_small_costs_a_constant_on_smooth_data(expectations):
     assert gap(4000, 1.0) < 0.01
 
 
-# --- draws
+# --- samples
 
 
 def mixture(sde) -> GaussianMixture:
@@ -329,24 +343,25 @@ def mixture(sde) -> GaussianMixture:
 
 
 @pytest.mark.parametrize("strata", [None, 1, 7])
-def test_draws_are_unbiased_and_their_error_is_told(strata, expectations, monkeypatch):
-    """4000 estimates: their mean within 5 σ, their spread within 15 % of what they tell."""
+def test_samples_are_unbiased_and_their_error_is_estimated(strata, expectations, monkeypatch):
+    """4000 estimates: the mean within 5 σ, the standard deviation within 15 % of their own."""
     score, repeats = gaussian(TABLES["linear"]), 4000
     exact = float(expectations(score).sum())
     monkeypatch.undo()
     x = torch.full((repeats,), POINT, dtype=torch.float64)
-    bound = discrete_bound(score, x, strata=strata, draws=2, generator=seeded())
+    bound = discrete_bound(score, x, strata=strata, samples=2, generator=seeded())
     std = float(bound.log_prob.std())
     assert abs(float(bound.log_prob.mean()) + exact) < 5 * std / math.sqrt(repeats)
-    told = float(bound.standard_error.square().mean().sqrt())
-    assert told == pytest.approx(std, rel=0.15)
-    assert bound.evaluations == 2 * (1 + (strata or 19))
+    reported = float(bound.standard_error.square().mean().sqrt())
+    assert reported == pytest.approx(std, rel=0.15)
+    assert bound.evaluations.dtype == torch.int64
+    assert bound.evaluations.tolist() == [2 * (1 + (strata or 19))] * repeats
     assert bound.terms.shape == (repeats, 2 + (strata or 19))
 
 
 @EVERY
 def test_on_average_it_is_below_the_density_of_the_data(sde):
-    """Gibbs' inequality for the chain's own law, with 5 standard errors over 500 samples."""
+    """Gibbs' inequality for the chain's distribution, within 5 standard errors of 500 samples."""
     score = mixture(sde)
     x = score.sample(500, generator=seeded(), dtype=torch.float64)
     gap = (
@@ -355,7 +370,7 @@ def test_on_average_it_is_below_the_density_of_the_data(sde):
     assert float(gap.mean()) > -5 * float(gap.std()) / math.sqrt(len(x))
 
 
-def test_a_row_does_not_know_its_batch_mates():
+def test_a_row_does_not_depend_on_the_batch():
     network = nn.Linear(2, 2, dtype=torch.float64)
 
     class Conditional(nn.Module):
@@ -369,12 +384,12 @@ def test_a_row_does_not_know_its_batch_mates():
     shift = torch.randn(6, 2, generator=seeded(), dtype=torch.float64)
     model = ScoreModel(Conditional(), TABLES["user's"]).given(shift=shift)
     x = torch.randn(6, 2, generator=seeded(1), dtype=torch.float64)
-    whole = discrete_bound(model, x, draws=2, generator=seeded(2)).terms
+    joint = discrete_bound(model, x, samples=2, generator=seeded(2)).terms
     for size in (1, 4, 100):
-        parts = discrete_bound(model, x, draws=2, generator=seeded(2), batch_size=size).terms
-        torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
-    alone = discrete_bound(model.select(slice(0, 2)), x[:2], draws=2, generator=seeded(2)).terms
-    torch.testing.assert_close(alone, whole[:2], rtol=1e-9, atol=1e-9)
+        parts = discrete_bound(model, x, samples=2, generator=seeded(2), batch_size=size).terms
+        torch.testing.assert_close(parts, joint, rtol=1e-9, atol=1e-9)
+    alone = discrete_bound(model.select(slice(0, 2)), x[:2], samples=2, generator=seeded(2)).terms
+    torch.testing.assert_close(alone, joint[:2], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4, 4)])
@@ -404,11 +419,11 @@ def test_a_generator_is_the_only_source_of_randomness():
     assert not torch.equal(first, discrete_bound(score, x).terms)
 
 
-# --- what is told
+# --- representation
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3)])
-def test_what_is_printed_adds_up(shape):
+def test_printed_terms_add_up(shape):
     score = gaussian(TABLES["linear"])
     text = repr(discrete_bound(score, torch.full((4, *shape), 0.5), generator=seeded()))
     numbers = r"mean (\S+) bits/dim = decoder (\S+) \+ steps (\S+) \+ prior ([^;]+); (\d+) eval"
@@ -417,12 +432,12 @@ def test_what_is_printed_adds_up(shape):
     assert evaluations == len(score.sde.betas)
 
 
-def test_a_chain_may_end_at_the_end_of_time():
+def test_a_chain_may_end_at_the_final_time():
     score, times = gaussian(VPSDE()), torch.tensor([0.5, 1.0], dtype=torch.float64)
     assert discrete_bound(score, torch.zeros(2, 3), times=times).log_prob.isfinite().all()
 
 
-# --- mistakes
+# --- bad input
 
 
 class Brownian(SDE):
@@ -438,7 +453,7 @@ class Brownian(SDE):
     [
         ({"score": torch.sin}, TypeError, "score: expected a Score"),
         ({"score": FunctionScore(lambda x, t: x, Brownian())}, TypeError, "GaussianSDE"),
-        ({"score": gaussian(VPSDE())}, TypeError, "times: expected the knots"),
+        ({"score": gaussian(VPSDE())}, TypeError, "times: expected the timesteps"),
         ({"x": torch.arange(3)}, TypeError, "x: expected a floating-point tensor"),
         ({"x": "digits", "levels": 4}, TypeError, "x: expected a torch.Tensor"),
         ({"x": torch.tensor([0.5]), "levels": 4}, ValueError, "integers from 0 to 3"),
@@ -447,12 +462,12 @@ class Brownian(SDE):
         ({"variance": 1.5}, ValueError, r"variance: expected a number in \[0, 1\]"),
         ({"variance": lambda x, t: t[:1]}, ValueError, "variance: expected a result of the shape"),
         ({"decoder": 0.0}, ValueError, "decoder: expected a positive"),
-        ({"times": torch.tensor([0.5])}, ValueError, "two rising times"),
-        ({"times": torch.tensor([0.5, 0.2])}, ValueError, "two rising times"),
-        ({"times": torch.tensor([0.0, 0.2])}, ValueError, "two rising times"),
-        ({"times": torch.tensor([0.5, 1.2])}, ValueError, "two rising times"),
+        ({"times": torch.tensor([0.5])}, ValueError, "two increasing times"),
+        ({"times": torch.tensor([0.5, 0.2])}, ValueError, "two increasing times"),
+        ({"times": torch.tensor([0.0, 0.2])}, ValueError, "two increasing times"),
+        ({"times": torch.tensor([0.5, 1.2])}, ValueError, "two increasing times"),
         ({"strata": 0}, ValueError, "strata"),
-        ({"draws": 0}, ValueError, "draws"),
+        ({"samples": 0}, ValueError, "samples"),
         ({"batch_size": 0}, ValueError, "batch_size"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",

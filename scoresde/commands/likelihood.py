@@ -38,9 +38,9 @@ from scoresde.commands.base import (
 from scoresde.commands.data import Bins, Rows, add_data, bins_of, open_data
 from scoresde.dequantization import looks_quantized
 from scoresde.likelihood import (
-    Comparison,
     FlowIntegral,
     ItoEstimate,
+    LikelihoodComparison,
     Method,
     MethodComparison,
     PathIntegral,
@@ -157,16 +157,16 @@ def records(
             result.evaluations.tolist(),
             result.converged.tolist(),
             [(time.perf_counter() - began) / len(x)] * len(x),
-            others(recipe.methods, cast(Comparison, result)),
+            others(recipe.methods, cast(LikelihoodComparison, result)),
         )
         yield [Record(*cells) for cells in zip(*columns, strict=True)]
 
 
-def others(methods: Sequence[str], result: Comparison) -> list[dict[str, float]]:
+def others(methods: Sequence[str], result: LikelihoodComparison) -> list[dict[str, float]]:
     """Return what the methods but the first say of each row."""
     told = {
         f"{name}_{part}": values.tolist()
-        for name, answer in zip(methods[1:], result.answers[1:], strict=True)
+        for name, answer in zip(methods[1:], result.results[1:], strict=True)
         for part, values in (("log_prob", answer.log_prob), ("error", answer.error))
     }
     return [{name: values[i] for name, values in told.items()} for i in range(len(result))]

@@ -1,4 +1,4 @@
-"""Levels, their bins, and the points that are spread over them."""
+"""Integer levels, their bins, and the points of dequantized data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from scoresde._core.checks import (
     check_finite,
     check_floating,
+    check_instance,
     check_integer,
     check_number,
     check_positive,
@@ -47,12 +48,12 @@ def coefficient(
         ) from None
 
 
-_OFF_THE_EDGE = 1 - 1e-10
-"""Shrinks positions within a bin, so that float64 rounding cannot carry a point over its edge."""
+_SHRINKAGE = 1 - 1e-10
+"""Factor on positions within a bin, so that float64 rounding cannot move a point to the next."""
 
 
 @dataclass(frozen=True)
-class Bins:
+class _LevelBins:
     """The bins of levels 0, ..., count-1 in the model's coordinates; float64 throughout."""
 
     count: int
@@ -60,26 +61,26 @@ class Bins:
     shift: Tensor
 
     @classmethod
-    def of(cls, levels: int, scale: Coefficient, shift: Coefficient, x: Tensor) -> Bins:
-        """Bins of the events of ``x``, on its device, from checked arguments."""
+    def of(cls, levels: int, scale: Coefficient, shift: Coefficient, x: Tensor) -> _LevelBins:
+        """Return the bins of the events of ``x``, on its device; checks the arguments."""
         count = check_integer("levels", levels, minimum=2)
         event = x.shape[1:]
         width = coefficient("scale", scale, event, x.device, positive=True) / count
         return cls(count, width, coefficient("shift", shift, event, x.device, positive=False))
 
     def point(self, k: Tensor, u: Tensor | float) -> Tensor:
-        """The point at u ∈ [-½, ½] widths from the centre of bin k."""
+        """Return the point at u ∈ [-½, ½] widths from the center of bin k."""
         return self.shift + self.width * (k + 0.5 + u)
 
     def position(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The bin k of each point, the nearest one for points outside of the range, and u."""
+        """Return the bin k of each point, the nearest for points outside the range, and u."""
         z = (x.to(torch.float64) - self.shift) / self.width
-        k = z.floor().clamp(0, self.count - 1)
+        k = z.clamp(0, self.count - 1).trunc()
         return k, z - k - 0.5
 
 
 def _check_levels(x: object, count: int) -> Tensor:
-    """Integer levels ``(batch, *event)`` as float64."""
+    """Return integer levels ``(batch, *event)`` as float64."""
     x = check_tensor("x", x)
     if x.is_complex():
         raise TypeError(f"x: expected integer levels, got {summarize(x)}; pass real numbers")
@@ -98,24 +99,23 @@ def _check_levels(x: object, count: int) -> Tensor:
     return k
 
 
-def _draw(law: Dequantization, k: Tensor, bins: Bins, generator: torch.Generator | None) -> Tensor:
-    """Positions u from ``law``, checked and kept off the edges of the bins."""
-    if isinstance(law, type) or not hasattr(law, "sample"):
-        raise TypeError(
-            f"law: expected an object with sample(...) and log_prob(...), got {summarize(law)}; "
-            "pass an instance such as UniformDequantization()"
-        )
-    u = law.sample(bins.point(k, 0.0), bins.width, generator)
+def _draw(
+    noise: Dequantization, k: Tensor, bins: _LevelBins, generator: torch.Generator | None
+) -> Tensor:
+    """Return positions u from ``noise``, checked, strictly inside the bins."""
+    check_instance("noise", noise, Dequantization, "UniformDequantization()")
+    u = noise.sample(bins.point(k, 0.0), bins.width, generator)
     if u.shape != k.shape or not bool((u.abs() <= 0.5).all()):
         raise ValueError(
-            f"law: expected positions of shape {tuple(k.shape)} in [-1/2, 1/2], got {summarize(u)} "
-            f"of largest size {float(u.abs().max()):.3g}; measure u in bin widths from the centre"
+            f"noise: expected positions of shape {tuple(k.shape)} in [-1/2, 1/2], got "
+            f"{summarize(u)} of largest size {float(u.abs().max()):.3g}; measure u in bin widths "
+            "from the center"
         )
-    return _OFF_THE_EDGE * u
+    return _SHRINKAGE * u
 
 
-def _round_within_bins(points: Tensor, k: Tensor, bins: Bins, dtype: torch.dtype) -> Tensor:
-    """``points`` in ``dtype``; those that rounding carries over an edge take a step back."""
+def _round_within_bins(points: Tensor, k: Tensor, bins: _LevelBins, dtype: torch.dtype) -> Tensor:
+    """Return ``points`` in ``dtype``, moved by one ulp where rounding would leave the bin."""
     x = points.to(dtype)
     limits = torch.finfo(dtype)
     step = limits.eps * points.abs().clamp(min=limits.smallest_normal)
@@ -129,7 +129,7 @@ def _round_within_bins(points: Tensor, k: Tensor, bins: Bins, dtype: torch.dtype
     return x
 
 
-# --- data
+# --- public functions
 
 
 def dequantize(
@@ -138,12 +138,12 @@ def dequantize(
     *,
     scale: Coefficient = 1.0,
     shift: Coefficient = 0.0,
-    law: Dequantization = UNIFORM,
+    noise: Dequantization = UNIFORM,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Spread integer levels over their bins: x = shift + scale · (k + ½ + u) / levels, u ~ law.
+    """Dequantize integer levels: x = shift + scale · (k + ½ + u) / levels, u ~ ``noise``.
 
-    :func:`quantize` takes the result back to the very same levels, in every dtype.
+    :func:`quantize` maps the result back to exactly the same levels, in every dtype.
 
     Args:
         x: Integer levels from 0 to levels-1, ``(batch, *event)``; any dtype with integer values.
@@ -151,8 +151,8 @@ def dequantize(
         scale: Width of the range that all bins cover together, in the model's coordinates: 1 for
             [0, 1], 2 for [-1, 1]; a number, or a tensor that broadcasts to the event shape.
         shift: Lower end of that range, likewise.
-        law: Law of the noise within a bin.
-        generator: Source of the noise; torch's global one if None.
+        noise: Distribution of u within a bin.
+        generator: Source of randomness; torch's global one if None.
 
     Returns:
         Points in the model's coordinates, shaped like ``x``, in its dtype if that is floating and
@@ -173,8 +173,8 @@ def dequantize(
         tensor([[  0, 128, 255]])
     """
     k = _check_levels(x, check_integer("levels", levels, minimum=2))
-    bins = Bins.of(levels, scale, shift, k)
-    u = _draw(law, k, bins, generator)
+    bins = _LevelBins.of(levels, scale, shift, k)
+    u = _draw(noise, k, bins, generator)
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     return _round_within_bins(bins.point(k, u), k, bins, dtype)
 
@@ -182,9 +182,9 @@ def dequantize(
 def quantize(
     x: Tensor, levels: int, *, scale: Coefficient = 1.0, shift: Coefficient = 0.0
 ) -> Tensor:
-    """The level whose bin holds each point: k = ⌊levels · (x − shift) / scale⌋.
+    """Return the level whose bin contains each point: k = ⌊levels · (x − shift) / scale⌋.
 
-    Points outside of the range, as a sampler may draw them, go to the nearest level.
+    Points outside the range, as a sampler may draw them, are assigned to the nearest level.
 
     Args:
         x: Points in the model's coordinates, ``(batch, *event)``.
@@ -204,7 +204,7 @@ def quantize(
         tensor([[  0,   0, 128, 255]])
     """
     x = check_state("x", x)
-    return Bins.of(levels, scale, shift, x).position(x)[0].long()
+    return _LevelBins.of(levels, scale, shift, x).position(x)[0].long()
 
 
 def dequantization_log_prob(
@@ -213,23 +213,25 @@ def dequantization_log_prob(
     *,
     scale: Coefficient = 1.0,
     shift: Coefficient = 0.0,
-    law: Dequantization = UNIFORM,
+    noise: Dequantization = UNIFORM,
 ) -> Tensor:
-    """Log-density of a dequantized point given its level, in the model's coordinates.
+    """Return the log-density of a dequantized point given its level, in the model's coordinates.
+
+    ::
 
         log q(x | k) = log q(u | k) − Σ_i log width_i,
 
     so that log p(x) − log q(x | k) is one log-weight of the bound on log P(k).
 
     Args:
-        x: Dequantized points, ``(batch, *event)``; k is the level of the bin that holds the point.
+        x: Dequantized points, ``(batch, *event)``; k is the level whose bin contains it.
         levels: Number of levels.
         scale: Width of the whole range, see :func:`dequantize`.
         shift: Lower end of the range.
-        law: The law that the points were drawn from.
+        noise: The distribution that the points were drawn from.
 
     Returns:
-        log q(x | k) in nats, ``(batch,)``, float64; -inf outside of the range.
+        log q(x | k) in nats, ``(batch,)``, float64; -inf outside the range.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -240,6 +242,6 @@ def dequantization_log_prob(
         tensor([16.], dtype=torch.float64)
     """
     x = check_state("x", x)
-    bins = Bins.of(levels, scale, shift, x)
+    bins = _LevelBins.of(levels, scale, shift, x)
     k, u = bins.position(x)
-    return law.log_prob(u, bins.point(k, 0.0), bins.width) - bins.width.log().sum()
+    return noise.log_prob(u, bins.point(k, 0.0), bins.width) - bins.width.log().sum()

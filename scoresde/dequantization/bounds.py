@@ -1,4 +1,4 @@
-"""What integer data cost: bits per dimension, and bounds on log P."""
+"""Bits per dimension, and lower bounds on log P of integer data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def bits_per_dim(
     levels: int | None = None,
     scale: Coefficient | None = None,
 ) -> Tensor:
-    """Negative log-likelihood in bits per dimension, in the units of the raw data.
+    """Return the negative log-likelihood in bits per dimension, in the units of the raw data.
+
+    ::
 
         bits/dim = −log p(x) / (d ln 2) − (1/d) Σ_i log₂ width_i,    width = scale / levels.
 
@@ -47,7 +49,7 @@ def bits_per_dim(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If ``levels`` comes without ``scale``, or a value is out of bounds.
+        ValueError: If ``levels`` is given without ``scale``, or a value is out of range.
 
     Example:
         >>> uniform = torch.tensor([-3 * math.log(2)])  # density of the cube [-1, 1]^3
@@ -60,43 +62,70 @@ def bits_per_dim(
     event_shape = check_integers("event_shape", event_shape, minimum=1)
     if levels is not None and scale is None:
         raise ValueError(
-            f"scale: expected the width of the data's range to go with levels={levels}, got None; "
+            f"scale: expected the width of the data's range with levels={levels}, got None; "
             "pass 2.0 for data in [-1, 1] (offset 7 for 256 levels), 1.0 for [0, 1] (offset 8)"
         )
     count = 1 if levels is None else check_integer("levels", levels, minimum=2)
-    whole = 1.0 if scale is None else scale
-    width = coefficient("scale", whole, event_shape, log_prob.device, positive=True) / count
+    total = 1.0 if scale is None else scale
+    width = coefficient("scale", total, event_shape, log_prob.device, positive=True) / count
     nats = -(log_prob.to(torch.float64) + width.log().sum())
     return (nats / (math.prod(event_shape) * math.log(2))).to(log_prob.dtype)
 
 
+def level_bits(
+    log_prob: Tensor, event_shape: Sequence[int], own: int | None, levels: int | None
+) -> Tensor:
+    """Return −log₂ P per dimension of a probability of levels, which has no unit.
+
+    Args:
+        log_prob: log P(k) in nats, or a bound on it.
+        event_shape: shape of one sample.
+        own: the number of levels of the data, if it is known.
+        levels: what the user passed; None or the same number.
+
+    Raises:
+        ValueError: if the two numbers differ.
+    """
+    if levels is not None and own is not None and levels != own:
+        raise ValueError(
+            f"levels: expected {own}, the levels of the data that this probability is of, got "
+            f"{summarize(levels)}; leave levels out"
+        )
+    return bits_per_dim(log_prob, event_shape)
+
+
 @dataclass(frozen=True)
 class DequantizedBound:
-    """A lower bound on log P(k) of integer data, from K draws of the dequantization noise.
+    """A lower bound on log P(k) of integer data, from K samples of the dequantization noise.
 
     Attributes:
         log_prob: The bound in nats, ``(batch,)``: its expectation is at most log P(k).
-        standard_error: Of ``log_prob`` over the draws, nats, ``(batch,)``, from the spread of the K
-            weights (delta method); inf for K = 1, where one draw says nothing about its spread.
+        standard_error: Of ``log_prob`` over the noise, nats, ``(batch,)``, from the variance of the
+            K weights (delta method); NaN for K = 1, which gives no estimate of the variance.
         event_shape: Shape of one sample.
-        samples: K, the number of draws per sample.
+        samples: K, the number of samples of the noise for each row.
+        levels: Number of levels of the data, None if not given.
     """
 
     log_prob: Tensor
     standard_error: Tensor
     event_shape: tuple[int, ...]
     samples: int
+    levels: int | None = None
 
     @classmethod
-    def from_log_weights(cls, log_weights: Tensor, event_shape: Sequence[int]) -> DequantizedBound:
-        """The bound log (1/K) Σ_i exp(w_i) from log-weights w_i = log p(x_i) − log q(x_i | k).
+    def from_log_weights(
+        cls, log_weights: Tensor, event_shape: Sequence[int], levels: int | None = None
+    ) -> DequantizedBound:
+        """Return the bound log (1/K) Σ_i exp(w_i) for w_i = log p(x_i) − log q(x_i | k).
 
         Args:
             log_weights: Nats, ``(K, batch)``; log q comes from :func:`dequantization_log_prob`.
             event_shape: Shape of one sample.
+            levels: Number of levels of the data.
 
         Raises:
-            TypeError: If ``log_weights`` is no floating-point tensor.
+            TypeError: If ``log_weights`` is not a floating-point tensor.
             ValueError: If it is empty or not two-dimensional.
 
         Example:
@@ -109,29 +138,41 @@ class DequantizedBound:
         if log_weights.dim() != 2 or log_weights.numel() == 0:
             raise ValueError(
                 f"log_weights: expected shape (K, batch), not empty, got {summarize(log_weights)}; "
-                "stack the K draws in the first dimension"
+                "stack the K samples in the first dimension"
             )
         samples = len(log_weights)
         log_prob = torch.logsumexp(log_weights, 0) - math.log(samples)
-        std = ((log_weights - log_prob).exp() - 1).square().sum(0)
-        error = (std / (samples * (samples - 1))).sqrt()  # 0/0 for a single draw
-        error = torch.where(error.isnan(), math.inf, error)
-        return cls(log_prob, error, check_integers("event_shape", event_shape, 1), samples)
+        squares = ((log_weights - log_prob).exp() - 1).square().sum(0)
+        error = (squares / (samples * (samples - 1))).sqrt()  # 0/0 for a single sample: NaN
+        event = check_integers("event_shape", event_shape, 1)
+        return cls(log_prob, error, event, samples, levels)
 
     @property
     def kind(self) -> str:
-        """Which bound it is: ``"variational (K=1)"`` or ``"importance-weighted (K=...)"``."""
+        """The name of the bound: ``"variational (K=1)"`` or ``"importance-weighted (K=...)"``."""
         name = "variational" if self.samples == 1 else "importance-weighted"
         return f"{name} (K={self.samples})"
 
-    @property
-    def bits_per_dim(self) -> Tensor:
-        """The bound as bits per dimension, ``(batch,)``: its mean is at least −log₂ P(k)/d."""
-        return bits_per_dim(self.log_prob, self.event_shape)
+    def bits_per_dim(
+        self, *, levels: int | None = None, scale: Coefficient | None = None
+    ) -> Tensor:
+        """Return the upper bound on −log₂ P(k) per dimension, ``(batch,)``.
+
+        Args:
+            levels: Number of levels; None for those of the data, and no other number is possible.
+            scale: Total width of the levels in the model's coordinates; P(k) does not depend on it.
+
+        Returns:
+            Bits per dimension ``(batch,)``, at least −log₂ P(k)/d in the mean.
+
+        Raises:
+            ValueError: If ``levels`` is not the number of levels of the data.
+        """
+        return level_bits(self.log_prob, self.event_shape, self.levels, levels)
 
     def __str__(self) -> str:
-        """The batch in one line: mean bits/dim and the standard error of that mean."""
-        bits = self.bits_per_dim.to(torch.float64)
+        """Return one line: mean bits/dim of the batch and the standard error of that mean."""
+        bits = self.bits_per_dim().to(torch.float64)
         error = f" ± {bits.std() / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else ""
         return f"{bits.mean():.4f}{error} bits/dim, {self.kind} bound, {len(bits)} sample(s)"
 
@@ -143,11 +184,13 @@ def dequantized_bound(
     *,
     scale: Coefficient = 1.0,
     shift: Coefficient = 0.0,
-    law: Dequantization = UNIFORM,
+    noise: Dequantization = UNIFORM,
     samples: int = 1,
     generator: torch.Generator | None = None,
 ) -> DequantizedBound:
-    """Bound log P(k) of integer data under a density from K draws of the dequantization noise.
+    """Bound log P(k) of integer data under a density from K samples of the dequantization noise.
+
+    ::
 
         log P(k) ≥ E[log (1/K) Σ_i p(x_i) / q(x_i | k)],    x_i ~ q(· | k).
 
@@ -155,23 +198,23 @@ def dequantized_bound(
 
     Args:
         log_density: x ``(batch, *event)`` in the model's coordinates → log p(x), ``(batch,)``,
-            nats, a density with respect to dx.  If all that is known is the density p_t of
-            α x + σ ε at t_min, pass ``lambda x: log_p_t(alpha * x) + d * log(alpha)``.
+            nats, a density with respect to dx.  If only the density p_t of α x + σ ε
+            at t_min is known, pass ``lambda x: log_p_t(alpha * x) + d * log(alpha)``.
         x: Integer levels, ``(batch, *event)``.
         levels: Number of levels.
         scale: Width of the whole range, see :func:`dequantize`.
         shift: Lower end of the range.
-        law: Law of the noise within a bin.
-        samples: K, the number of draws and of calls of ``log_density``.
-        generator: Source of the noise; torch's global one if None.
+        noise: Distribution of the noise within a bin.
+        samples: K, the number of samples of the noise and of calls of ``log_density``.
+        generator: Source of randomness; torch's global one if None.
 
     Returns:
         The bound per sample, with its standard error and the name of the bound.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If ``x`` is no batch of integers below ``levels``, or ``log_density`` answers
-            with another shape than ``(batch,)``.
+        ValueError: If ``x`` is not a batch of integers below ``levels``, or ``log_density``
+            returns a shape other than ``(batch,)``.
 
     Example:
         >>> def log_density(x):  # uniform on [-1, 1]^3: each level has probability 1/256
@@ -182,13 +225,13 @@ def dequantized_bound(
     """
     log_weights = []
     for _ in range(check_integer("samples", samples, minimum=1)):
-        point = dequantize(x, levels, scale=scale, shift=shift, law=law, generator=generator)
+        point = dequantize(x, levels, scale=scale, shift=shift, noise=noise, generator=generator)
         log_p = check_floating("log_density(x)", log_density(point))
         if log_p.shape != point.shape[:1]:
             raise ValueError(
                 f"log_density: expected values of shape ({len(point)},), one per sample, got "
                 f"{summarize(log_p)}; sum over the event dimensions"
             )
-        log_q = dequantization_log_prob(point, levels, scale=scale, shift=shift, law=law)
+        log_q = dequantization_log_prob(point, levels, scale=scale, shift=shift, noise=noise)
         log_weights.append(log_p.to(torch.float64) - log_q)
-    return DequantizedBound.from_log_weights(torch.stack(log_weights), tuple(x.shape[1:]))
+    return DequantizedBound.from_log_weights(torch.stack(log_weights), tuple(x.shape[1:]), levels)

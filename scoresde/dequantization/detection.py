@@ -1,4 +1,4 @@
-"""Whether data look quantised, so that a density of them would mean nothing."""
+"""Detection of quantized data, for which a density is not meaningful."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from torch import Tensor
 from scoresde._core.checks import check_state, check_tensor, summarize
 
 _SAMPLES, _FEWEST, _CHANCE = 64, 16, 1e-12
-"""Rows looked at, fewest values that tell anything, accepted chance of a false alarm."""
+"""Rows examined, minimum number of values, accepted probability of a false positive."""
 
 
 def looks_quantized(x: Tensor) -> bool:
-    """Whether the values of ``x`` lie on a lattice that is far too coarse to be chance or rounding.
+    """Return whether the values of ``x`` lie on a lattice too coarse to be chance or rounding.
 
-    Looked at are up to 64 different samples, all values together and each entry of the first event
-    dimension (a channel, a column) on its own, since standardisation gives each its own lattice.
-    A set of n values is on a lattice {v_0 + j h} if all are, up to rounding δ, where h is the
-    smallest distance of two values or that over 2, ..., 8, and (2δ/h)^(n−2), the chance that
-    unquantised values look so, is below 1e-12.  Integer tensors are quantised by definition.
+    Up to 64 distinct samples are examined: all values together, and each entry of the first event
+    dimension (a channel, a column) separately, since standardization gives each its own lattice.
+    n values, known up to rounding δ, lie on a lattice {v_0 + j h} if all of them do, where h is
+    the smallest distance between two values or that distance divided by 2, ..., 8. They count as
+    quantized if (2δ/h)^(n−2), the probability of this for continuous values, is below 1e-12.
+    Integer tensors are quantized by definition.
 
-    It cannot tell with fewer than 16 values, with lattices finer than about 1/1000 of the range in
-    float32 (finer ones are found if h is a binary fraction, as in 16-bit sound), or in half
-    precision beyond some 30 levels; then the answer is False.
+    The answer is False where detection is impossible: with fewer than 16 values, for lattices finer
+    than about 1/1000 of the range in float32 (finer ones are found if h is a binary fraction, as in
+    16-bit sound), and in half precision beyond about 30 levels.
 
     Args:
         x: Data, ``(batch, *event)``.
 
     Raises:
-        TypeError: If ``x`` is no tensor.
-        ValueError: If ``x`` is empty, without batch dimension or not finite.
+        TypeError: If ``x`` is not a tensor.
+        ValueError: If ``x`` is empty, without a batch dimension or not finite.
 
     Example:
         >>> from scoresde.dequantization import dequantize
@@ -50,6 +51,7 @@ def looks_quantized(x: Tensor) -> bool:
 
 
 def _on_lattice(values: Tensor, eps: float) -> bool:
+    """Return whether values lie on a lattice, up to ``4 eps`` of the largest."""
     distinct = torch.unique(values)
     if values.numel() < _FEWEST or len(distinct) < 2:
         return False
@@ -63,10 +65,10 @@ def _on_lattice(values: Tensor, eps: float) -> bool:
 
 
 def check_dequantized(name: str, x: Tensor) -> Tensor:
-    """Refuse data that look quantised: a density of such data says nothing in bits per dimension.
+    """Raise ``ValueError`` if the data look quantized, else return them.
 
-    A density can be made arbitrarily large at finitely many levels, so its value there bounds the
-    probability of nothing.
+    A density can be arbitrarily large at finitely many levels, so its values there bound no
+    probability, and bits per dimension computed from them mean nothing.
 
     Args:
         name: The argument's name in the message.
@@ -76,7 +78,7 @@ def check_dequantized(name: str, x: Tensor) -> Tensor:
         ``x`` itself.
 
     Raises:
-        TypeError: If ``x`` is no tensor.
+        TypeError: If ``x`` is not a tensor.
         ValueError: If :func:`looks_quantized`.
 
     Example:
@@ -88,8 +90,8 @@ def check_dequantized(name: str, x: Tensor) -> Tensor:
     if looks_quantized(x):
         raise ValueError(
             f"{name}: expected continuous data, got {summarize(x)} whose values lie on a lattice; "
-            "a density at quantised values can be arbitrarily large and bounds no probability, so "
-            "bits/dim would mean nothing: spread the levels over their bins with dequantize(...), "
-            "or ask dequantized_bound(...) for a bound on log P"
+            "a density at quantized values can be arbitrarily large and bounds no probability, so "
+            "bits/dim would mean nothing: dequantize the levels with dequantize(...), or use "
+            "dequantized_bound(...) for a bound on log P"
         )
     return x

@@ -1,10 +1,10 @@
-"""Laws of the noise within a bin."""
+"""Distributions of the noise within a bin."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,60 +14,63 @@ from scoresde._core.random import uniform_like
 from scoresde._core.shapes import flatten
 
 
-@runtime_checkable
-class Dequantization(Protocol):
-    """A law q(u | k) of the position u ∈ [-½, ½]^d within a bin, in bin widths from its centre.
+class Dequantization(ABC):
+    """A distribution q(u | k) of the position u ∈ [-½, ½]^d in a bin, in widths from its center.
 
-    Both methods see the centre of the bin, ``(batch, *event)``, and its width, shaped ``event``, in
-    the model's coordinates and in float64, so that a learned law may depend on the data.
+    Both methods take the center of the bin, ``(batch, *event)``, and its width, shaped ``event``,
+    in the model's coordinates and in float64, so that a learned distribution may depend on the
+    data.
     """
 
+    @abstractmethod
     def sample(
-        self, centre: Tensor, width: Tensor, generator: torch.Generator | None = None
+        self, center: Tensor, width: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Positions u, shaped like ``centre``."""
-        ...
+        """Draw positions u, shaped like ``center``."""
 
-    def log_prob(self, u: Tensor, centre: Tensor, width: Tensor) -> Tensor:
-        """Log q(u | k) in nats, ``(batch,)``, with respect to du: 0 for the uniform law."""
-        ...
+    @abstractmethod
+    def log_prob(self, u: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        """Return log q(u | k) in nats with respect to du, ``(batch,)``; -inf outside the bin."""
 
 
-def _inside(u: Tensor) -> Tensor:
-    """0 within the bin, -inf outside."""
+def _log_indicator(u: Tensor) -> Tensor:
+    """Return 0 within the bin, -inf outside."""
     return torch.where(u.abs() <= 0.5, 0.0, -math.inf).to(u)
 
 
 @dataclass(frozen=True)
-class UniformDequantization:
+class UniformDequantization(Dequantization):
     """Uniform noise over the bin, q(u | k) = 1: the published convention (Theis et al. 2016)."""
 
     def sample(
-        self, centre: Tensor, width: Tensor, generator: torch.Generator | None = None
+        self, center: Tensor, width: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Positions u, uniform on [-½, ½), shaped like ``centre``."""
-        return uniform_like(centre, generator) - 0.5
+        return uniform_like(center, generator) - 0.5
 
-    def log_prob(self, u: Tensor, centre: Tensor, width: Tensor) -> Tensor:
-        """0 nats within the bin, -inf outside, ``(batch,)``."""
-        return flatten(_inside(u)).sum(1)
+    def log_prob(self, u: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        return flatten(_log_indicator(u)).sum(1)
 
 
 @dataclass(frozen=True)
-class TruncatedNormalDequantization:
-    r"""Normal noise around the centre of the bin, truncated to the bin: training-free.
+class TruncatedNormalDequantization(Dequantization):
+    r"""Normal noise around the center of the bin, truncated to the bin; nothing to train.
 
-    With s = ``std`` / width and τ = 1/(2s), the bin's half-width in standard deviations,
+    With s = ``std`` / width and τ = 1/(2s), the bin's half-width in standard deviations::
 
         log q(u | k) = Σ_i −u_i²/(2s²) − log(s √(2π)) − log erf(τ/√2),    |u_i| ≤ ½.
 
-    A diffusion model has seen the data with noise of standard deviation σ(t)/α(t) (in the data's
-    coordinates) and nothing sharper than that of its first time ``t_min``.  With
-    ``std = σ(t_min)/α(t_min)`` the dequantized points have the law that the model was trained on,
-    cut off at the bin's edges; uniform noise has not.  A very large ``std`` is the uniform law.
+    A diffusion model is trained on data with noise of standard deviation σ(t)/α(t) (in the data's
+    coordinates), at least that of its first time ``t_min``. With ``std = σ(t_min)/α(t_min)`` the
+    dequantized points have the distribution that the model was trained on, except that the bin's
+    edges truncate it; uniform noise does not match it. As ``std`` grows, the noise tends to the
+    uniform one.
 
     Args:
         std: Standard deviation of the noise before truncation, in the model's coordinates.
+
+    Raises:
+        TypeError: If ``std`` is not a number.
+        ValueError: If it is not positive and finite.
 
     References:
         Zheng et al., "Improved techniques for maximum likelihood estimation for diffusion ODEs",
@@ -81,25 +84,23 @@ class TruncatedNormalDequantization:
     std: float
 
     def __post_init__(self) -> None:
-        """Check the standard deviation."""
         hint = "pass σ(t_min)/α(t_min) of the diffusion, exp(-sde.half_logsnr(t_min))"
         object.__setattr__(self, "std", check_positive("std", self.std, hint))
 
     def sample(
-        self, centre: Tensor, width: Tensor, generator: torch.Generator | None = None
+        self, center: Tensor, width: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Positions u by inversion of the distribution function, shaped like ``centre``."""
+        """Draw positions u by inversion of the distribution function."""
         s = self.std / width
         mass = torch.erf(0.5 / (s * math.sqrt(2)))
-        quantile = torch.erfinv(mass * uniform_like(centre, generator, lower=-1.0, upper=1.0))
+        quantile = torch.erfinv(mass * uniform_like(center, generator, lower=-1.0, upper=1.0))
         return (math.sqrt(2) * s * quantile).clamp(-0.5, 0.5)
 
-    def log_prob(self, u: Tensor, centre: Tensor, width: Tensor) -> Tensor:
-        """Log q(u | k) in nats, ``(batch,)``; -inf outside of the bin."""
+    def log_prob(self, u: Tensor, center: Tensor, width: Tensor) -> Tensor:
         s = self.std / width
         mass = torch.erf(0.5 / (s * math.sqrt(2)))
-        normaliser = torch.log(s * math.sqrt(2 * math.pi) * mass)
-        return flatten(_inside(u) - 0.5 * (u / s) ** 2 - normaliser).sum(1)
+        normalizer = torch.log(s * math.sqrt(2 * math.pi) * mass)
+        return flatten(_log_indicator(u) - 0.5 * (u / s) ** 2 - normalizer).sum(1)
 
 
 UNIFORM = UniformDequantization()

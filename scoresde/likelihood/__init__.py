@@ -2,7 +2,7 @@
 
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.likelihood.bound import VariationalBound, variational_bound
-from scoresde.likelihood.comparison import Comparison, MethodComparison
+from scoresde.likelihood.comparison import LikelihoodComparison, MethodComparison
 from scoresde.likelihood.discrete_bound import DiscreteBound, discrete_bound
 from scoresde.likelihood.distribution import ScoreDistribution
 from scoresde.likelihood.flow import FlowIntegral
@@ -21,11 +21,11 @@ MEMBERS = (
 
 __all__ = [
     "MEMBERS",
-    "Comparison",
     "DiscreteBound",
     "FlowIntegral",
     "ItoEstimate",
     "Likelihood",
+    "LikelihoodComparison",
     "LikelihoodSettings",
     "Method",
     "MethodComparison",

@@ -1,10 +1,10 @@
-r"""Several log-densities of the same points, and what separates them.
+r"""Several estimates of the log-density of the same points, and their differences.
 
-The probability flow, the reverse SDE and the straight path give one density if the score is that of
-some data. A learned score is not quite: it need not be a gradient, nor satisfy the Fokker–Planck
-equation of its diffusion, and what the methods then differ by, beyond their error budgets, measures
-how far it is from being a score at all. Of flow and path the gap is zero in the mean for no other
-reason; a bound also lies below by what makes it a bound.
+The densities of the probability flow, of the reverse SDE and of the integral along a straight path
+agree if the score is that of some data. A learned score need not be a gradient, nor satisfy the
+Fokker–Planck equation of its diffusion; differences beyond the error budgets measure how far it is
+from doing so. For flow and path there is no other reason for a difference in the mean; a
+variational bound is also lower by its own gap.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from scoresde._core.checks import check_instance
 from scoresde.dequantization import bits_per_dim
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.likelihood.bound import VariationalBound
@@ -24,45 +25,44 @@ from scoresde.likelihood.path_integral import PathIntegral
 
 
 @dataclass(frozen=True)
-class Comparison(Likelihood):
-    """The answers of several methods; as a :class:`Likelihood`, that of the first.
+class LikelihoodComparison(Likelihood):
+    """The results of several methods; as a :class:`Likelihood`, that of the first.
 
     Attributes:
         methods: the methods.
-        answers: the likelihood by each of them.
+        results: the likelihood by each of them.
     """
 
     methods: tuple[Method, ...]
-    answers: tuple[Likelihood, ...]
+    results: tuple[Likelihood, ...]
 
     @property
     def gaps(self) -> Tensor:
-        """Log p by each method less that by the first, in nats ``(methods, batch)``."""
-        return torch.stack([each.log_prob for each in self.answers]) - self.log_prob
+        """Log p by each method minus log p by the first, in nats ``(methods, batch)``."""
+        return torch.stack([result.log_prob for result in self.results]) - self.log_prob
 
     @property
     def gap_errors(self) -> Tensor:
-        """What the budgets of both methods explain of each gap, in nats ``(methods, batch)``."""
-        return torch.stack([each.error for each in self.answers]) + self.error
+        """The errors of each method and of the first, added, in nats ``(methods, batch)``."""
+        return torch.stack([result.error for result in self.results]) + self.error
 
-    def joined(self, others: Sequence[Self]) -> Self:
-        """Return these rows, and behind them those of ``others``."""
-        rows = [each.answers for each in (self, *others)]
-        answers = tuple(first.joined(rest) for first, *rest in zip(*rows, strict=True))
-        return replace(super().joined(others), answers=answers)
+    def concatenate(self, others: Sequence[Self]) -> Self:
+        rows = [each.results for each in (self, *others)]
+        results = tuple(first.concatenate(more) for first, *more in zip(*rows, strict=True))
+        return replace(super().concatenate(others), results=results)
 
     def __repr__(self) -> str:
-        """Show a line for each method."""
+        """Return a table with a line for each method."""
         lines = [f"{len(self)} samples at t = {self.t_min:g}, means over them:", _HEAD]
-        for method, each, gap, error in zip(
-            self.methods, self.answers, self.gaps.detach(), self.gap_errors, strict=True
+        for method, result, gap, error in zip(
+            self.methods, self.results, self.gaps.detach(), self.gap_errors, strict=True
         ):
-            name = type(method).__name__
-            bits = bits_per_dim(each.log_prob.detach(), self.points.shape[1:])
-            beyond = int((gap.abs() > error).sum())
-            columns = (bits, gap, each.standard_error, each.solver_error, each.evaluations)
+            bits = bits_per_dim(result.log_prob.detach(), self.points.shape[1:])
+            unexplained = int((gap.abs() > error).sum())
+            columns = (bits, gap, result.standard_error, result.solver_error, result.evaluations)
             means = [float(column.double().mean()) for column in columns]
-            lines.append(_LINE.format(name, *means, beyond, int(each.converged.sum())))
+            counts = (unexplained, int(result.converged.sum()))
+            lines.append(_LINE.format(type(method).__name__, *means, *counts))
         return "\n".join(lines)
 
 
@@ -75,12 +75,12 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class MethodComparison(Method):
-    r"""Several methods at once; the result is that of the first, with all the others beside it.
+    r"""Several methods at once; the result is that of the first, with those of all as attribute.
 
-    Each answer is what its method alone would give with the same generator.
+    Each result is the same as that of its method alone with the same generator.
 
     Args:
-        methods: one or more; gaps are taken to the first.
+        methods: one or more; gaps are differences from the first.
 
     Raises:
         TypeError: if one of them is not a method.
@@ -92,12 +92,12 @@ class MethodComparison(Method):
         >>> mixture = GaussianMixture(torch.ones(2), means, covariances, VPSDE())
         >>> both = MethodComparison((FlowIntegral(), PathIntegral()))
         >>> result = log_likelihood(mixture, torch.tensor([[0.0], [1.0]]), method=both)
-        >>> result.gaps[1].abs() < result.gap_errors[1]  # a true score leaves no gap
+        >>> result.gaps[1].abs() < result.gap_errors[1]  # no gap for a true score
         tensor([True, True])
 
     References:
         Song et al. 2021, arXiv:2101.09258, section 4, for the densities of flow and SDE; Lai et
-        al., *FP-Diffusion*, 2023, arXiv:2210.04296, for what their difference costs.
+        al., *FP-Diffusion*, 2023, arXiv:2210.04296, for the effect of their difference.
     """
 
     methods: tuple[Method, ...] = (FlowIntegral(), PathIntegral(), VariationalBound())
@@ -105,12 +105,14 @@ class MethodComparison(Method):
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
         if not self.methods:
-            raise ValueError("methods: expected one or more, got none; such as FlowIntegral()")
-        for method in self.methods:
-            if not isinstance(method, Method):
-                raise TypeError(f"methods: expected methods such as FlowIntegral(), got {method!r}")
+            raise ValueError(
+                "methods: expected one or more, got none; pass methods such as FlowIntegral()"
+            )
+        for i, method in enumerate(self.methods):
+            check_instance(f"methods[{i}]", method, Method, "FlowIntegral()")
 
-    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Comparison:
-        """Return the answers of all methods for some rows."""
-        answers = tuple(method(query, x, rows) for method in self.methods)
-        return Comparison(**vars(answers[0]), methods=self.methods, answers=answers)
+    def __call__(
+        self, settings: LikelihoodSettings, x: Tensor, rows: Tensor
+    ) -> LikelihoodComparison:
+        results = tuple(method(settings, x, rows) for method in self.methods)
+        return LikelihoodComparison(**vars(results[0]), methods=self.methods, results=results)
