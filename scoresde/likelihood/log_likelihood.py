@@ -20,6 +20,7 @@ from scoresde.flow.probability_flow import MAX_JACOBIAN_DIMENSION, probability_f
 from scoresde.likelihood.base import Likelihood, LikelihoodSettings, Method
 from scoresde.likelihood.flow import FlowIntegral
 from scoresde.scores import Score
+from scoresde.scores.base import require_score
 from scoresde.solvers import Adams, Solver
 from scoresde.traces import ExactTrace, Hutchinson, Trace
 
@@ -110,7 +111,7 @@ def log_likelihood(
         differential equations*, 2018, arXiv:1806.07366, theorem 1; Skilling 1989 and Hutchinson
         1990.
     """
-    check_instance("score", score, Score, "ScoreModel(network, sde)")
+    require_score(score)
     check_state("x", x)
     check_positive("tolerance", tolerance)
     if t_min is not None:

@@ -26,6 +26,7 @@ from scoresde.samplers.sample import (
     sampling_times,
 )
 from scoresde.scores import Score
+from scoresde.scores.base import require_score
 
 
 class Trajectory(NamedTuple):
@@ -135,7 +136,7 @@ def encode(
         Song et al. 2021, arXiv:2011.13456, section 4.3; Song et al. 2021, arXiv:2010.02502, section
         5.4.
     """
-    check_instance("score", score, Score, "ScoreModel(network, sde)")
+    require_score(score)
     check_instance("sampler", sampler, Sampler, "ProbabilityFlow()")
     if not sampler.deterministic:
         raise ValueError(

@@ -20,6 +20,10 @@ from scoresde.samplers.adams_bashforth import AdamsBashforth
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.samplers.grids import Grid
 from scoresde.scores import ChunkedScore, Score
+from scoresde.scores.base import require_score
+
+
+_SAMPLER_HINT = "pass an object, such as Ancestral() or a preset: ddim(), ddpm(), dpm_solver()"
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,8 @@ def sample(
     References:
         Song et al. 2021, arXiv:2011.13456, sections 4.1 to 4.3.
     """
-    check_instance("score", score, Score, "ScoreModel(network, sde)")
-    check_instance("sampler", sampler, Sampler, "Ancestral()")
+    require_score(score)
+    check_instance("sampler", sampler, Sampler, "Ancestral()", _SAMPLER_HINT)
     grid = sampling_times(sampler, score, steps, times)
     initial = _start(score, shape, start, generator)
     x, score = in_working_precision(initial), in_chunks(score, batch_size)

@@ -15,6 +15,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from scoresde._core.checks import check_instance
 from scoresde._core.shapes import Time, check_batch, linear_combination
 from scoresde.scores.moments import Moments
 from scoresde.scores.predictions import DATA, NOISE, SCORE, VELOCITY, Prediction
@@ -185,3 +186,17 @@ def _convert(
     target_residual, target_gain = target.coefficients(sde, time)
     skip = (source_residual - target_residual) / target_gain
     return linear_combination(skip, x, source_gain / target_gain, output)
+
+
+def require_score(value: object, name: str = "score") -> Score:
+    """Return the value, if it is a Score; ``TypeError`` with the usual hint otherwise.
+
+    Args:
+        value: what the user passed.
+        name: the argument's name in the message.
+    """
+    hint = (
+        "wrap a network as ScoreModel(network, sde), a function of (x, t) as "
+        "FunctionScore(function, sde)"
+    )
+    return check_instance(name, value, Score, "ScoreModel(network, sde)", hint)  # type: ignore[type-abstract]
