@@ -1,18 +1,18 @@
 r"""A lower bound of log p that needs no divergence: the variational bound, in continuous time.
 
-With λ = log α − log σ falling from λ_0 at t_min to λ_T at T, and x_t = (α_t/α_0) x + κ_t ε the
-forward diffusion from x at t_min,
+With λ = log α − log σ, which decreases from λ_0 at t_min to λ_T at T, and the forward diffusion
+x_t = (α_t/α_0) x + κ_t ε from x at t_min, ::
 
     log p(x) ≥ log N_0(x) + E[log π(x_T) − log N_T(x_T)]
                + ∫_{λ_T}^{λ_0} σ² E[|ε/κ + s_N|² − |ε/κ + s|²] dλ,
 
-where N_t is the law at t of Gaussian data with the moments that are known, s_N its score, and π the
-law at T. N is a control variate: for it, and for its score, the two sides are equal. For the true
-score of some data the bound is their log-density (the I-MMSE relation); for another score the
-two differ by what separates the forward diffusion from the reverse SDE of this score.
+where N_t is the distribution at t of Gaussian data with the known moments, s_N its score, and π the
+distribution at T. N is a control variate: for it and its score the two sides are equal. For the
+true score of some data the bound is their log-density (the I-MMSE relation). For any other score
+the difference is the divergence between the forward diffusion and the reverse SDE of this score.
 
-The integrand is estimated at random λ, stratified over the interval, with pairs ±ε, whose first
-orders in κ cancel where κ → 0.
+The integrand is estimated at random λ, stratified over the interval, with antithetic pairs ±ε,
+whose terms of first order in κ cancel as κ → 0.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from scoresde.likelihood.log_likelihood import log_likelihood
 from scoresde.scores import Score
 
 _PER_STRATUM = 4
-"""Evaluations in each stratum: two independent draws, for the variance, each with ε and −ε."""
+"""Evaluations in each stratum: two independent samples, for the variance, each with ε and −ε."""
 
 
 @dataclass(frozen=True)
 class VariationalBound(Method):
     r"""An unbiased estimate of a lower bound of log p, with its standard error; no divergences.
 
-    It bounds the density of the reverse SDE of this score, started from the law at T, which is not
-    the density of its probability flow; all three agree for a true score. ``standard_error`` is the
-    noise of the estimate and comes from the spread within the strata: right in the mean square for
-    any number of samples, but few strata carry the noise, and a single standard error is to be
-    trusted only where there are a few hundred samples. There is no discretisation,
-    so that ``solver_error`` is 0. ``latent`` is the mean of x_T given x. The tolerance, the solver
-    and the trace of the query play no part.
+    The bound is on the density of the reverse SDE of this score, started from the distribution at
+    T, which is not the density of its probability flow; for a true score they agree.
+    ``standard_error`` is that of the estimate, from the variances within the strata. It is unbiased
+    in the mean square for any number of samples; since few strata dominate the variance, that of a
+    single row is accurate only with a few hundred samples. There is no discretization, so that
+    ``solver_error`` is 0. ``latent`` is the mean of x_T given x. Tolerance, solver and trace of the
+    settings are not used.
 
     Args:
-        samples: evaluations of the score for each point, a multiple of 4: one stratum each.
+        samples: number of Monte Carlo samples, evaluations of the score at each point; a multiple
+            of 4, of which each stratum has 4.
 
     Raises:
         TypeError: when used with a diffusion that is not Gaussian.
@@ -56,7 +57,7 @@ class VariationalBound(Method):
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
-        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I): no noise is left
+        >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I): no variance
         >>> result = log_likelihood(score, torch.zeros(1, 2), method=VariationalBound(samples=8))
         >>> result.log_prob, result.evaluations
         (tensor([-1.8379]), tensor([8]))
@@ -74,24 +75,20 @@ class VariationalBound(Method):
         check_integer("samples", self.samples, minimum=_PER_STRATUM)
         if self.samples % _PER_STRATUM:
             raise ValueError(
-                f"samples: expected a multiple of {_PER_STRATUM}, got {self.samples}; that many "
-                "are drawn in every stratum"
+                f"samples: expected a multiple of {_PER_STRATUM}, got {self.samples}; as many "
+                "samples are taken in every stratum"
             )
 
-    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
-        """Return an estimate of the bound for some rows."""
-        flow = query.flow
-        if not flow.score.sde.gaussian:
-            raise TypeError(
-                "method: expected FlowIntegral() or PathIntegral() for a general SDE, got "
-                f"{self!r}; the kernel from t_min to t is not known of "
-                f"{type(flow.score.sde).__name__}"
-            )
+    def __call__(self, settings: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
+        flow = settings.flow
+        check_gaussian(self, flow.score)
         strata = self.samples // _PER_STRATUM
         score = flow.score.select(rows.repeat(2))
-        draws = [self._draw(query, score, x.double(), rows, i, strata) for i in range(2 * strata)]
-        values = torch.stack([value for value, _ in draws]).unflatten(0, (strata, 2))
-        mismatch = torch.stack([mismatch for _, mismatch in draws]).mean(0)
+        pairs = [
+            self._sample(settings, score, x.double(), rows, i, strata) for i in range(2 * strata)
+        ]
+        values = torch.stack([value for value, _ in pairs]).unflatten(0, (strata, 2))
+        mismatch = torch.stack([mismatch for _, mismatch in pairs]).mean(0)
         z = flow.encode(x, flow.start)
         log_prob = standard_normal(z) - flow.log_volume(flow.start) + values.mean((0, 1))
         variance = values.detach().var(1).mean(0) / (2 * strata)
@@ -109,31 +106,46 @@ class VariationalBound(Method):
             points=x,
         )
 
-    def _draw(
-        self, query: LikelihoodSettings, score: Score, x: Tensor, rows: Tensor, i: int, strata: int
+    def _sample(
+        self,
+        settings: LikelihoodSettings,
+        score: Score,
+        x: Tensor,
+        rows: Tensor,
+        i: int,
+        strata: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return what draw ``i`` estimates beyond log N_0(x), and the prior's mismatch, ``(m,)``.
+        """Return estimate ``i`` of the bound less log N_0(x), and the prior's mismatch, ``(m,)``.
 
-        Draws 2j and 2j + 1 are of stratum j.
+        Estimates 2j and 2j + 1 are of stratum j.
         """
-        flow, sde, m = query.flow, score.sde, len(x)
-        rng = query.rng.at(rows, torch.full_like(rows, i))
+        flow, sde, m = settings.flow, score.sde, len(x)
+        rng = settings.rng.at(rows, torch.full_like(rows, i))
         noise = rng.normals((flow.dimension,))
         noise = torch.cat([noise, -noise])
         both = torch.cat([x, x])
         high, low = float(sde.half_logsnr(sde.interior(flow.t_min))), float(sde.half_logsnr(sde.T))
-        place = (i // 2 + rng.uniforms(())) / strata
-        time = sde.time_at(high + (low - high) * place).clamp(flow.t_min, sde.T).repeat(2)
+        fraction = (i // 2 + rng.uniforms(())) / strata
+        time = sde.time_at(high + (low - high) * fraction).clamp(flow.t_min, sde.T).repeat(2)
 
-        def evaluate(x: Tensor, index: Tensor | slice, differentiable: bool) -> tuple[Tensor]:
-            return (_excess(score.select(index), x, noise[index], flow.t_min, time[index]),)
+        def evaluate(x: Tensor, index: Tensor | slice, _: bool) -> tuple[Tensor]:
+            return (_integrand(score.select(index), x, noise[index], flow.t_min, time[index]),)
 
-        (excess,) = checkpointed(evaluate, score, both)
+        (integrand,) = checkpointed(evaluate, score, both)
         last = _diffused(score, both, noise, flow.t_min, torch.full_like(time, sde.T))[0]
         z = flow.encode(last, flow.end)
-        terminal, mismatch = flow.terminal(z, last, query.prior)
-        value = (high - low) * excess + terminal - standard_normal(z)
+        terminal, mismatch = flow.terminal(z, last, settings.prior)
+        value = (high - low) * integrand + terminal - standard_normal(z)
         return value.reshape(2, m).mean(0), mismatch.reshape(2, m).mean(0)
+
+
+def check_gaussian(method: Method, score: Score) -> None:
+    """Raise ``TypeError`` if a method that uses the kernels of the diffusion cannot have them."""
+    if not score.sde.gaussian:
+        raise TypeError(
+            "method: expected FlowIntegral() or PathIntegral() for a general SDE, got "
+            f"{method!r}; the kernel between two times of {type(score.sde).__name__} is not known"
+        )
 
 
 def _diffused(
@@ -145,7 +157,7 @@ def _diffused(
     return expand(scale, x) * x + expand(std, x) * noise.reshape(x.shape), std.unsqueeze(1)
 
 
-def _excess(score: Score, x: Tensor, noise: Tensor, start: float, time: Tensor) -> Tensor:
+def _integrand(score: Score, x: Tensor, noise: Tensor, start: float, time: Tensor) -> Tensor:
     """Return σ² (|ε/κ + s_N|² − |ε/κ + s|²) at x_t, ``(batch,)``, as a product of differences."""
     diffused, std = _diffused(score, x, noise, start, time)
     alpha, sigma = score.sde.alpha(time), score.sde.sigma(time)
@@ -154,7 +166,8 @@ def _excess(score: Score, x: Tensor, noise: Tensor, start: float, time: Tensor) 
     gaussian = -moments.rotate_back(scaled)
     learned = flatten(score(diffused, time))
     product = (gaussian - learned) * (2 * noise / std + gaussian + learned)
-    return sigma**2 * product.sum(1)
+    result: Tensor = sigma**2 * product.sum(1)
+    return result
 
 
 def variational_bound(
@@ -173,12 +186,12 @@ def variational_bound(
     Args:
         score: a score of a Gaussian diffusion.
         x: points ``(batch, *event)``, floating point and finite.
-        samples: evaluations of the score for each point, a multiple of 4.
-        generator: source of the noise; None for PyTorch's global one.
-        batch_size: how many points to evaluate together; None for all.
-        prior: the law at T; None as in :func:`log_likelihood`.
-        t_min: the time at which x is taken to be a sample, the SDE's own by default.
-        progress: show a bar.
+        samples: number of Monte Carlo samples at each point, a multiple of 4.
+        generator: source of randomness; None for PyTorch's global one.
+        batch_size: number of points in one batch; None for all.
+        prior: the distribution at T; None as in :func:`log_likelihood`.
+        t_min: the time at which x is taken as a sample, the SDE's own by default.
+        progress: show a progress bar.
 
     Returns:
         A :class:`Likelihood` whose ``log_prob`` is the estimate.

@@ -319,7 +319,8 @@ class _TermEstimator:
         scale = self.score.sde.prior_scale()
         mean = flatten(self.points) * self.chain.alpha[-1] / scale
         std = self.chain.sigma[-1] / scale
-        return 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)
+        nats: Tensor = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)
+        return nats
 
     def _term(self, term: Tensor, rows: Tensor, rng: CounterRNG) -> Tensor:
         """Return one sample each of some terms of some rows, ``(m,)``."""
@@ -371,7 +372,8 @@ def _log_mass(low: Tensor, high: Tensor) -> Tensor:
     upper = low + high > 0  # reflect the upper tail to the lower
     low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
     log_high = torch.special.log_ndtr(high)
-    return log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+    log_mass: Tensor = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+    return log_mass
 
 
 def _edges(x: Tensor, points: Tensor, levels: int, width: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""A score as one of PyTorch's distributions: log_prob and sample of the same law.
+"""A score as a ``torch.distributions.Distribution``: log_prob and sample of the same density.
 
-The probability flow carries the law at T to a density at t_min: ``log_prob`` follows it from data
-to noise, ``sample`` from noise to data.
+The probability flow maps the distribution at T to a density at t_min: ``log_prob`` integrates it
+from data to noise, ``sample`` from noise to data.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from scoresde._core.checks import check_floating, check_integers, check_positive
+from scoresde._core.checks import (
+    check_floating,
+    check_instance,
+    check_integers,
+    check_positive,
+)
 from scoresde._core.modules import evaluation_mode
 from scoresde._core.random import normal, temporarily_seeded
 from scoresde.flow.probability_flow import probability_flow
@@ -26,49 +31,50 @@ Draw = Callable[..., Tensor]
 """Called as ``draw(score, (n, *event), generator=generator)``; returns samples of that shape."""
 
 _DRAW_TOLERANCE = 1e-4
-"""Wanted error of each step of the flow that samples, relative to 1 + |z|, z of unit variance."""
+"""Tolerance of each step of the flow in sampling, relative to 1 + |z|, z of unit variance."""
 
 
 class ScoreDistribution(Distribution):
-    r"""The law that a score describes, as a ``torch.distributions.Distribution``.
+    r"""The distribution of a score, as a ``torch.distributions.Distribution``.
 
-    How densities are computed is fixed here, once, in the terms of :func:`log_likelihood`, so that
-    code which knows nothing of scores can call ``log_prob(value)`` and ``sample(shape)``. With
-    ``generator``, here or in a call, PyTorch's global state is left as it was; a generator in a
-    call comes first. ``rsample`` gives samples with gradients with respect to the parameters of the
-    score and of ``prior``; of ``log_prob``, ``differentiable`` says it.
+    The settings of :func:`log_likelihood` are given once, to the constructor, so that any code for
+    distributions can call ``log_prob(value)`` and ``sample(shape)``. With ``generator``, here or in
+    a call, PyTorch's global state does not change; that of a call takes precedence. ``rsample``
+    returns samples with gradients with respect to the parameters of the score and of ``prior``;
+    for ``log_prob`` see ``differentiable``.
 
     Args:
-        score: the score, which knows its diffusion.
+        score: the score.
         event_shape: shape of one sample.
-        sampler: how samples are drawn, called as ``sampler(score, (n, *event),
+        sampler: the sampling function, called as ``sampler(score, (n, *event),
             generator=generator)``, such as ``functools.partial(sample, sampler=Ancestral())``; None
-            for the probability flow, whose samples have exactly the law of ``log_prob``.
-        method: which density (see :func:`log_likelihood`, for this and all that follows).
-        trace: how divergences are told.
+            for the probability flow, whose samples have exactly the density of ``log_prob``.
+        method: the estimator of the density (see :func:`log_likelihood` for this and all that
+            follows).
+        trace: the divergence estimator.
         solver: the integrator of the flow.
-        tolerance: wanted error of log_prob in bits per dimension.
-        prior: the law at T.
-        t_min: the time at which points are taken to be samples.
-        batch_size: how many points to integrate together.
+        tolerance: target error of log_prob in bits per dimension.
+        prior: the distribution at T.
+        t_min: the time at which points are taken as samples.
+        batch_size: number of points integrated together.
         differentiable: whether log_prob has gradients; None where ``value`` requires one.
         generator: source of all randomness; None for PyTorch's global one.
         dtype: of the samples; PyTorch's default if None.
         validate_args: whether values are checked, as everywhere in ``torch.distributions``.
 
     Raises:
-        TypeError: if an argument is of the wrong kind.
+        TypeError: if an argument is of the wrong type.
         ValueError: if a value is not a real point of the event's shape, or a number is out of
             range.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
         >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
-        >>> law = ScoreDistribution(score, (2,), generator=torch.Generator().manual_seed(0))
-        >>> x = law.sample((4, 5))
-        >>> x.shape, law.log_prob(x).shape
+        >>> p = ScoreDistribution(score, (2,), generator=torch.Generator().manual_seed(0))
+        >>> x = p.sample((4, 5))
+        >>> x.shape, p.log_prob(x).shape
         (torch.Size([4, 5, 2]), torch.Size([4, 5]))
-        >>> law.log_prob(torch.zeros(2))
+        >>> p.log_prob(torch.zeros(2))
         tensor(-1.8379)
     """
 
@@ -93,15 +99,12 @@ class ScoreDistribution(Distribution):
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(score, Score):
-            raise TypeError(
-                f"score: expected a Score, got {type(score).__name__}; wrap a network in "
-                "ScoreModel(network, sde), a function in FunctionScore(function, sde)"
-            )
+        hint = "wrap a network in ScoreModel(network, sde), a function in FunctionScore(f, sde)"
+        check_instance("score", score, Score, "ScoreModel(network, sde)", hint)
         if sampler is not None and not callable(sampler):
             raise TypeError(
                 "sampler: expected None or a function (score, shape, generator=…), got "
-                f"{sampler!r}; a recipe becomes one as functools.partial(sample, sampler=recipe)"
+                f"{sampler!r}; for a Sampler pass functools.partial(sample, sampler=…)"
             )
         check_positive("tolerance", tolerance)
         self.score = score
@@ -127,10 +130,9 @@ class ScoreDistribution(Distribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: ScoreDistribution | None = None
     ) -> ScoreDistribution:
-        """Return independent copies of this law, as many as ``batch_shape`` says."""
-        new = self._get_checked_instance(ScoreDistribution, _instance)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        """Return ``batch_shape`` independent copies of this distribution."""
+        new: ScoreDistribution = self._get_checked_instance(ScoreDistribution, _instance)
+        new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
         return new
 
     def likelihood(self, value: Tensor, generator: torch.Generator | None = None) -> Likelihood:
@@ -139,6 +141,9 @@ class ScoreDistribution(Distribution):
         Args:
             value: the points.
             generator: source of the probes; None for that of the distribution.
+
+        Returns:
+            The result of :func:`log_likelihood`.
         """
         return log_likelihood(
             self.score,
@@ -179,50 +184,51 @@ class ScoreDistribution(Distribution):
         """Draw samples.
 
         Args:
-            sample_shape: how many.
+            sample_shape: number of samples, as a shape.
             generator: source of randomness; None for that of the distribution.
 
         Returns:
             Points ``(*sample_shape, *batch_shape, *event)``.
         """
-        draw = self._follow_the_flow if self.sampler is None else self.sampler
-        return self._drawn(draw, sample_shape, generator)
+        draw = self._sample_flow if self.sampler is None else self.sampler
+        return self._draw(draw, sample_shape, generator)
 
     def rsample(
         self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw samples of the flow as differentiable functions of the parameters.
 
-        The gradient is that of the flow's image of a fixed draw from the law at T; for its memory
-        see ``differentiable`` in :func:`log_likelihood`.
+        The gradient is that of the flow's map at a fixed sample of the distribution at T; for its
+        memory see ``differentiable`` in :func:`log_likelihood`.
 
         Args:
-            sample_shape: how many.
+            sample_shape: number of samples, as a shape.
             generator: source of randomness; None for that of the distribution.
 
         Returns:
             Points ``(*sample_shape, *batch_shape, *event)``, the same as those of :meth:`sample`.
 
         Raises:
-            NotImplementedError: if the distribution was given another sampler, or a solver that
-                gradients don't pass through.
+            NotImplementedError: if the distribution has another sampler, or a solver without
+                gradients.
         """
         if self.sampler is not None or not self._solver.differentiable:
             raise NotImplementedError(
-                "rsample: expected the probability flow and a solver that gradients pass through, "
+                "rsample: expected the probability flow and a solver with gradients, "
                 f"got sampler={self.sampler!r}, solver={self._solver!r}; use sample()"
             )
-        return self._drawn(self._follow_the_flow, sample_shape, generator)
+        return self._draw(self._sample_flow, sample_shape, generator)
 
-    def _drawn(
+    def _draw(
         self, draw: Draw, sample_shape: Sequence[int], generator: torch.Generator | None
     ) -> Tensor:
+        """Return the samples of ``draw`` in the shape and dtype of the distribution."""
         shape = self._extended_shape(torch.Size(sample_shape))
         count = shape[: len(shape) - len(self.event_shape)].numel()
         if not count:
             return torch.zeros(shape, dtype=self.dtype)
-        drawn = draw(self.score, (count, *self.event_shape), generator=self._source(generator))
-        return drawn.reshape(shape).to(self.dtype or torch.get_default_dtype())
+        x = draw(self.score, (count, *self.event_shape), generator=self._source(generator))
+        return x.reshape(shape).to(self.dtype or torch.get_default_dtype())
 
     @property
     def _solver(self) -> Solver:
@@ -231,10 +237,10 @@ class ScoreDistribution(Distribution):
     def _source(self, generator: torch.Generator | None) -> torch.Generator | None:
         return self.generator if generator is None else generator
 
-    def _follow_the_flow(
+    def _sample_flow(
         self, score: Score, shape: tuple[int, ...], *, generator: torch.Generator | None
     ) -> Tensor:
-        """Draw from the law at T that log_prob assumes, and follow the flow to t_min."""
+        """Draw from the distribution at T of log_prob, and integrate the flow to t_min."""
         flow = probability_flow(score, self.event_shape, self.t_min)
         device = score.moments.mean.device
 
@@ -255,7 +261,7 @@ class ScoreDistribution(Distribution):
         return flow.decode(solution.state, flow.start)
 
     def __repr__(self) -> str:
-        """Show the event's shape and the diffusion."""
+        """Return the shapes and the diffusion."""
         return (
             f"ScoreDistribution(event_shape={tuple(self.event_shape)}, "
             f"batch_shape={tuple(self.batch_shape)}, sde={self.score.sde!r})"

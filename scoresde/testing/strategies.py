@@ -323,7 +323,7 @@ def methods() -> st.SearchStrategy[Method]:
         st.just(FlowIntegral()),
         st.just(PathIntegral()),
         st.builds(VariationalBound, samples=st.sampled_from([128, 256])),
-        st.builds(ItoEstimate, steps=st.sampled_from([128, 256]), paths=st.sampled_from([8, 16])),
+        st.builds(ItoEstimate, steps=st.sampled_from([128, 256]), samples=st.sampled_from([8, 16])),
     )
 
 
