@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.integrate
 import torch
 from torch import Tensor
 
@@ -100,6 +99,8 @@ class SciPy(Solver):
 
     def _integrate(self, system: Augmented, end: float, tolerance: float) -> Tensor | Status:
         """Step to the end or to a failure; store the last finite state and return the status."""
+        import scipy.integrate  # takes longer to import than the rest of the package
+
         shape = system.y.shape
         rtol = tolerance if self.rtol is None else self.rtol
         atol = np.full(shape, tolerance if self.atol is None else self.atol)

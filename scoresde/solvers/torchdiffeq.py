@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from scoresde._core.checks import check_integer
 from scoresde.solvers._augmented import Augmented, EvaluationLimitError, check_tolerances, join
@@ -113,6 +112,8 @@ class TorchDiffEq(Solver):
         tolerance: float,
         noisy: bool = False,
     ) -> Solution:
+        from torchdiffeq import odeint  # imports scipy, which takes seconds
+
         rtol = tolerance if self.rtol is None else self.rtol
         atol = tolerance if self.atol is None else self.atol
         rows = torch.arange(len(z), device=z.device)
