@@ -1,4 +1,4 @@
-"""What the members of the family owe beside the laws that test_testing_families.py looks at."""
+"""Properties of the members beside those that test_testing_families.py checks."""
 
 import dataclasses
 import math
@@ -9,10 +9,10 @@ import torch
 import scoresde
 import scoresde.samplers as samplers
 from scoresde import VESDE, VPSDE, FunctionScore, GaussianMixture, SubVPSDE
-from scoresde.samplers import MEMBERS, sample
+from scoresde.samplers import sample
 
 NAMES = vars(scoresde) | vars(samplers) | {"inf": math.inf}
-MEMBERS = pytest.mark.parametrize("sampler", MEMBERS, ids=repr)
+MEMBERS = pytest.mark.parametrize("sampler", samplers.MEMBERS, ids=repr)
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
 
 
@@ -31,7 +31,7 @@ def gaussian_score(sde, variance=0.25):
 
 
 @MEMBERS
-def test_members_are_records_that_print_themselves(sampler):
+def test_the_repr_of_a_member_is_its_code(sampler):
     assert eval(repr(sampler), NAMES) == sampler
     assert dataclasses.replace(sampler) == sampler
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -40,14 +40,14 @@ def test_members_are_records_that_print_themselves(sampler):
 
 @MEMBERS
 @SDES
-def test_the_default_grid_falls_to_t_min(sampler, sde):
+def test_the_default_grid_ends_at_t_min(sampler, sde):
     for steps in (1, 2, 17):
-        grid = sampler.times(sde, steps)
-        assert (float(grid[0]), float(grid[-1])) == (sde.T, sde.t_min)
+        times = sampler.times(sde, steps)
+        assert (float(times[0]), float(times[-1])) == (sde.T, sde.t_min)
 
 
 @MEMBERS
-def test_without_a_generator_the_global_one_is_drawn_from(sampler):
+def test_without_a_generator_the_global_one_is_used(sampler):
     means, covariances = torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.04)
     score = GaussianMixture(torch.ones(2), means, covariances, VPSDE())
     torch.manual_seed(5)
@@ -62,6 +62,6 @@ def test_without_a_generator_the_global_one_is_drawn_from(sampler):
 def test_finite_in_very_many_steps(sampler, steps):
     sde = VESDE() if steps == 2000 else VPSDE()
     if sampler.default_steps == 1:
-        steps //= 50  # one that steps within its intervals
+        steps //= 50  # chooses its own steps within each interval
     x = sample(gaussian_score(sde, 0.01), (2, 3), sampler, steps=steps, generator=generator())
     assert bool(x.isfinite().all())

@@ -1,4 +1,4 @@
-"""The exact log-SNR step and Heun: every published name is a setting, every declared order is real.
+"""The exact log-SNR step and Heun: published names as settings, declared orders as observed.
 
 The transcriptions are literal, in the papers' own symbols; the orders are measured in float64
 against the flow integrated to 1e-11, or by propagating mean and variance exactly.
@@ -35,7 +35,7 @@ def draw(*shape, seed=0):
 
 
 class Recorded:
-    """Noise that was drawn before, handed out in order."""
+    """A noise function that returns recorded draws in order."""
 
     def __init__(self, noises):
         self.noises = iter(noises)
@@ -295,7 +295,7 @@ def test_sa_solver(eta):
 
 
 @pytest.mark.parametrize("c", [-12.0, -4.1, -1.0, -1e-6, 1e-9, 1e-3, 0.5, 3.9, 4.1, 30.0, 400.0])
-def test_moments_have_all_their_digits(c):
+def test_exponential_moments_are_accurate_to_rounding(c):
     from mpmath import exp, mp, mpf
     from mpmath import quad as integral
 
@@ -348,7 +348,7 @@ def problems():
     ],
     ids=str,
 )
-def test_declared_orders_are_real(sampler, order, steps, sde, problems):
+def test_declared_orders_are_observed(sampler, order, steps, sde, problems):
     score, start, exact, ends = problems[repr(sde)]
     coarse, fine = (strong_error(sampler, score, start, exact, ends, n) for n in (steps, 2 * steps))
     assert abs(float(torch.log2(coarse / fine)) - order) <= 0.25
@@ -367,12 +367,12 @@ def weak_error(sampler, sde, steps):
     times = sde.time_at(torch.linspace(-2.0, 1.5, steps + 1, dtype=torch.float64))
     basis = torch.eye(steps + 2, dtype=torch.float64)[:, :, None]
     # row 0: base; row 1: x_0 = 1; row 2 + k: the k-th noise is 1
-    start, kicks = basis[:, 1], iter(basis[:, k] for k in range(2, steps + 2))
-    *_, (last, _) = iterate(score, start, times, sampler, lambda x: next(kicks))
-    base, (slope, *spreads) = last[0, 0], (last[1:, 0] - last[0, 0]).tolist()
+    start, draws = basis[:, 1], iter(basis[:, k] for k in range(2, steps + 2))
+    *_, (last, _) = iterate(score, start, times, sampler, lambda x: next(draws))
+    base, (slope, *stds) = last[0, 0], (last[1:, 0] - last[0, 0]).tolist()
     (alpha, end), (sigma, end_sigma) = sde.alpha(times[[0, -1]]), sde.sigma(times[[0, -1]])
     mean = slope * alpha * MEAN + base
-    variance = slope**2 * (alpha**2 * VARIANCE + sigma**2) + sum(c**2 for c in spreads)
+    variance = slope**2 * (alpha**2 * VARIANCE + sigma**2) + sum(c**2 for c in stds)
     exact = end**2 * VARIANCE + end_sigma**2
     return float(max(abs(mean - end * MEAN) / exact.sqrt(), abs(variance / exact - 1)))
 
@@ -401,8 +401,8 @@ def test_weak_orders_on_gaussian_data(sampler, order, sde):
 
 @SDES
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_a_point_of_data_is_reached_in_one_exact_step(sde, eta):
-    """If all data are one point, x̂ is constant and the step is exact, however long."""
+def test_one_step_is_exact_if_the_data_are_one_point(sde, eta):
+    """Then x̂ is constant, and a step of any length is exact."""
     point = double([0.3, -1.0])
     score = FunctionScore(lambda x, t: (sde.alpha(t) * point - x) / sde.sigma(t) ** 2, sde)
     t, s = sde.time_at(double(-2.0, 3.0))
@@ -410,13 +410,13 @@ def test_a_point_of_data_is_reached_in_one_exact_step(sde, eta):
     ((got, _),) = iterate(score, x, torch.stack([t, s]), Exponential(1, eta=eta), lambda x: z)
     h = 5.0
     mean = sde.alpha(s) * point
-    kept = sde.sigma(s) / sde.sigma(t) * math.exp(-(eta**2) * h)
-    want = mean + kept * (x - sde.alpha(t) * point)
+    factor = sde.sigma(s) / sde.sigma(t) * math.exp(-(eta**2) * h)
+    want = mean + factor * (x - sde.alpha(t) * point)
     agree(got, want + sde.sigma(s) * math.sqrt(-math.expm1(-2 * eta**2 * h)) * z, 1e-9)
 
 
 def test_very_long_steps_do_not_extrapolate():
-    """On a uniform grid VP's last step is many times the one before; order three survives it."""
+    """The last step of VP on a uniform grid is many times as long as the previous one."""
     sde = VPSDE()
     score = mixture(sde)
     times = torch.linspace(1.0, sde.t_min, 41, dtype=torch.float64)

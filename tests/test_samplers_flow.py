@@ -1,4 +1,4 @@
-"""Integrators of the flow in coordinates: orders, identities, the end of the path, units.
+"""Integrators of the flow in coordinates: orders, identities, the end of the flow, units.
 
 Orders are measured in float64 against DOP853 at 1e-11; identities against literal transcriptions.
 """
@@ -58,27 +58,23 @@ def agree(ours, theirs, tolerance=1e-10):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-# --- coordinates are what they say
+# --- coordinates
 
 
 @pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
 @given(log_ratio=st.floats(-7.0, 6.0), variance=st.floats(0.0, 5.0))
-def test_rates_and_what_is_kept_are_the_derivatives(coordinates, log_ratio, variance):
-    place, c = double(log_ratio), double(variance)
-    time, growth = torch.func.jvp(
-        lambda v: coordinates.time(v.exp()), (place,), (place**0,)
-    )
-    agree(coordinates.rate(place.exp()) * growth, double(1.0), 1e-9)
-    agree(coordinates.ratio(time), place.exp(), 1e-8)
-    _, slope = torch.func.jvp(
-        lambda v: torch.log(coordinates.scale(v.exp(), c)), (place,), (place**0,)
-    )
-    agree(coordinates.kept(place.exp(), c), 1 - slope, 1e-9)
+def test_rate_and_drift_are_the_derivatives(coordinates, log_ratio, variance):
+    v, c = double(log_ratio), double(variance)
+    time, growth = torch.func.jvp(lambda u: coordinates.time(u.exp()), (v,), (v**0,))
+    agree(coordinates.rate(v.exp()) * growth, double(1.0), 1e-9)
+    agree(coordinates.ratio(time), v.exp(), 1e-8)
+    _, slope = torch.func.jvp(lambda u: torch.log(coordinates.scale(u.exp(), c)), (v,), (v**0,))
+    agree(coordinates.drift(v.exp(), c), 1 - slope, 1e-9)
 
 
 @pytest.mark.parametrize("coordinates", COORDINATES, ids=repr)
-def test_all_coordinates_tell_one_flow(coordinates):
-    """Many steps from one start end in one place, on data that are nowhere standard."""
+def test_all_coordinates_give_the_same_flow(coordinates):
+    """With many steps all coordinates reach the exact end; the data are not standardized."""
     sde = VPSDE()
     score = mixture(sde)
     times = LogMobius()(sde, 40)
@@ -135,23 +131,23 @@ ORDERS = [
 
 
 @pytest.mark.parametrize(("sampler", "order", "steps"), ORDERS, ids=str)
-def test_declared_orders_are_real(sampler, order, steps, problem):
+def test_declared_orders_are_observed(sampler, order, steps, problem):
     assert sampler.convergence_order == order
     coarse, fine = (strong_error(sampler, problem, n) for n in (steps, 2 * steps))
     assert abs(float(torch.log2(coarse / fine)) - order) <= 0.25
 
 
 @pytest.mark.parametrize(("long", "order"), [(2.9, 2), (3.1, 1)])
-def test_a_step_much_longer_than_the_last_does_not_extrapolate(long, order):
-    """Beyond three times its length the slope alone is followed."""
-    score, coordinates = mixture(VPSDE()), LogSNR()  # there no step begins in its middle
+def test_a_step_much_longer_than_the_previous_one_does_not_extrapolate(long, order):
+    """Beyond three times its length the step is of order one."""
+    score, coordinates = mixture(VPSDE()), LogSNR()  # no first slope at the midpoint here
     lambdas = double(0.0, 0.1, 0.2, 0.2 + 0.1 * long)
     times, start = score.sde.time_at(lambdas), draw(4, 2)
-    second, first = (AdamsBashforth(k, 0, coordinates, reach=9.0) for k in (2, 1))
+    second, first = (AdamsBashforth(k, 0, coordinates, max_lookback=9.0) for k in (2, 1))
     *_, (before, _), (last, _) = iterate(score, start, times, second, torch.zeros_like)
     plain = run(first, score, before, times[-2:])
     assert torch.equal(last, plain) is (order == 1)
-    torch.testing.assert_close(last, plain, rtol=0, atol=0.5 if order == 2 else 1e-12)
+    torch.testing.assert_close(last, plain, rtol=0, atol=0.05 if order == 2 else 1e-12)
 
 
 # --- identities
@@ -164,7 +160,7 @@ def setup(sde, steps=7):
 
 
 def plain(sde):
-    """The same score, which does not know the data's moments."""
+    """The same score without the moments of the data."""
     exact = mixture(sde)
     return FunctionScore(lambda x, t: exact(x, t), sde)
 
@@ -183,7 +179,7 @@ def test_heun_and_euler_in_sigma(sde):
 def test_linear_multistep_of_k_diffusion(sde):
     """sample_lms: Adams–Bashforth in σ, the polynomials integrated by quadrature."""
     score, times, x, alphas, rho = setup(sde)
-    ours = run(AdamsBashforth(3, 0, VarianceExploding(), reach=100.0), score, x, times)
+    ours = run(AdamsBashforth(3, 0, VarianceExploding(), max_lookback=100.0), score, x, times)
     y, ds = x / alphas[0], []
     for i in range(len(rho) - 1):
         d = (y - score.denoised(alphas[i] * y, times[i])) / rho[i]
@@ -199,13 +195,13 @@ def test_linear_multistep_of_k_diffusion(sde):
 
 
 def _even(rho, i):
-    """Whether this step is no more than three times as long as the one before."""
+    """Whether this step is no more than three times as long as the previous one."""
     return rho[i] - rho[i + 1] <= 3 * (rho[i - 1] - rho[i])
 
 
 @pytest.mark.parametrize("tableau", [HEUN, MIDPOINT], ids=["heun", "midpoint"])
 def test_flow_matching_solvers(tableau):
-    """Euler's successors on the velocity of x_t = (1 − t) x_0 + t ε, as flow matching has them."""
+    """Heun and midpoint on the velocity of x_t = (1 − t) x_0 + t ε, as in flow matching."""
     sde = VPSDE()
     score, times, x, alphas, rho = plain(sde), *setup(sde)[1:]
     data = mixture(EDMSDE(1e-6, 1e6))
@@ -227,7 +223,7 @@ def test_flow_matching_solvers(tableau):
 
 
 def test_velocity_prediction_is_the_slope_in_the_angle():
-    """For c = 1 and m = 0 Euler's step moves x along v by the angle's change, as DDIM."""
+    """For c = 1 and m = 0 an Euler step is x + (change of the angle) · v, as in DDIM."""
     sde = VPSDE()
     score, x = plain(sde), draw(6, 2)
     t, s = double(0.6, 0.55)
@@ -237,8 +233,8 @@ def test_velocity_prediction_is_the_slope_in_the_angle():
 
 
 @SDES
-def test_the_first_step_takes_its_slope_in_the_middle(sde):
-    """Where z rests: its slope is asked for half way, where z is still what it was."""
+def test_the_first_slope_is_evaluated_at_the_midpoint(sde):
+    """At high noise, where z is constant: the first slope is that of z_t at the midpoint in τ."""
     score = plain(sde)
     times = sde.time_at(double(-2.0, -0.5, 0.0))
     x, coordinates = draw(4, 2) * sde.sigma(times[0]), Standardized(0.7)
@@ -250,23 +246,25 @@ def test_the_first_step_takes_its_slope_in_the_middle(sde):
     def slope(z, rho):
         size, t = torch.sqrt(1 + rho**2), sde.time_at(-torch.log(rho))
         y = size * z
-        pull = y / size**2 - score.denoised(sde.alpha(t) * y, t)
-        return pull / size * (rho**2 + 0.7**2) / (0.7 * rho)
+        drift = y / size**2 - score.denoised(sde.alpha(t) * y, t)
+        return drift / size * (rho**2 + 0.7**2) / (0.7 * rho)
 
     first = slope(z, middle)
     z = z + (tau[1] - tau[0]) * first
     got = run(AdamsBashforth(1, 0, coordinates), score, x, times[:2])
     agree(got, alpha[1] * torch.sqrt(1 + rho[1] ** 2) * z)
     second = slope(z, rho[1])
-    z = z + (tau[1] - tau[0]) / 4 * (second - first)  # the half after the middle is remade
+    z = z + (tau[1] - tau[0]) / 4 * (
+        second - first
+    )  # the half step after the midpoint is corrected
     weights = quadrature(((tau[:2].sum() / 2).item(), tau[1].item()), tau[1].item(), tau[2].item())
     z = z + weights[0] * first + weights[1] * second
-    got = run(AdamsBashforth(2, 2, coordinates, reach=9.0), score, x, times)
+    got = run(AdamsBashforth(2, 2, coordinates, max_lookback=9.0), score, x, times)
     agree(got, alpha[2] * torch.sqrt(1 + rho[2] ** 2) * z)
 
 
-def test_where_there_is_data_the_first_slope_is_that_of_the_start():
-    """On the way back from the data, and from pictures half noised, z does not rest."""
+def test_at_low_noise_the_first_slope_is_evaluated_at_the_start():
+    """When encoding data, and when starting from partly noised data, z is not constant."""
     score = plain(VESDE())
     for lambdas in ((3.0, 2.5), (-1.0, -0.5)):
         times = VESDE().time_at(double(*lambdas))
@@ -276,7 +274,7 @@ def test_where_there_is_data_the_first_slope_is_that_of_the_start():
 
 
 def quadrature(nodes, start, end):
-    """Weights of ∫ of the line through values at two nodes, literally."""
+    """Weights of the integral of the line through the values at two nodes, by quadrature."""
     first, second = nodes
     return tuple(
         quad(lambda tau, a=a, b=b: (tau - b) / (a - b), start, end)[0]
@@ -284,13 +282,13 @@ def quadrature(nodes, start, end):
     )
 
 
-# --- what the standardised coordinates promise
+# --- properties of standardized coordinates
 
 
 @SDES
 @pytest.mark.parametrize("sampler", [AdamsBashforth(), RungeKutta(MIDPOINT)], ids=repr)
-def test_gaussian_data_take_one_step(sampler, sde):
-    """Whatever mean and covariance: x_s = αm + C_s^{1/2} C_t^{−1/2} (x_t − αm)."""
+def test_one_step_is_exact_for_gaussian_data(sampler, sde):
+    """For any mean and covariance, x_s = αm + C_s^{1/2} C_t^{−1/2} (x_t − αm)."""
     root = draw(3, 3, seed=2)
     mean, covariance = draw(3, seed=1), root @ root.T + 0.01 * torch.eye(3, dtype=torch.float64)
     score = GaussianMixture(torch.ones(1), mean[None], covariance[None], sde)
@@ -306,7 +304,7 @@ def test_gaussian_data_take_one_step(sampler, sde):
 
 @pytest.mark.parametrize("sampler", [AdamsBashforth(), RungeKutta()], ids=repr)
 def test_results_do_not_depend_on_the_units_of_the_data(sampler):
-    """Data 100 times as large under a diffusion with noise 100 times as large: the same steps."""
+    """Data and noise 100 times as large: the same steps."""
     small = mixture(EDMSDE(0.01, 100.0))
     large = GaussianMixture(
         small.weights, 100 * small.means, 1e4 * small.covariances, EDMSDE(1.0, 1e4)
@@ -320,8 +318,8 @@ def test_results_do_not_depend_on_the_units_of_the_data(sampler):
 MOMENTS = {
     "one number": Moments(0.0, 2.0, known=True),
     "shifted": Moments(0.3, 2.0, known=True),
-    "each its own": Moments(double(0.3, -1.0, 0.0), double(0.5, 0.1, 2.0), known=True),
-    "turned": Moments.from_covariance(
+    "diagonal": Moments(double(0.3, -1.0, 0.0), double(0.5, 0.1, 2.0), known=True),
+    "full covariance": Moments.from_covariance(
         double(0.0, 1.0, 0.5), double([2.0, 0.3, 0.1], [0.3, 1.0, 0.2], [0.1, 0.2, 0.4])
     ),
 }
@@ -329,21 +327,21 @@ MOMENTS = {
 
 @pytest.mark.parametrize("sampler", [AdamsBashforth(), RungeKutta(RK4)], ids=repr)
 @pytest.mark.parametrize("moments", MOMENTS.values(), ids=MOMENTS)
-def test_what_is_made_ready_at_once_is_what_is_made_step_by_step(moments, sampler, monkeypatch):
-    """One time after the other, in blocks, or all times together; on the way back too."""
+def test_coefficients_do_not_depend_on_how_they_are_tabulated(moments, sampler, monkeypatch):
+    """One time after the other, in blocks, or all times at once; also in the reverse direction."""
     means, covariances = draw(3, 3), torch.eye(3, dtype=torch.float64).expand(3, 3, 3)
     exact = GaussianMixture(torch.ones(3), means, 0.1 * covariances, VPSDE())
     score = FunctionScore(exact, exact.sde, moments=moments)
     start, times = draw(4, 3), LogMobius()(exact.sde, 9)
-    for way in (times, times.flip(0)):
-        together = run(sampler, score, start, way)
-        x, state = start, sampler.init(score, start, way[:1])
-        for t, s in pairwise(way.unbind()):
+    for grid in (times, times.flip(0)):
+        together = run(sampler, score, start, grid)
+        x, state = start, sampler.init(score, start, grid[:1])
+        for t, s in pairwise(grid.unbind()):
             x, state = sampler.step(score, x, t, s, state, torch.zeros_like)
         agree(x, together, 1e-12)
         for block in (1, 7):
             monkeypatch.setattr(fixed_grid, "_BLOCK", block)
-            agree(run(sampler, score, start, way), together, 1e-12)
+            agree(run(sampler, score, start, grid), together, 1e-12)
             monkeypatch.undo()
     fine = LogMobius()(exact.sde, 160)
     agree(run(sampler, score, start, fine), flow_oracle(exact, start, times), 1e-3)
@@ -351,7 +349,7 @@ def test_what_is_made_ready_at_once_is_what_is_made_step_by_step(moments, sample
 
 @SDES
 def test_few_steps_are_accurate(sde):
-    """20 evaluations, moments known: a thirtieth of the error of DPM-Solver++(2M), or less."""
+    """20 evaluations with moments: at most 1/30 of the error of DPM-Solver++(2M)."""
     score = mixture(sde)
     start = draw(64, 2) * sde.sigma(sde.T)
     exact = flow_oracle(score, start, double(sde.T, sde.t_min))
@@ -365,7 +363,7 @@ def test_few_steps_are_accurate(sde):
     assert ours < theirs / 30
 
 
-def test_corrections_and_stages_cost_what_they_say():
+def test_evaluations_per_step():
     exact, calls = mixture(VPSDE()), []
     counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], VPSDE())
     for sampler, each in ((AdamsBashforth(), 1), (RungeKutta(), 2), (RungeKutta(RK4), 4)):
@@ -374,40 +372,40 @@ def test_corrections_and_stages_cost_what_they_say():
         assert len(calls) == 9 * each
 
 
-def test_the_preset_of_edm_makes_the_papers_35_evaluations():
+def test_the_edm_preset_makes_35_evaluations_as_in_the_paper():
     exact, calls = mixture(EDMSDE()), []
     counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], exact.sde)
     sample(counted, None, edm_heun(), start=80 * draw(2, 2))
     assert len(calls) == 35
 
 
-# --- the end of the path
+# --- the end of the flow
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), EDMSDE(1e-6, 80.0)], ids=repr)
-def test_the_half_step_ends_the_flow(sde):
-    """Its error is O(ρ⁴): half the noise, a sixteenth of the error; x̂'s is O(ρ²)."""
+def test_half_step_is_of_fourth_order(sde):
+    """Its error is O(ρ⁴), 1/16 for half the noise; the error of x̂ is O(ρ²)."""
     score = mixture(sde)
     errors, means = [], []
     for log_ratio in (-3.0, -3.0 - math.log(2)):
         t, end = sde.time_at(double(-log_ratio, 12.0))
         x = score.sample(64, float(t), torch.Generator().manual_seed(0), torch.float64)
         exact = flow_oracle(score, x, torch.stack([t, end])) / sde.alpha(end)
-        for kept, y in ((errors, half_step(score, x, t)), (means, score.denoised(x, t))):
-            kept.append(float((y - exact).square().mean().sqrt()))
+        for found, y in ((errors, half_step(score, x, t)), (means, score.denoised(x, t))):
+            found.append(float((y - exact).square().mean().sqrt()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3)
     assert math.log2(means[0] / means[1]) == pytest.approx(2, abs=0.3)
     assert errors[0] < 0.1 * means[0]
 
 
 def by_the_last_polynomial(score, x, t):
-    """The end of :func:`test_denoising_is_a_choice` again, as a step on to where no noise is."""
-    whole = VESDE(1e-9, score.sde.sigma_max)
-    low = float(whole.time_at(double(18.0)))
+    """The end of :func:`test_denoising_is_optional`, as a step of a run to almost no noise."""
+    extended = VESDE(1e-9, score.sde.sigma_max)
+    low = float(extended.time_at(double(18.0)))
     grid = AdamsBashforth().times(score.sde, 5, score.moments.std)
-    times = whole.time_at(score.sde.half_logsnr(grid))
+    times = extended.time_at(score.sde.half_logsnr(grid))
     times[-1] = low
-    return run(AdamsBashforth(), mixture(whole), 50 * draw(4, 2), times)
+    return run(AdamsBashforth(), mixture(extended), 50 * draw(4, 2), times)
 
 
 @pytest.mark.parametrize(
@@ -420,9 +418,9 @@ def by_the_last_polynomial(score, x, t):
         (Ancestral(), lambda score, x, t: score.denoised(x, t)),
         (Exponential(), lambda score, x, t: score.denoised(x, t)),
     ],
-    ids=["adams", "adams in log-SNR", "on grid", "flow", "ancestral", "exponential"],
+    ids=["adams", "adams in log-SNR", "scheduled", "flow", "ancestral", "exponential"],
 )
-def test_denoising_is_a_choice(sampler, ends):
+def test_denoising_is_optional(sampler, ends):
     score, start = mixture(VESDE()), 50 * draw(4, 2)
     own, mean, state = (
         sample(
@@ -439,13 +437,12 @@ def test_denoising_is_a_choice(sampler, ends):
 @SDES
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 100])
 @pytest.mark.parametrize("sampler", [AdamsBashforth(), AdamsBashforth(3, 0, Rectified())], ids=repr)
-def test_the_end_costs_an_evaluation_only_where_steps_are_short(sampler, steps, sde):
-    """At 100 steps t_min is farther from the data than the last step is long."""
+def test_the_end_needs_an_evaluation_only_after_short_steps(sampler, steps, sde):
+    """With 100 steps the distance from t_min to ρ = 0 exceeds half of the last step."""
     exact, calls = mixture(sde), []
     counted = FunctionScore(lambda x, t: (calls.append(1), exact(x, t))[1], sde)
     sample(counted, None, sampler, start=sde.sigma(sde.T) * draw(2, 2), steps=steps)
-    sooner = sampler.times(sde, steps)
-    rho = torch.exp(-sde.half_logsnr(sooner[-3:]))
+    rho = torch.exp(-sde.half_logsnr(sampler.times(sde, steps)[-3:]))
     assert len(calls) in (steps, steps + 1)
     if steps < 20:
         assert len(calls) == steps
@@ -454,8 +451,8 @@ def test_the_end_costs_an_evaluation_only_where_steps_are_short(sampler, steps, 
 
 
 @SDES
-def test_the_end_is_as_good_as_the_steps(sde):
-    """On to ρ = 0 by the last polynomial: the error falls with order four there too."""
+def test_the_end_is_of_order_four_too(sde):
+    """From t_min to ρ = 0 by the last polynomial, the error decreases with order four."""
     score = mixture(sde)
     start = draw(64, 2) * sde.sigma(sde.T)
     few, more, many, exact = (
@@ -465,7 +462,7 @@ def test_the_end_is_as_good_as_the_steps(sde):
     assert errors[0] > 8 * errors[1] > 64 * errors[2]
 
 
-def test_the_default_sampler_is_named_nowhere():
+def test_adams_bashforth_is_the_default_sampler():
     score = mixture(VPSDE())
     with_default, by_name = (
         sample(score, (4, 2), *sampler, steps=5, generator=torch.Generator().manual_seed(0))
@@ -479,11 +476,19 @@ def test_the_default_sampler_is_named_nowhere():
     [
         (lambda: AdamsBashforth(order=0), ValueError, "order: expected an integer, at least 1"),
         (lambda: AdamsBashforth(corrector=-1), ValueError, "corrector: expected an integer"),
-        (lambda: AdamsBashforth(reach=0.0), ValueError, "reach: expected a positive"),
+        (lambda: AdamsBashforth(max_lookback=0.0), ValueError, "max_lookback: expected a positive"),
         (lambda: Windowed(2.0, 1.0), ValueError, "lower < upper"),
-        (lambda: AdamsBashforth(coordinates="angle"), TypeError, "coordinates: expected some such"),
+        (
+            lambda: AdamsBashforth(coordinates="angle"),
+            TypeError,
+            "coordinates: expected a Coordinates such",
+        ),
         (lambda: RungeKutta("heun"), TypeError, "tableau: expected a Tableau such as HEUN"),
-        (lambda: RungeKutta(coordinates=None), TypeError, "coordinates: expected some such"),
+        (
+            lambda: RungeKutta(coordinates=None),
+            TypeError,
+            "coordinates: expected a Coordinates such",
+        ),
         (lambda: Tableau((0.5, 0.4), ((1.0,),)), ValueError, "weights, matrix: expected weights"),
         (lambda: Tableau((0.5, 0.5)), ValueError, "weights, matrix: expected weights"),
         (lambda: Standardized(0.0), ValueError, "pivot: expected a positive"),

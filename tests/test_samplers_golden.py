@@ -1,9 +1,9 @@
-"""Runs of the official samplers, replayed: recorded noise in, recorded states and samples out.
+"""Recorded runs of the official samplers: recorded noise in, recorded states and samples out.
 
-The official code looks tables up at trunc(t (N − 1)) and tells networks t itself; here a
-discretised diffusion has entry i at its knot (i + 1)/N. The replays make their steps on the knots
-and let the network see the official times. Bounds are about ten times what one float32 rounding of
-the weights does to the reference.
+The official code evaluates tables at trunc(t (N − 1)) and passes t itself to networks; here a
+discrete diffusion has entry i at its timestep (i + 1)/N. The steps are therefore made on the
+timesteps, and the network is evaluated at the official times. Bounds are about ten times the change
+of the reference after one float32 rounding of the weights.
 """
 
 import json
@@ -47,8 +47,8 @@ def relative(out, expected):
     return float((out - expected).abs().max() / expected.abs().max())
 
 
-def on_knots(model, sde, times):
-    """The model's score on the knots of a table, seen at the official times (falling)."""
+def on_timesteps(model, sde, times):
+    """The score of the model on the timesteps of a table, evaluated at the official times."""
 
     def score(x, t):
         return model(x, times[len(times) - 1 - round(float(sde.index_at(t)))])
@@ -71,10 +71,10 @@ def test_annealed_langevin_with_euler_maruyama(golden):
 
 
 def test_langevin_with_reverse_diffusion(golden):
-    """VP, 25 scales: batch-mean norms and alpha = 1 − β_i, which our (α_t/α_s)² is on the table."""
+    """VP, 25 scales: batch-mean norms and alpha = 1 − β_i, which is (α_t/α_s)² on the table."""
     model, arrays = case(golden, "vp_cifar10_ddpmpp_continuous")
     table = VPSDE().discretize(25)
-    score = on_knots(model, table, torch.linspace(1.0, 1e-3, 25, dtype=torch.float64))
+    score = on_timesteps(model, table, torch.linspace(1.0, 1e-3, 25, dtype=torch.float64))
     draws = arrays["pc_rdl_draws"]
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     sampler = PredictorCorrector(ReverseDiffusion(), Langevin(0.16, published=True))
@@ -83,8 +83,8 @@ def test_langevin_with_reverse_diffusion(golden):
     assert relative((x + 1) / 2, arrays["pc_rdl_sample"]) < 1e-4
 
 
-def told_officially(model, table):
-    """The score of a discrete VP network on a table, which is told t (N − 1), not rounded."""
+def with_official_labels(model, table):
+    """The score of a discrete VP network on a table, with the label t (N − 1), not rounded."""
     N = len(table.times)
     official = torch.linspace(1.0, 1e-3, N, dtype=torch.float64)
 
@@ -104,29 +104,31 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_grids_and_ladders(name, golden):
-    """Equal steps to the published ends; tables and their knots, whose places are the indices."""
+def test_grids_and_tables(name, golden):
+    """Equal steps to the published ends; tables, and the indices of their timesteps."""
     arrays, (sde, end) = np.load(golden / name / "expected.npz"), OFFICIAL[name]
     N = len(arrays["grid_t"])
     times = UniformTime(end=end)(sde, N - 1)
     np.testing.assert_allclose(times, arrays["grid_t"], rtol=1e-5)
     assert (times.float() * (N - 1)).int().tolist() == arrays["grid_index"].tolist()
-    if "grid_sigma_ladder" in arrays:
-        np.testing.assert_allclose(sde.discretize(N).sigmas, arrays["grid_sigma_ladder"], rtol=1e-5)
-    if "grid_beta_ladder" in arrays:
+    for sigmas in (arrays[key] for key in arrays if key.startswith("grid_sigma")):
+        np.testing.assert_allclose(sde.discretize(N).sigmas, sigmas, rtol=1e-5)
+    for betas in (arrays[key] for key in arrays if key.startswith("grid_beta")):
         table = sde.discretize(N)
-        np.testing.assert_allclose(table.betas, arrays["grid_beta_ladder"], rtol=1e-5)
-        knots = table.index_at(Timesteps()(table, N - 1)).round().int()
-        assert knots.tolist() == arrays["grid_index"].tolist()
+        np.testing.assert_allclose(table.betas, betas, rtol=1e-5)
+        indices = table.index_at(Timesteps()(table, N - 1)).round().int()
+        assert indices.tolist() == arrays["grid_index"].tolist()
 
 
-def test_a_short_chain_of_ddpm(golden):
+def test_short_ddpm_chain(golden):
     """25 ancestral steps of a table of its own, whose labels are 0 … 24."""
     model, arrays = case(golden, "vp_ddpm_cifar10")
     table, draws = VPSDE().discretize(25), arrays["pc_draws"]
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
-    steps = iterate(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
+    steps = iterate(
+        with_official_labels(model, table), draws[0], times, Ancestral(variance=1.0), noise
+    )
     x = draws[0]
     for k, (end, _) in enumerate(steps):
         assert relative(x, arrays["pc_trace_in"][k]) < 1e-5
@@ -139,7 +141,7 @@ def test_a_short_chain_of_ddpm(golden):
 
 
 @pytest.mark.slow
-def test_the_whole_chain_of_ddpm(golden):
+def test_full_ddpm_chain(golden):
     """1000 ancestral steps, with the noise of the forward kernel."""
     model, arrays = case(golden, "vp_ddpm_cifar10")
     table = model.sde
@@ -150,7 +152,9 @@ def test_the_whole_chain_of_ddpm(golden):
     assert torch.equal(draws[0], arrays["full_first_draw"])
     noise = Recorded([*draws[1:-1], torch.zeros_like(draws[0])])
     times = torch.cat([table.times.flip(0), torch.zeros(1, dtype=torch.float64)])
-    steps = iterate(told_officially(model, table), draws[0], times, Ancestral(variance=1.0), noise)
+    steps = iterate(
+        with_official_labels(model, table), draws[0], times, Ancestral(variance=1.0), noise
+    )
     recorded = dict(zip(arrays["full_steps"].tolist(), arrays["full_x_out"], strict=True))
     for k, (x, _) in enumerate(steps):
         if k in recorded and k < N - 1:

@@ -1,4 +1,4 @@
-"""Grids of times against their formulas, on every diffusion of the family."""
+"""Grids of times against their formulas, on every diffusion."""
 
 import math
 
@@ -44,7 +44,7 @@ class Brownian(SDE):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=repr)
 @given(sde=st.one_of(*STRATEGIES.values()), steps=st.integers(1, 60))
-def test_grids_fall_from_one_end_to_the_other(grid, sde, steps):
+def test_grids_decrease_from_one_end_to_the_other(grid, sde, steps):
     times = grid(sde, steps)
     assert times.shape == (steps + 1,)
     assert times.dtype == torch.float64
@@ -59,26 +59,26 @@ def test_grids_fall_from_one_end_to_the_other(grid, sde, steps):
     first=st.floats(0.1, 4.0),
     std=st.floats(0.1, 10.0),
 )
-def test_grids_through_the_last_time_fall_too(grid, sde, steps, first, std):
-    times = grid.through(sde, steps, std, first)
+def test_grids_to_the_data_decrease_too(grid, sde, steps, first, std):
+    times = grid.times_to_data(sde, steps, std, first)
     assert times.shape == (steps + 1,)
     assert (float(times[0]), float(times[-1])) == (sde.T, sde.t_min)
     assert bool((times.diff() < 0).all())
 
 
-def test_grids_through_the_last_time_are_equidistant_as_far_as_the_data():
-    """In ln((ρ + 0.1)/(ρ + 2)), but for the first step; t_min stands for ρ = 0."""
+def test_grids_to_the_data_are_equidistant_down_to_zero():
+    """In ln((ρ + 0.1)/(ρ + 2)), except for the first step; t_min replaces ρ = 0."""
     grid, sde = LogMobius(0.5), VESDE()
 
     def values(steps, first):
-        rho = sde.sigma(grid.through(sde, steps, 2.0, first)) / 2.0
+        rho = sde.sigma(grid.times_to_data(sde, steps, 2.0, first)) / 2.0
         return torch.log((rho + 0.1) / (rho + 2.0)), math.log(0.1 / 2.0)
 
     seen, zero = values(9, 1.7)
     each = float(seen[0] - zero) / 9.7
     want = [float(seen[0]) - each * (1.7 + i) for i in range(8)]
     torch.testing.assert_close(seen[1:-1].tolist(), want, rtol=1e-5, atol=1e-7)
-    seen, zero = values(300, 1.0)  # there are steps that end below t_min: it ends them all
+    seen, zero = values(300, 1.0)  # too many steps: equidistant down to t_min
     steps = -seen.diff()
     torch.testing.assert_close(steps, steps[:1].expand(300), rtol=1e-4, atol=1e-7)
 
@@ -116,7 +116,7 @@ def test_quadratic_times():
 
 
 @pytest.mark.parametrize("sde", [DDPM.linear(N=50), NCSN.geometric(0.01, 50.0, 50)], ids=repr)
-def test_knots_are_those_of_the_table(sde):
+def test_timesteps_are_those_of_the_table(sde):
     assert torch.equal(Timesteps()(sde, 49), sde.times.flip(0))
     seven = Timesteps()(sde, 7)
     assert torch.equal(seven, sde.times[[49, 42, 35, 28, 21, 14, 7, 0]])
@@ -125,7 +125,7 @@ def test_knots_are_those_of_the_table(sde):
     assert (float(few[0]), float(few[-1])) == (1.0, float(sde.times[0]))
 
 
-def test_a_sampler_can_be_put_on_a_grid():
+def test_a_sampler_with_another_grid():
     sde = DDPM.linear(N=50)
     assert torch.equal(
         Scheduled(ReverseDiffusion(), Timesteps(), 49).times(sde, 49), Timesteps()(sde, 49)
@@ -154,7 +154,7 @@ def test_a_general_sde_has_uniform_times_only():
         (lambda: Angle(pivot=0), ValueError, "pivot: expected a positive"),
         (lambda: LogMobius(lower=4.0, upper=0.2), ValueError, "lower, upper: expected 0 <= lower"),
         (lambda: LogMobius(lower=-0.5), ValueError, "lower, upper: expected 0 <= lower"),
-        (lambda: Timesteps()(VPSDE(), 3), TypeError, "sde: expected a discretised diffusion"),
+        (lambda: Timesteps()(VPSDE(), 3), TypeError, "sde: expected a discrete diffusion"),
         (lambda: Timesteps()(DDPM.linear(N=10), 10), ValueError, "steps: expected at most 9"),
         (lambda: Karras()(VPSDE(), 0), ValueError, "steps: expected an integer, at least 1"),
         (lambda: Scheduled(ReverseDiffusion(), None), TypeError, "grid: expected a Grid"),
@@ -162,7 +162,7 @@ def test_a_general_sde_has_uniform_times_only():
         (
             lambda: Scheduled(ReverseDiffusion(), Karras(), 0),
             ValueError,
-            "count: expected an integer",
+            "steps: expected an integer",
         ),
     ],
 )
@@ -174,6 +174,6 @@ def test_bad_input(call, error, message):
 def test_sample_takes_a_grid():
     from scoresde import FunctionScore
 
-    score, frames = FunctionScore(lambda x, t: -x, VPSDE()), []
-    sample(score, (2, 2), ReverseDiffusion(), times=Karras(), steps=4, callback=frames.append)
-    assert [float(frame.t) for frame in frames] == Karras()(VPSDE(), 4).tolist()
+    score, steps = FunctionScore(lambda x, t: -x, VPSDE()), []
+    sample(score, (2, 2), ReverseDiffusion(), times=Karras(), steps=4, callback=steps.append)
+    assert [float(step.t) for step in steps] == Karras()(VPSDE(), 4).tolist()

@@ -1,4 +1,4 @@
-"""The loop's front door: what it takes, what it gives back, and what it says about the rest."""
+"""The function ``sample``: its arguments, its result and its errors."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from scoresde.samplers import (
 
 
 class OrnsteinUhlenbeck(SDE):
-    """dx = −x dt + √2 dw with a law of its own at the end; data N(0, 1) stay N(0, 1)."""
+    """dx = −x dt + √2 dw with a Laplace prior; N(0, 1) is stationary."""
 
     def drift(self, x, t):
         return -x
@@ -53,7 +53,7 @@ def generator(seed=0):
 SCORE = stationary(VPSDE())
 
 
-def test_the_state_follows_the_network_or_the_start():
+def test_the_dtype_is_that_of_the_network_or_the_start():
     model = network()
     assert sample(model, (3, 2), Ancestral(), steps=2).dtype == torch.float32
     assert sample(model.double(), (3, 2), Ancestral(), steps=2).dtype == torch.float64
@@ -63,7 +63,7 @@ def test_the_state_follows_the_network_or_the_start():
     assert sample(exact, (3, 2), Ancestral(), steps=2).dtype == torch.float32
 
 
-def test_half_precision_states_are_kept_in_single_precision_on_the_way():
+def test_half_precision_states_are_computed_in_single_precision():
     start = torch.randn(64, 2, generator=generator()).bfloat16()
     for sampler in (Ancestral(), EulerMaruyama()):
         short, long = (
@@ -74,14 +74,14 @@ def test_half_precision_states_are_kept_in_single_precision_on_the_way():
         assert torch.equal(short, long.bfloat16())
 
 
-def test_where_the_model_is_the_samples_are(device):
+def test_samples_are_on_the_device_of_the_model(device):
     model = network().to(device)
     x, y = (sample(model, (3, 2), Ancestral(), steps=2, generator=generator()) for _ in range(2))
     assert x.device.type == device.type
     assert torch.equal(x, y)
 
 
-def test_a_model_of_another_mode_is_left_as_it_was():
+def test_the_training_mode_is_restored():
     model = network().train()
     model.network.output.eval()
     seen = []
@@ -93,24 +93,24 @@ def test_a_model_of_another_mode_is_left_as_it_was():
     assert not model.network.output.training
 
 
-def test_denoising_is_the_last_step_and_may_be_left_out():
+def test_denoising_is_the_last_step_and_optional():
     last = sample(SCORE, (4, 2), Ancestral(), steps=3, denoise=False, generator=generator())
     denoised = sample(SCORE, (4, 2), Ancestral(), steps=3, generator=generator())
     torch.testing.assert_close(SCORE.denoised(last, SCORE.sde.t_min), denoised)
     assert not torch.equal(last, denoised)
 
 
-def test_the_callback_sees_the_start_and_every_step():
-    frames = []
+def test_the_callback_is_called_at_the_start_and_after_each_step():
+    calls = []
     x = sample(
-        SCORE, (2, 3), Ancestral(), steps=4, denoise=False, callback=frames.append,
+        SCORE, (2, 3), Ancestral(), steps=4, denoise=False, callback=calls.append,
         generator=generator(),
     )  # fmt: skip
-    assert [(frame.step, frame.steps) for frame in frames] == [(k, 4) for k in range(5)]
+    assert [(call.step, call.steps) for call in calls] == [(k, 4) for k in range(5)]
     times = Ancestral().times(SCORE.sde, 4)
-    assert [float(frame.t) for frame in frames] == times.tolist()
-    assert torch.equal(frames[-1].x, x)
-    assert torch.equal(frames[2].denoised, SCORE.denoised(frames[2].x, times[2]))
+    assert [float(call.t) for call in calls] == times.tolist()
+    assert torch.equal(calls[-1].x, x)
+    assert torch.equal(calls[2].denoised, SCORE.denoised(calls[2].x, times[2]))
 
 
 def test_the_progress_bar_counts_steps(capsys):
@@ -120,17 +120,17 @@ def test_the_progress_bar_counts_steps(capsys):
     assert not capsys.readouterr().err
 
 
-def test_times_of_ones_own_are_the_grid_itself():
+def test_given_times_are_the_grid():
     times = Ancestral().times(SCORE.sde, 3)
     for own in (times, times.tolist(), times.float()):
-        frames = []
+        calls = []
         x = sample(
-            SCORE, (2, 3), Ancestral(), times=own, callback=frames.append, generator=generator()
+            SCORE, (2, 3), Ancestral(), times=own, callback=calls.append, generator=generator()
         )
         torch.testing.assert_close(
             x, sample(SCORE, (2, 3), Ancestral(), steps=3, generator=generator())
         )
-        assert len(frames) == 4
+        assert len(calls) == 4
 
 
 def test_times_may_end_at_zero_and_start_anywhere():
@@ -144,8 +144,8 @@ def test_times_may_end_at_zero_and_start_anywhere():
     [(Ancestral(), 3), (AdaptiveSDE(0.5), 1), (ProbabilityFlow(), 1)],
     ids=repr,
 )
-def test_a_condition_goes_with_its_rows(sampler, steps):
-    """Whole, in chunks, and one by one where no noise is shared."""
+def test_a_condition_is_selected_with_its_rows(sampler, steps):
+    """In one batch, in chunks, and one by one if the sampler is deterministic."""
     torch.manual_seed(1)
     model = network(classes=5).double()
     for parameter in model.parameters():
@@ -169,7 +169,7 @@ def test_a_condition_goes_with_its_rows(sampler, steps):
         torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_flow_through_the_walk_and_not_through_sample():
+def test_gradients_flow_through_iterate_and_not_through_sample():
     start = torch.ones(2, 3, requires_grad=True)
     times = Ancestral().times(SCORE.sde, 3)
     *_, (x, _) = iterate(SCORE, start, times, Ancestral(), torch.zeros_like)
@@ -180,7 +180,7 @@ def test_gradients_flow_through_the_walk_and_not_through_sample():
 
 @pytest.mark.parametrize("sampler", [EulerMaruyama(), TorchSDE()], ids=repr)
 def test_any_sde_can_be_sampled(sampler):
-    """From its own prior, here a Laplace law, a general SDE relaxes towards its stationary law."""
+    """From its own prior, here Laplace, a general SDE relaxes to its stationary distribution."""
     sde = OrnsteinUhlenbeck(T=3.0)
     x = sample(stationary(sde), (4000, 1), sampler, steps=100, generator=generator())
     assert x.shape == (4000, 1)
@@ -190,7 +190,7 @@ def test_any_sde_can_be_sampled(sampler):
     assert kurtosis == pytest.approx(3.0, abs=5 * (96 / 4000) ** 0.5)  # 6 for Laplace
 
 
-def test_the_prior_of_any_law_follows_the_generator():
+def test_a_prior_of_another_kind_uses_the_generator_too():
     score = stationary(OrnsteinUhlenbeck())
     draws = [
         sample(score, (2000, 1), EulerMaruyama(eta=0.0), times=[1.0, 0.999], generator=generator(k))
@@ -206,7 +206,7 @@ def test_the_prior_of_any_law_follows_the_generator():
      PredictorCorrector(EulerMaruyama(), Langevin())],
     ids=repr,
 )  # fmt: skip
-def test_what_needs_a_gaussian_diffusion_says_so(sampler):
+def test_samplers_for_gaussian_diffusions_refuse_a_general_sde(sampler):
     with pytest.raises(TypeError, match="general SDE"):
         sample(stationary(OrnsteinUhlenbeck()), (2, 3), sampler, steps=2)
 
@@ -216,7 +216,7 @@ def test_a_general_sde_has_no_denoiser():
         sample(stationary(OrnsteinUhlenbeck()), (2, 3), EulerMaruyama(), steps=2, denoise=True)
 
 
-def test_a_nan_is_told_with_its_step_and_loses_nothing():
+def test_a_nan_is_reported_with_its_step_and_all_samples():
     def score(x, t):
         return torch.where((x[:, :1] > 0) & (t < 0.5), torch.nan, -x)
 
@@ -228,7 +228,7 @@ def test_a_nan_is_told_with_its_step_and_loses_nothing():
     assert "(t = 0.400006 to 0.200008)" in str(error.value)
 
 
-def test_a_nan_of_the_last_evaluation_is_told_with_its_time():
+def test_a_nan_of_the_last_evaluation_is_reported_with_its_time():
     score = FunctionScore(lambda x, t: torch.where(t < 0.3, torch.nan, -x), VPSDE())
     with pytest.raises(
         SamplingError, match=r"2 of 2 are not finite, in the denoised x̂ at t = 0.2;"
@@ -236,7 +236,7 @@ def test_a_nan_of_the_last_evaluation_is_told_with_its_time():
         sample(score, (2, 2), EulerMaruyama(), times=[1.0, 0.5, 0.2])
 
 
-def test_correctors_are_known_as_such():
+def test_which_samplers_are_correctors():
     assert all(m.corrects for m in (Langevin(), AnnealedLangevin(), MALA()))
     assert not any(m.corrects for m in (Ancestral(), ProbabilityFlow(), TorchSDE()))
 
@@ -261,7 +261,11 @@ BAD = [
     ({"steps": 0}, ValueError, r"steps: expected an integer, at least 1"),
     ({"steps": 2.5}, TypeError, r"steps: expected an integer"),
     ({"steps": 2, "times": [1.0, 0.5]}, ValueError, r"steps, times: expected one of them"),
-    ({"times": [0.1, 0.5]}, ValueError, r"times: expected strictly decreasing times, got 0.1 before"),
+    (
+        {"times": [0.1, 0.5]},
+        ValueError,
+        r"times: expected strictly decreasing times, got 0.1 before",
+    ),
     ({"times": [0.5, 0.5]}, ValueError, r"times: expected strictly decreasing times"),
     ({"times": [0.5]}, ValueError, r"times: expected shape \(N\+1,\)"),
     ({"times": [[0.5, 0.1]]}, ValueError, r"times: expected shape \(N\+1,\)"),

@@ -1,7 +1,7 @@
 """Single steps against the papers' formulas, and weak orders without sampling.
 
-On Gaussian data a step is x ↦ A x + b + Σ c_k z_k; A, b, c are read off the step itself, mean and
-variance are propagated exactly, and no statistics are involved.
+On Gaussian data a step is x ↦ A x + b + Σ c_k z_k. A, b and c are measured on the step itself, and
+mean and variance are propagated exactly, without sampling.
 """
 
 from itertools import pairwise
@@ -35,14 +35,14 @@ def gaussian(sde):
 
 
 def affine(sampler, score, t, s):
-    """Read A, b and the c_k off one step."""
+    """Return A, b and the c_k of one step."""
     x = double([0.0], [1.0])
     state = sampler.init(score, x, t)
 
-    def run(loud):
+    def run(unit_draw):
         calls = iter(range(1000))
         result, _ = sampler.step(
-            score, x, t, s, state, lambda x: torch.full_like(x, float(next(calls) == loud))
+            score, x, t, s, state, lambda x: torch.full_like(x, float(next(calls) == unit_draw))
         )
         return result.squeeze(1), next(calls)
 
@@ -50,19 +50,19 @@ def affine(sampler, score, t, s):
     return unit - base, base, double(*(run(k)[0][0] - base for k in range(count)))
 
 
-def law(sampler, sde, times):
+def mean_and_variance(sampler, sde, times):
     """Mean and variance at ``times[-1]`` from the exact ones at ``times[0]``."""
     score, (alpha, sigma) = gaussian(sde), (sde.alpha(times[0]), sde.sigma(times[0]))
     mean, variance = alpha * MEAN, alpha**2 * VARIANCE + sigma**2
     for t, s in pairwise(times.unbind()):
-        slope, shift, spreads = affine(sampler, score, t, s)
-        mean, variance = slope * mean + shift, slope**2 * variance + spreads.square().sum()
+        slope, shift, stds = affine(sampler, score, t, s)
+        mean, variance = slope * mean + shift, slope**2 * variance + stds.square().sum()
     return mean, variance
 
 
 def weak_errors(sampler, sde, steps, ends=(0.8, 0.35)):
     times = torch.linspace(*ends, steps + 1, dtype=torch.float64)
-    mean, variance = law(sampler, sde, times)
+    mean, variance = mean_and_variance(sampler, sde, times)
     alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
     exact = alpha**2 * VARIANCE + sigma**2
     return double(abs(mean - alpha * MEAN) / exact.sqrt(), abs(variance / exact - 1))
@@ -93,7 +93,7 @@ def test_weak_order_on_gaussian_data(sampler, order, steps, sde):
 
 
 @SDES
-def test_the_torchsde_backend_makes_our_euler_step(sde):
+def test_torchsde_euler_is_our_euler_step(sde):
     score, x = gaussian(sde), torch.randn(4, 1, generator=torch.Generator().manual_seed(0))
     times = torch.linspace(sde.T, 0.3, 5, dtype=torch.float64)
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -106,7 +106,7 @@ def test_the_torchsde_backend_makes_our_euler_step(sde):
 
 
 @pytest.mark.parametrize(("method", "evaluations"), [("euler", 1), ("milstein", 1), ("srk", 4)])
-def test_the_torchsde_backend_does_not_waste_evaluations(method, evaluations):
+def test_torchsde_does_not_repeat_evaluations(method, evaluations):
     score, x = gaussian(VPSDE()), torch.ones(2, 1)
     calls = []
     score.register_forward_hook(lambda *_: calls.append(1))
@@ -115,7 +115,7 @@ def test_the_torchsde_backend_does_not_waste_evaluations(method, evaluations):
     assert len(calls) == evaluations
 
 
-# --- literal transcriptions, on the tables that the diffusions have on a grid
+# --- literal transcriptions, on discretized diffusions
 
 
 def vp_table(n=50):
@@ -179,7 +179,7 @@ def test_ancestral_is_smld(i):
 
 @pytest.mark.parametrize("i", [1, 7, 48])
 def test_reverse_diffusion_is_the_published_predictor(i):
-    """x_mean = x − f + G² s, x = x_mean + G z with the discretised f and G of Song et al."""
+    """x_mean = x − f + G² s, x = x_mean + G z with the discretized f and G of Song et al."""
     sde, times, betas, _ = vp_table()
     score, x, z = some(sde)
     f, g = (1 - betas[i]).sqrt() * x - x, betas[i].sqrt()
@@ -196,7 +196,7 @@ def test_reverse_diffusion_is_the_published_predictor(i):
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_published_correctors(name):
-    """Langevin and annealed Langevin as the official code has them: batch means, alpha = 1 − β."""
+    """Langevin and annealed Langevin of the official code: batch means, alpha = 1 − β."""
     vp, times, betas, bars = vp_table()
     sde, alpha, std = {
         "vp": (vp, 1 - betas[20], (1 - bars[20]).sqrt()),
@@ -218,7 +218,7 @@ def test_published_correctors(name):
 
 
 @SDES
-def test_annealed_langevin_keeps_the_law_as_its_steps_shrink(sde):
+def test_annealed_langevin_leaves_p_t_invariant_for_small_steps(sde):
     """The stationary variance of the step on Gaussian data is exact up to O(r²)."""
     t, score = double(0.3)[0], gaussian(sde)
     exact = sde.alpha(t) ** 2 * VARIANCE + sde.sigma(t) ** 2
@@ -235,7 +235,7 @@ def test_annealed_langevin_keeps_the_law_as_its_steps_shrink(sde):
 @SDES
 @pytest.mark.parametrize("d", [1, 2, 3072])
 def test_langevin_steps_are_bounded_everywhere(sde, d):
-    """Also at a mode's centre, where the score is zero, and far away, where it is huge."""
+    """Also at the center of a mode, where the score is zero, and far away, where it is huge."""
     t = double(0.3)[0]
     variance = float(sde.sigma(t)) ** 2
     for value in (0.0, 1e-20, 1.0, 1e20):
@@ -255,7 +255,7 @@ def test_langevin_is_the_published_rule_in_high_dimension():
 
 
 @pytest.mark.parametrize(("sde", "snr"), [(VESDE(), 0.16), (VPSDE(), 0.01), (SubVPSDE(), 0.01)])
-def test_langevin_takes_the_published_ratio_of_its_diffusion(sde, snr):
+def test_langevin_uses_the_published_ratio_of_its_diffusion(sde, snr):
     score, x, z = some(sde)
     t, s = double(0.5, 0.4)
     for published in (False, True):

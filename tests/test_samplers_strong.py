@@ -1,8 +1,8 @@
 """Strong orders: steps of every length driven by one Brownian path, refined.
 
-All diffusions are told as y = x/α in v = ρ² = (σ/α)², where the noise of the reversed SDE (η = 1)
-is a Brownian motion B(v) and nothing else. A sampler's z is the part of B that its own noise stands
-for.
+All diffusions are written as y = x/α with time v = ρ² = (σ/α)², where the noise of the reverse SDE
+(η = 1) is a Brownian motion B(v). The z of a sampler is the functional of B that its step
+approximates.
 """
 
 import math
@@ -24,18 +24,18 @@ def mixture(sde):
     return GaussianMixture(torch.tensor([0.6, 0.4]), means, covariances, sde)
 
 
-def flat(ratios):
-    """The weights of plain increments: z is the increment of B itself."""
+def unit_weights(ratios):
+    """z is proportional to the increment of B."""
     return torch.ones_like(ratios[1:])
 
 
-def faded(ratios):
-    """The exact step lets earlier noise fade by (ρ_s/ρ)² on its way to s."""
+def decaying_weights(ratios):
+    """In the exact step, earlier noise decays by (ρ_s/ρ)² until s."""
     return (ratios[-1] / ratios[1:]) ** 2
 
 
 class Path:
-    """One Brownian path on the fine grid, summed up for coarser ones."""
+    """One Brownian path on a fine grid, and its increments on coarser grids."""
 
     def __init__(self):
         lambdas = torch.linspace(*ENDS, FINE + 1, dtype=torch.float64)
@@ -46,7 +46,7 @@ class Path:
         self.increments = self.scales[:, None, None] * z
 
     def noise(self, steps, weigh):
-        """The z of each of ``steps`` equal steps, of unit variance."""
+        """Return a noise function with the z of each of ``steps`` equal steps, of unit variance."""
         stride, normals = FINE // steps, []
         for k in range(0, FINE, stride):
             weights = weigh(self.ratios[k : k + stride + 1])
@@ -64,20 +64,20 @@ def run(sampler, score, start, path, steps, weigh):
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 def test_strong_order_one(sde):
-    """The noise does not depend on the state, so that all of them have order one, not one half.
+    """The diffusion does not depend on the state, so that the order is one instead of one half.
 
-    Of the median path: a few that change over to another mode would drown a mean.
+    Of the median path, since a mean is dominated by the few paths that change to another mode.
     """
     score, path = mixture(sde), Path()
     t = float(sde.time_at(torch.tensor(ENDS[0], dtype=torch.float64)))
     start = score.sample(PATHS, t, torch.Generator().manual_seed(0), torch.float64)
-    exact = run(Exponential(2, eta=1.0), score, start, path, FINE, faded)
+    exact = run(Exponential(2, eta=1.0), score, start, path, FINE, decaying_weights)
     for sampler, weigh in (
-        (EulerMaruyama(), flat),
-        (ReverseDiffusion(), flat),
-        (Ancestral(), faded),
-        (Exponential(2, eta=1.0), faded),
-        (Heun(eta=1.0), flat),
+        (EulerMaruyama(), unit_weights),
+        (ReverseDiffusion(), unit_weights),
+        (Ancestral(), decaying_weights),
+        (Exponential(2, eta=1.0), decaying_weights),
+        (Heun(eta=1.0), unit_weights),
     ):
         errors = [
             float((run(sampler, score, start, path, n, weigh) - exact).norm(dim=1).median())

@@ -5,48 +5,53 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_positive
 from scoresde.flow.coordinates import Coordinates
-from scoresde.flow.fixed_grid import FixedGridFlow, GridPoint
+from scoresde.flow.fixed_grid import GridPoint
 from scoresde.samplers.base import Noise, half_step
-from scoresde.samplers.flow_sampler import STRAIGHTEST, FlowSampler
+from scoresde.samplers.flow_sampler import DEFAULT_COORDINATES, FlowSampler
 from scoresde.samplers.grids import LogMobius
-from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
+from scoresde.samplers.multistep import Evaluation, History, Multistep, StepWeights
 from scoresde.scores import Score
 from scoresde.sdes import SDE
 
-_FARTHEST = 0.5
-"""How far the last polynomial is followed to the end of the flow, in lengths of the step before."""
+_MAX_EXTRAPOLATION = 0.5
+"""How far the last polynomial is extrapolated to ρ = 0, in units of the previous step."""
 
 
 @dataclass(frozen=True)
 class AdamsBashforth(FlowSampler, Multistep):
-    r"""The Adams methods: one evaluation a step, on any grid.
+    r"""Adams methods: one evaluation of the score per step, on any grid.
+
+    The step is ::
 
         z_s = z_t + ∫ P dτ        from τ_t to τ_s,
 
-    with P the polynomial in τ through the last ``order`` slopes (Bashforth). When the slope at the
-    end of a step is known, the step is remade through ``corrector`` slopes including that one
-    (Moulton), which costs no evaluation. The first steps are of order 1, 2, …; later ones of less
-    where the last slopes are too far away to tell what is to come.
+    where P is the polynomial in τ through the last ``order`` slopes (Adams–Bashforth). Once the
+    slope at the end of a step is known, the step is corrected with the polynomial through
+    ``corrector`` slopes including that one (Adams–Moulton), which costs no evaluation. The first
+    steps are of order 1, 2, …; later steps are of a lower order where the previous slopes are
+    farther away than ``max_lookback``.
 
-    Evaluations are not spent where nothing is to be learnt. Where all is noise z rests, in
-    standardised coordinates, and the first slope is taken in the middle of the first step instead
-    of at its start. Where almost none is left, the flow is followed to the data by the last
-    polynomial (:meth:`end`).
+    The two ends need no evaluation of their own. At high noise z is constant for Gaussian data in
+    standardized coordinates, and the first slope is evaluated at the midpoint of the first step. At
+    low noise the last polynomial is integrated to ρ = 0 (:meth:`end`).
 
     Args:
-        order: how many slopes the polynomial goes through, the order of convergence.
-        corrector: how many the corrector's goes through; its order of convergence, up to
-            ``order + 1``; 0 does not correct.
-        coordinates: variables of the flow.
-        reach: how far back in τ the predictor's polynomial goes; by default to where there was
-            about five times the noise. Few steps are then of order 2, many of order 4.
+        order: number of slopes that the predictor's polynomial interpolates; the order of
+            convergence.
+        corrector: the same for the corrector, whose order of convergence is at most ``order + 1``;
+            0 for no corrector.
+        coordinates: coordinates of the flow.
+        max_lookback: how far back in τ the predictor uses slopes; the default reaches back to about
+            five times the noise ratio. A few long steps are then of order 2, many short ones of
+            order 4.
 
     Raises:
-        TypeError: if ``coordinates`` are none.
+        TypeError: if ``coordinates`` is not a Coordinates.
         ValueError: if a number is out of range.
 
     Example:
@@ -58,7 +63,7 @@ class AdamsBashforth(FlowSampler, Multistep):
         >>> one, many = (
         ...     sample(data, None, AdamsBashforth(), start=start, steps=n) for n in (1, 50)
         ... )
-        >>> torch.allclose(one, many, rtol=1e-4)  # the flow of Gaussian data stands still
+        >>> torch.allclose(one, many, rtol=1e-4)  # exact for Gaussian data
         True
 
     References:
@@ -68,89 +73,83 @@ class AdamsBashforth(FlowSampler, Multistep):
 
     order: int = 4
     corrector: int = 4
-    coordinates: Coordinates = STRAIGHTEST
-    reach: float = 1.5
+    coordinates: Coordinates = DEFAULT_COORDINATES
+    max_lookback: float = 1.5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Multistep.__post_init__(self)
         FlowSampler.__post_init__(self)
-        check_positive("reach", self.reach)
+        check_positive("max_lookback", self.max_lookback)
 
     def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
-        """Return times ``(N+1,)`` that are fine where the data's structure appears.
+        """Return times ``(N+1,)``, dense at noise levels near the scale of the data.
 
-        The first step, which is of order one, is the longest of few and the shortest of many, like
-        N⁻², so that its error falls as fast as that of the others.
+        The first step is of order one. It is longer than the others if N is small, and its length
+        falls like N⁻² if N is large, so that its error falls as fast as theirs.
         """
         first = min(3.5, 30 / steps) if math.isfinite(self.coordinates.stationary_above) else 1.0
-        return LogMobius(lower=0.045, upper=5.0).through(sde, steps, std, first)
+        return LogMobius(lower=0.045, upper=5.0).times_to_data(sde, steps, std, first)
 
-    def clock(self, score: Score, x: Tensor, times: Tensor) -> FixedGridFlow:
-        """Return the chart."""
-        return self.tabulate(score, x, times)
+    def evaluate(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: History
+    ) -> tuple[Tensor, Evaluation]:
+        """Return w and the slope of the flow, up to a factor that the table holds.
 
-    def read(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
-    ) -> tuple[Tensor, Value]:
-        """Return w and what its slope is proportional to.
-
-        In the first step, where z rests, those in its middle: z goes there at rest, and again with
-        the slope found there (Euler's implicit step, with one iteration).
+        In a first step at high noise, both at the midpoint: z there is the initial z plus half a
+        step along the slope at that z (implicit Euler with one iteration).
         """
-        here = state.clock.at(t)
-        w = here.encode(x)
-        if state.values or state.clock.ratio(t) < self.coordinates.stationary_above:
-            return w, Value(here, here.slope(w, x))
-        middle = state.clock.between(t, s, 0.5)
-        w = middle.rescale(w, here)
-        value = Value(middle, middle.slope(w, middle.decode(w)))
-        middle.add(w, middle.time - here.time, value.value, middle)
-        return w, value
+        start = state.table.at(t)
+        w = start.encode(x)
+        if state.evaluations or state.table.ratio(t) < self.coordinates.stationary_above:
+            return w, Evaluation(start, start.slope(w, x))
+        middle = state.table.between(t, s, 0.5)
+        w = middle.rescale(w, start)
+        evaluation = Evaluation(middle, middle.slope(w, middle.decode(w)))
+        middle.add(w, middle.time - start.time, evaluation.value, middle)
+        return w, evaluation
 
-    def base(
-        self, w: Tensor, here: GridPoint, there: GridPoint, noise: Noise
-    ) -> tuple[Tensor, Leg]:
-        """Return where w goes without a slope."""
-        h = there.time - here.time
-        return there.rescale(w, here), Leg(here.time, h, gain=h, kernel=0.0)
+    def linear_step(
+        self, z: Tensor, start: GridPoint, end: GridPoint, noise: Noise
+    ) -> tuple[Tensor, StepWeights]:
+        h = end.time - start.time
+        return end.rescale(z, start), StepWeights(start.time, h, gain=h, kernel=0.0)
 
-    def add(self, w: Tensor, weight: float, past: Value, there: GridPoint) -> None:
-        """Add ``weight`` times a slope, in the scale of the step's end."""
-        there.add(w, weight, past.value, past.moment)
+    def add(self, z: Tensor, weight: float, evaluation: Evaluation, end: GridPoint) -> None:
+        end.add(z, weight, evaluation.value, evaluation.point)
 
-    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
-        """Return the values within reach."""
-        near = tuple(v for v in values if abs(v.time - values[0].time) <= self.reach)
-        return super().trusted(near, h)
+    def usable_history(
+        self, evaluations: tuple[Evaluation, ...], h: float
+    ) -> tuple[Evaluation, ...]:
+        latest = evaluations[0].time
+        near = tuple(e for e in evaluations if abs(e.time - latest) <= self.max_lookback)
+        return super().usable_history(near, h)
 
-    def decode(self, w: Tensor, there: GridPoint) -> Tensor:
-        """Return the state x."""
-        return there.decode(w)
+    def decode(self, z: Tensor, end: GridPoint) -> Tensor:
+        return end.decode(z)
 
     @property
-    def kept(self) -> int:
-        """How many values a step leaves: those that the next one or the end ask for."""
-        return max(super().kept, self.order)
+    def history_length(self) -> int:
+        """Number of evaluations that a step passes to the next one, or to :meth:`end`."""
+        return max(super().history_length, self.order)
 
-    def end(self, score: Score, x: Tensor, t: Tensor, state: Memory) -> Tensor:
-        """Return where the flow ends at 0: by the last polynomial, at no evaluation.
+    def end(self, score: Score, x: Tensor, t: Tensor, state: History) -> Tensor:
+        """Return the end of the flow at ρ = 0, by integrating the last polynomial; no evaluation.
 
-        Where that would be followed farther than half of the step before, as with many steps, by
-        :func:`half_step`, which asks the score once.
+        Where this would extrapolate by more than half of the previous step, as with many steps, by
+        :func:`half_step` instead, with one evaluation.
         """
-        here, origin = state.clock.at(t), state.clock.origin()
-        latest, *before = state.values
-        ahead = origin.time - latest.time
-        farthest = _FARTHEST * abs(latest.time - before[0].time) if before else math.inf
-        if not (math.isfinite(ahead) and abs(ahead) <= farthest):
+        start, origin = state.table.at(t), state.table.origin()
+        latest, *previous = state.evaluations
+        distance = origin.time - latest.time
+        limit = math.inf
+        if previous:
+            limit = _MAX_EXTRAPOLATION * abs(latest.time - previous[0].time)
+        if not (math.isfinite(distance) and abs(distance) <= limit):
             return half_step(score, x, t)
-        h = origin.time - here.time
-        w = origin.rescale(here.encode(x), here)
-        leg = Leg(here.time, h, gain=h, kernel=0.0)
-        weights = self._weights(leg, self.trusted(state.values, ahead))
-        self._add(w, weights, state.values, origin)
+        w, step = self.linear_step(start.encode(x), start, origin, torch.zeros_like)
+        usable = self.usable_history(state.evaluations, distance)
+        self._add(w, self._weights(step, usable), state.evaluations, origin)
         return origin.decode(w)
 
-    def moments(self, kernel: float, count: int) -> list[float]:
-        """Return ∫₀¹ uᵏ du for k < ``count``."""
+    def phi_moments(self, kernel: float, count: int) -> list[float]:
         return [1 / (k + 1) for k in range(count)]

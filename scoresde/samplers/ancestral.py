@@ -1,4 +1,4 @@
-"""The step of DDPM and SMLD: the posterior between two times, given the denoised."""
+"""Ancestral sampling, the step of DDPM and SMLD."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from scoresde.scores import Score
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    r"""Draw x_s from q(x_s | x_t, x̂), the forward chain's own posterior with x̂ for the data.
+    r"""Draw x_s from q(x_s | x_t, x̂), the posterior of the forward chain.
 
-    With h = λ_s − λ_t > 0 and the kernel x_t = a x_s + b z between s and t,
+    The denoised x̂ takes the place of the data.
+
+    With h = λ_s − λ_t > 0 and the kernel x_t = a x_s + b z between s and t, ::
 
         x_s = (σ_s/σ_t) e^{−h} x_t + α_s (1 − e^{−2h}) x̂(x_t, t) + σ̃ z,
 
         σ̃ = (σ_s √(1 − e^{−2h}))^{1−v} b^v.
 
-    On a DDPM's table this is its reverse chain, on a geometric ladder of noise levels that of SMLD;
-    it is the reverse SDE (η = 1) with x̂ held fixed during the step, solved exactly.
+    For the timesteps of a DDPM this is its reverse chain, for geometric noise levels that of SMLD.
+    For v = 0 it is the exact solution of the reverse SDE (η = 1) with x̂ constant over the step.
 
     Args:
         variance: v in [0, 1]. 0: the posterior's variance, exact if the data are one point ("fixed
             small"). 1: that of the forward kernel, exact if the data are N(0, I) under VP ("fixed
-            large", and Song et al.'s choice). Between them on the logarithmic scale, as learned
-            variances are.
+            large", the choice of Song et al.). Values between interpolate the logarithm, as for
+            learned variances.
+
+    Raises:
+        ValueError: unless ``variance`` is in [0, 1].
 
     Example:
         >>> Ancestral(variance=1.0)
@@ -48,18 +53,17 @@ class Ancestral(Sampler):
 
     @property
     def convergence_order(self) -> float:
-        """One."""
         return 1.0
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        """Go from t to s < t; one evaluation of the score."""
-        here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
-        h = there.half_logsnr - here.half_logsnr
-        gained = -math.expm1(-2 * h)
-        small, large = (end.sigma * math.sqrt(gained) for end in (there, here))
+        """One evaluation of the score (see :meth:`Sampler.step`)."""
+        start, end = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
+        h = end.half_logsnr - start.half_logsnr
+        weight = -math.expm1(-2 * h)
+        small, large = (level.sigma * math.sqrt(weight) for level in (end, start))
         std = small ** (1 - self.variance) * large**self.variance
-        mean = x * math.exp(there.log_sigma - here.log_sigma - h)
-        mean.add_(score.denoised(x, t), alpha=there.alpha * gained)
+        mean = x * math.exp(end.log_sigma - start.log_sigma - h)
+        mean.add_(score.denoised(x, t), alpha=end.alpha * weight)
         return mean.add_(noise(x), alpha=std), None

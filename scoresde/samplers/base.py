@@ -1,7 +1,7 @@
-r"""What a sampler is: a grid of times, and a step from one of them to the next.
+r"""The interface of a sampler: a grid of times, and a step from one time to the next.
 
-Noise becomes data along times T = t_0 > t_1 > … > t_N = t_min. A member of the family knows how to
-go from t to s < t, and nothing else; the one loop of :mod:`scoresde.samplers.sample` does the rest:
+Noise is transformed to data along times T = t_0 > t_1 > … > t_N = t_min. A sampler defines the step
+from t to s < t; the loop is the same for all (:func:`scoresde.samplers.iterate`)::
 
     state = sampler.init(score, x, times)
     for t, s in pairwise(times):
@@ -25,21 +25,21 @@ from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 
 Noise = Callable[[Tensor], Tensor]
-"""Draws independent N(0, 1) like its argument; a step gets all its randomness from it."""
+"""Draws independent N(0, 1) like its argument; the only source of randomness of a step."""
 
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """A way from noise to data: define :meth:`step`, and :meth:`init` if it has a memory.
+    """A method that transforms noise to data: define :meth:`step`, and :meth:`init` for its state.
 
-    Members are frozen dataclasses: recipes that print themselves and hold no state of a run.
+    Samplers are frozen dataclasses of settings; the state of a run is passed from step to step.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
         >>> from scoresde.samplers import sample
         >>> @dataclass(frozen=True)
         ... class Jump(Sampler):
-        ...     "Denoise, and noise again: consistency sampling."
+        ...     "Denoise, then add noise again: consistency sampling."
         ...
         ...     def step(self, score, x, t, s, state, noise):
         ...         return score.sde.perturb(score.denoised(x, t), s, noise(x)), state
@@ -50,22 +50,22 @@ class Sampler(ABC):
 
     @property
     def default_steps(self) -> int:
-        """How many steps are made where the user does not say."""
+        """Number of steps unless the user gives one."""
         return 1000
 
     @property
     def deterministic(self) -> bool:
-        """Whether no noise is drawn, so that the way can be gone back (:func:`encode`)."""
+        """Whether no noise is drawn, so that the map can be inverted (:func:`encode`)."""
         return False
 
     @property
     def convergence_order(self) -> float | None:
-        """p, if errors fall like N⁻ᵖ: of the end if deterministic, else of mean and variance."""
+        """The p of an error O(N⁻ᵖ): of the samples if deterministic, else of mean and variance."""
         return None
 
     @property
     def corrects(self) -> bool:
-        """Whether a step stays at its time t and moves samples towards p_t."""
+        """Whether a step from t leaves p_t invariant, instead of going from p_t to p_s."""
         return False
 
     def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
@@ -74,23 +74,26 @@ class Sampler(ABC):
         Args:
             sde: the diffusion.
             steps: N >= 1.
-            spread: root of the mean variance of the data, 1 if unknown; grids that are fine where
-                the data's structure appears take it as their unit.
+            std: standard deviation of the data (the root of their mean variance), 1 if unknown; the
+                unit of the noise ratio for grids that depend on it.
 
         Returns:
-            Float64 times ``(N+1,)`` on the CPU, falling from ``sde.T`` to ``sde.t_min``.
+            Float64 times ``(N+1,)`` on the CPU, decreasing from ``sde.T`` to ``sde.t_min``.
         """
         check_integer("steps", steps, minimum=1)
         return torch.linspace(sde.T, sde.t_min, steps + 1, dtype=torch.float64)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
-        """Return what the first step is to find as its ``state``; None here.
+        """Return the ``state`` of the first step; None here.
 
         Args:
             score: the score.
-            x: the first state, ``(batch, *event)``.
-            times: the way that lies ahead ``(N+1,)``, float64 on the CPU, so that what all steps
-                need can be worked out at once; steps between other times must be possible too.
+            x: the initial state, ``(batch, *event)``.
+            times: the times of all steps ``(N+1,)``, float64 on the CPU, so that coefficients can
+                be computed at once; steps between other times must be possible too.
+
+        Returns:
+            Anything that :meth:`step` takes as its ``state``.
         """
         return None
 
@@ -98,46 +101,49 @@ class Sampler(ABC):
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
-        """Go from time t to time s < t.
+        """Make a step from time t to time s < t.
 
         Args:
-            score: the score, which knows its diffusion.
+            score: the score, with its diffusion ``score.sde``.
             x: the state at t, ``(batch, *event)``.
-            t: where we are, float64, ``()``, on the CPU whatever the device of ``x``.
-            s: where we go, likewise.
-            state: what :meth:`init` or the step before returned.
+            t: the current time, float64, ``()``, on the CPU for any device of ``x``.
+            s: the next time, likewise.
+            state: returned by :meth:`init` or the previous step.
             noise: ``noise(x)`` draws independent N(0, 1) like ``x``.
 
         Returns:
-            The state at s, shaped like ``x``, and what the next step is to find.
+            The state at s, shaped like ``x``, and the ``state`` of the next step.
         """
 
     def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
-        """Return the sample that is made of the last state; at most one evaluation of the score.
+        """Return the sample for the last state; at most one evaluation of the score.
 
-        Here x̂(x, t), the mean of the data given the state, where the diffusion is Gaussian, so that
-        there is one, else the state itself.
+        Here x̂(x, t), the mean of the data given the state, if the diffusion is Gaussian; otherwise
+        the state itself.
 
         Args:
             score: the score.
             x: the last state ``(batch, *event)``.
-            t: where it is, ``()``.
-            state: what the last step returned.
+            t: its time, ``()``.
+            state: returned by the last step.
+
+        Returns:
+            The samples, shaped like ``x``.
         """
         return score.denoised(x, t) if score.sde.gaussian else x
 
 
 def half_step(score: Score, x: Tensor, t: Tensor) -> Tensor:
-    """Follow the probability flow from t, where little noise is left, down to 0.
+    """Integrate the probability flow from a time t with little noise to ρ = 0, in one Euler step.
 
-    The flow moves by half of what the score says, dy/dρ² = −½ ∇ log p for y = x/α, so that it ends
-    in x/α + ½ (σ²/α) s = ½ (x/α + x̂), up to O(ρ⁴). x̂ itself goes twice as far: its law is too
-    narrow by as much as that of x/α is too wide.
+    With dy/dρ² = −½ ∇ log p for y = x/α, the flow ends in x/α + ½ (σ²/α) s = ½ (x/α + x̂), up to
+    O(ρ⁴). Denoising makes a step twice as long: to first order, the variance of x̂ is too small by
+    as much as that of x/α is too large.
 
     Args:
-        score: the score; of a diffusion that is not Gaussian the state is returned as it is.
+        score: the score; if its diffusion is not Gaussian, the states are returned unchanged.
         x: states at t ``(batch, *event)``.
-        t: where they are, ``()``.
+        t: their time, ``()``.
 
     Returns:
         The states at 0, shaped like ``x``.
@@ -145,8 +151,8 @@ def half_step(score: Score, x: Tensor, t: Tensor) -> Tensor:
     Example:
         >>> from scoresde import GaussianMixture, VESDE
         >>> data = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1), VESDE())
-        >>> t = torch.tensor(0.4, dtype=torch.float64)  # where σ = 0.30
-        >>> x = torch.ones(1, 1)  # the flow takes it to 1/√(1 + σ²)
+        >>> t = torch.tensor(0.4, dtype=torch.float64)  # σ = 0.30
+        >>> x = torch.ones(1, 1)  # the exact flow ends at 1/√(1 + σ²)
         >>> [round(float(v), 3) for v in (half_step(data, x, t), 1 / (1 + 0.3**2) ** 0.5)]
         [0.958, 0.958]
     """
@@ -156,7 +162,7 @@ def half_step(score: Score, x: Tensor, t: Tensor) -> Tensor:
 
 
 class NoiseLevel(NamedTuple):
-    """A time as a Gaussian diffusion sees it, in plain numbers that cost a device nothing."""
+    """log α and log σ at one time as Python floats, so that no step synchronizes with a device."""
 
     log_alpha: float
     log_sigma: float
@@ -168,7 +174,7 @@ class NoiseLevel(NamedTuple):
 
     @property
     def time(self) -> float:
-        """λ, as the time of methods that count in it."""
+        """λ, the time variable of :class:`~scoresde.samplers.Exponential`."""
         return self.half_logsnr
 
     @property
@@ -188,11 +194,11 @@ class NoiseLevel(NamedTuple):
 
 
 class TimeTable:
-    """Where times lie on the two curves of a diffusion: those ahead, found at once, and others.
+    """The noise levels of a diffusion at given times, computed at once; others on demand.
 
     Args:
         sde: the diffusion.
-        times: those ahead ``(n,)``, on the CPU.
+        times: the given times ``(n,)``, on the CPU.
 
     Raises:
         TypeError: if the diffusion is not Gaussian.
@@ -200,28 +206,28 @@ class TimeTable:
 
     def __init__(self, sde: SDE, times: Tensor) -> None:
         self._sde = check_gaussian(sde)
-        self._known: dict[float, NoiseLevel] = {}
+        self._levels: dict[float, NoiseLevel] = {}
         self._add(times.reshape(-1))
 
     def at(self, t: Tensor) -> NoiseLevel:
-        """Return the place of a time ``()``."""
-        found = self._known.get(float(t))
+        """Return the noise level at a time ``()``."""
+        found = self._levels.get(float(t))
         if found is None:
             self._add(t.reshape(1))
-            found = self._known[float(t)]
+            found = self._levels[float(t)]
         return found
 
     def _add(self, times: Tensor) -> None:
         inside = self._sde.interior(times)
         curves = self._sde.log_alpha(inside).tolist(), self._sde.log_sigma(inside).tolist()
-        self._known |= zip(times.tolist(), map(NoiseLevel, *curves), strict=True)
+        self._levels |= zip(times.tolist(), map(NoiseLevel, *curves), strict=True)
 
 
 def noise_level_at(sde: SDE, t: Tensor) -> NoiseLevel:
-    """Return where a time ``()`` lies on the two curves.
+    """Return the noise level at a time ``()``.
 
     Raises:
-        TypeError: if the diffusion has none.
+        TypeError: if the diffusion is not Gaussian.
     """
     return TimeTable(sde, t).at(t)
 
@@ -230,11 +236,11 @@ def check_gaussian(sde: SDE) -> GaussianSDE:
     """Return the diffusion, for steps that need its α and σ.
 
     Raises:
-        TypeError: if it is a general SDE, of which only drift and diffusion are known.
+        TypeError: if it is a general SDE, which has only a drift and a diffusion coefficient.
     """
     if not isinstance(sde, GaussianSDE):
         raise TypeError(
-            "sampler: expected one for a general SDE, since α and σ are not known of "
+            "sampler: expected one for a general SDE, since α and σ are not known for "
             f"{type(sde).__name__}; use EulerMaruyama() or TorchSDE()"
         )
     return sde

@@ -1,4 +1,4 @@
-"""Noise added before every step: the stochasticity of EDM."""
+"""Noise added before each step: the stochastic sampler of EDM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._core.checks import check_nonnegative, check_positive
+from scoresde._core.checks import check_instance, check_nonnegative, check_positive
 from scoresde._core.shapes import expand
 from scoresde.samplers.base import Noise, Sampler, check_gaussian
 from scoresde.samplers.heun import Heun
@@ -19,19 +19,24 @@ from scoresde.sdes import SDE
 
 @dataclass(frozen=True)
 class Churn(Sampler):
-    r"""Go back a little towards the noise, then make a step from there.
+    r"""Raise the noise level by the forward kernel, then make a step of another sampler.
+
+    With ρ = σ/α, where lowest <= ρ_t <= highest, ::
 
         ρ̂ = min((1 + γ) ρ_t, ρ_T),     x ← (α_t̂/α_t) x + α_t̂ √(ρ̂² − ρ_t²) S z,     then t̂ → s,
 
-    where lowest <= ρ_t <= highest, with ρ = σ/α. The forward kernel (S = 1) keeps the law, so that
-    any single-step sampler can follow.
+    The forward kernel (S = 1) takes p_t to p_t̂ exactly, so that any single-step sampler can follow.
 
     Args:
-        sampler: makes the step; one without a memory of earlier steps.
+        sampler: the sampler of the step; a single-step method.
         gamma: γ >= 0; EDM's min(S_churn/N, √2 − 1).
         lowest: S_min, the smallest ρ at which noise is added.
         highest: S_max, the largest.
-        inflation: S = S_noise; above 1 makes up for a network that removes too much noise.
+        inflation: S = S_noise; above 1 compensates for a network that removes too much noise.
+
+    Raises:
+        TypeError: if ``sampler`` is not a Sampler.
+        ValueError: if a number is out of range.
 
     Example:
         >>> Churn(Heun(), gamma=0.1)
@@ -48,39 +53,35 @@ class Churn(Sampler):
     inflation: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Sampler):
-            raise TypeError(f"sampler: expected a Sampler such as Heun(), got {self.sampler!r}")
+        check_instance("sampler", self.sampler, Sampler, "Heun()")
         check_nonnegative("gamma", self.gamma)
         check_nonnegative("lowest", self.lowest)
         check_positive("inflation", self.inflation)
 
     @property
     def default_steps(self) -> int:
-        """How many steps the sampler would make."""
         return self.sampler.default_steps
 
     @property
     def deterministic(self) -> bool:
-        """Whether nothing is added, and the sampler draws nothing either."""
+        """Whether no noise is added and the sampler draws none."""
         return not self.gamma and self.sampler.deterministic
 
     @property
     def convergence_order(self) -> float | None:
-        """That of the sampler where nothing is added; else it depends on how γ goes with N."""
+        """The sampler's if γ = 0; otherwise it depends on how γ changes with N, and is None."""
         return None if self.gamma else self.sampler.convergence_order
 
     def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
-        """Return the sampler's grid ``(N+1,)``."""
         return self.sampler.times(sde, steps, std)
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> Any:
-        """Return what the sampler starts with."""
         return self.sampler.init(score, x, times)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
-        """Go from t up to t̂ and down to s; the evaluations are the sampler's."""
+        """Make the step from t to t̂ and on to s; the evaluations are the sampler's."""
         sde = check_gaussian(score.sde)
         half_logsnr = sde.half_logsnr(t)
         if self.gamma and self.lowest <= math.exp(-float(half_logsnr)) <= self.highest:
@@ -91,5 +92,4 @@ class Churn(Sampler):
         return self.sampler.step(score, x, t, s, state, noise)
 
     def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
-        """Return the sampler's sample of the last state."""
         return self.sampler.end(score, x, t, state)

@@ -1,4 +1,4 @@
-"""The simplest step, for any SDE."""
+"""The Euler–Maruyama method, for any SDE."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from scoresde.scores import Score
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
-    r"""Euler–Maruyama on the reverse family; the one step that any SDE has.
+    r"""The Euler–Maruyama method for the family of reverse SDEs; it applies to any SDE.
+
+    The step is ::
 
         x_s = x − (t − s) [f(x, t) − ½(1+η²) g² s(x, t)] + η g √(t − s) z
 
-    Weak order 1, strong order 1 (the noise does not depend on the state).
+    Weak order 1, strong order 1 (the diffusion coefficient does not depend on the state).
 
     Args:
         eta: η >= 0, a number or a function of t; 1 is the reverse SDE, 0 the probability flow.
+
+    Raises:
+        ValueError: if ``eta`` is a negative number.
 
     Example:
         >>> EulerMaruyama()
@@ -41,18 +46,16 @@ class EulerMaruyama(Sampler):
 
     @property
     def deterministic(self) -> bool:
-        """Whether no noise is drawn."""
         return self.eta == 0
 
     @property
     def convergence_order(self) -> float:
-        """One."""
         return 1.0
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        """Go from t to s < t; one evaluation of the score."""
+        """One evaluation of the score (see :meth:`Sampler.step`)."""
         h, g = float(t - s), float(score.sde.diffusion(t))
         eta = float(self.eta(t)) if callable(self.eta) else self.eta
         mean = x.sub(score.sde.drift(x, t), alpha=h)

@@ -1,7 +1,7 @@
-r"""The exact log-SNR step: what is linear is solved, what the network says is interpolated.
+r"""Exponential integrators in the log-SNR: the linear part is solved, the network interpolated.
 
-In the half log-SNR λ, with h = λ_s − λ_t > 0, κ = 1 + η² and η constant over the step, the reverse
-family is solved by
+In the half log-SNR λ, with h = λ_s − λ_t > 0, κ = 1 + η² and η constant over the step, the family
+of reverse SDEs is solved by
 
     x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s ∫₀ʰ κ e^{−κ(h−r)} x̂(λ_t + r) dr + σ_s √(1 − e^{−2η²h}) z,
 
@@ -9,8 +9,8 @@ and in terms of the noise by
 
     x_s = (α_s/α_t) x_t − (1 + η²) σ_s ∫₀ʰ e^{h−r} ε̂(λ_t + r) dr + η σ_s √(e^{2h} − 1) z.
 
-The unknown path of x̂ or ε̂ is replaced by the polynomial in λ through its last values. That is all
-there is to DDIM, DPM-Solver++, DEIS, UniPC and SA-Solver.
+The unknown path of x̂ or ε̂ is replaced by the polynomial in λ through its last values. DDIM,
+DPM-Solver++, DEIS, UniPC and SA-Solver differ only in η, the order and the corrector.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from scoresde._core.checks import check_between, check_nonnegative
 from scoresde.samplers.base import Noise, NoiseLevel, TimeTable
 from scoresde.samplers.grids import UniformLogSNR
-from scoresde.samplers.multistep import Leg, Memory, Multistep, Value
+from scoresde.samplers.multistep import Evaluation, History, Multistep, StepWeights
 from scoresde.scores import Score
 from scoresde.sdes import SDE
 
@@ -36,7 +36,7 @@ _NODES, _WEIGHTS = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS
 
 @dataclass(frozen=True)
 class DDIMNoise:
-    r"""The η that adds DDIM's noise: σ_DDIM = eta · σ_s √(1 − e^{−2h}), as a rule of the step.
+    r"""The η with the noise of DDIM, σ_DDIM = eta · σ_s √(1 − e^{−2h}), as a function of h.
 
     Args:
         eta: in [0, 1]; 0 is deterministic, 1 the posterior of DDPM.
@@ -60,7 +60,7 @@ class DDIMNoise:
 
 
 class ExponentialMultistep(Multistep):
-    """What :class:`Exponential` and :class:`DEIS` share: the half log-SNR as time, and η."""
+    """The common part of :class:`Exponential` and :class:`DEIS`: λ as time, and η."""
 
     eta: float | Callable[[float], float]
 
@@ -71,55 +71,62 @@ class ExponentialMultistep(Multistep):
 
     @property
     def deterministic(self) -> bool:
-        """Whether no noise is drawn."""
         return self.eta == 0
 
     def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
         """Return times ``(N+1,)`` equidistant in log-SNR."""
         return UniformLogSNR()(sde, steps, std)
 
-    def clock(self, score: Score, x: Tensor, times: Tensor) -> TimeTable:
-        """Return the places of the times on the two curves."""
+    def tabulate(self, score: Score, x: Tensor, times: Tensor) -> TimeTable:
         return TimeTable(score.sde, times)
 
-    def moments(self, kernel: float, count: int) -> list[float]:
+    def phi_moments(self, kernel: float, count: int) -> list[float]:
         """Return ∫₀¹ c e^{−c(1−u)} uᵏ du for k < ``count``, with c = κh the kernel."""
         return exponential_moments(kernel, count)
 
-    def noise_level(self, h: float) -> float:
+    def eta_at(self, h: float) -> float:
         """Return η for a step of length h."""
         return float(self.eta(h)) if callable(self.eta) else self.eta
 
 
 @dataclass(frozen=True)
 class Exponential(ExponentialMultistep):
-    r"""The exact step in log-SNR, with x̂ interpolated: one evaluation a step, any order, any η.
+    r"""The exact step in log-SNR with x̂ interpolated: one evaluation a step, any order, any η.
+
+    The step is ::
 
         x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s ∫₀ʰ κ e^{−κ(h−r)} P(λ_t + r) dr + σ_s √(1 − e^{−2η²h}) z
 
     with P the polynomial through the last ``order`` values of x̂. The first steps are of order 1,
-    2, …, as are steps more than three times as long as the one before them.
+    2, …; a step more than three times as long as the previous one is of order 1.
 
-    | setting | published name |
-    |---|---|
-    | order 1, η = 0 | DDIM, Euler in σ/α |
-    | order 1, ``eta=DDIMNoise(e)`` | DDIM(e) |
-    | order 1, η = 1 | DDPM's posterior, SMLD's ancestral step |
-    | order 2 or 3, η = 0 | DPM-Solver++(2M), (3M) |
-    | order 2 or 3, η = 1 | their SDE forms |
-    | η = 0, ``corrector=order + 1`` | UniPC |
-    | any η, with corrector | SA-Solver |
+    =============================  =============================================
+    setting                        published name
+    =============================  =============================================
+    order 1, η = 0                 DDIM, Euler in σ/α
+    order 1, ``DDIMNoise(e)``      DDIM(e)
+    order 1, η = 1                 posterior of DDPM, ancestral sampling of SMLD
+    order 2 or 3, η = 0            DPM-Solver++(2M), (3M)
+    order 2 or 3, η = 1            SDE-DPM-Solver++(2M), (3M)
+    η = 0, corrector = order + 1   UniPC
+    any η, with a corrector        SA-Solver
+    =============================  =============================================
 
     Args:
-        order: how many values the polynomial goes through; the order of convergence as an ODE
-            solver.
-        eta: η >= 0, or a function of the step's length h in λ; 0 is the probability flow, 1 the
-            reverse SDE. The law does not depend on it, how errors add up does.
-        corrector: when the value at the end of a step is known, remake the step with a polynomial
-            through ``corrector`` values including that one; 0 does not. It costs no evaluation.
-        published: use the papers' approximate coefficients, to reproduce old results: the slope
-            weighed as at mid-step (2M), half the weight of the curvature (3M, which makes its order
-            2).
+        order: number of values that the polynomial interpolates; the order of convergence as an
+            ODE solver.
+        eta: η >= 0, or a function of the step length h in λ; 0 is the probability flow, 1 the
+            reverse SDE. The exact solution has the same distribution for every η; the accumulation
+            of errors differs.
+        corrector: number of values, including the one at the end of the step, that the corrector's
+            polynomial interpolates once that value is known; 0 for no corrector. It costs no
+            evaluation.
+        published: use the approximate coefficients of the papers, to reproduce published results:
+            the slope weighted as at mid-step (2M), half the weight of the curvature (3M, which
+            reduces its order to 2).
+
+    Raises:
+        ValueError: if a number is out of range, or ``published`` has no published coefficients.
 
     Example:
         >>> Exponential(order=3, eta=1.0)
@@ -147,35 +154,38 @@ class Exponential(ExponentialMultistep):
 
     @property
     def convergence_order(self) -> float:
-        """That of the polynomial, but two for the published (3M)."""
+        """The order of the polynomial; two for the published (3M)."""
         order = super().convergence_order
         return min(order, 2.0) if self.published else order
 
-    def read(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
-    ) -> tuple[Tensor, Value]:
+    def evaluate(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: History
+    ) -> tuple[Tensor, Evaluation]:
         """Return x and x̂."""
-        return x, Value(state.clock.at(t), score.denoised(x, t))
+        return x, Evaluation(state.table.at(t), score.denoised(x, t))
 
-    def base(
-        self, x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Noise
-    ) -> tuple[Tensor, Leg]:
-        """Return the step in terms of x̂."""
-        h = there.time - here.time
-        eta = self.noise_level(h)
-        factor = math.exp(there.log_sigma - here.log_sigma - eta**2 * h)
-        base = x * factor
+    def linear_step(
+        self, z: Tensor, start: NoiseLevel, end: NoiseLevel, noise: Noise
+    ) -> tuple[Tensor, StepWeights]:
+        h = end.time - start.time
+        eta = self.eta_at(h)
+        factor = math.exp(end.log_sigma - start.log_sigma - eta**2 * h)
+        result = z * factor
         if eta:
-            std = there.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
-            base.add_(noise(x), alpha=std)
-        return base, Leg(here.time, h, there.alpha, (1 + eta**2) * h, factor)
+            std = end.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h))
+            result.add_(noise(z), alpha=std)
+        return result, StepWeights(start.time, h, end.alpha, (1 + eta**2) * h, factor)
 
-    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
-        """Return the values to extrapolate from; the papers' methods trust all."""
-        return values[: self.order] if self.published else super().trusted(values, h)
+    def usable_history(
+        self, evaluations: tuple[Evaluation, ...], h: float
+    ) -> tuple[Evaluation, ...]:
+        """Return the evaluations to extrapolate from; with ``published`` the last ``order``."""
+        return (
+            evaluations[: self.order] if self.published else super().usable_history(evaluations, h)
+        )
 
-    def moments(self, kernel: float, count: int) -> list[float]:
-        """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or what was published for it."""
+    def phi_moments(self, kernel: float, count: int) -> list[float]:
+        """Return ∫₀¹ c e^{−c(1−u)} uᵏ du, or the published approximation."""
         exact = exponential_moments(kernel, count)
         if self.published and count == self.order == 2:
             exact[1] = 0.5 * exact[0]
@@ -186,15 +196,17 @@ class Exponential(ExponentialMultistep):
 
 @dataclass(frozen=True)
 class DEIS(ExponentialMultistep):
-    r"""The exact step in log-SNR, with ε̂ interpolated.
+    r"""The exact step in log-SNR with ε̂ interpolated.
+
+    The step is ::
 
         x_s = (α_s/α_t) x_t − (1 + η²) σ_s ∫₀ʰ e^{h−r} P(λ_t + r) dr + η σ_s √(e^{2h} − 1) z
 
     with P the polynomial in λ through the last ``order`` values of ε̂.
 
     Args:
-        order: how many values the polynomial goes through.
-        eta: η >= 0, or a function of the step's length h in λ.
+        order: number of values that the polynomial interpolates.
+        eta: η >= 0, or a function of the step length h in λ.
         corrector: as in :class:`Exponential`.
 
     Example:
@@ -211,29 +223,29 @@ class DEIS(ExponentialMultistep):
     eta: float | Callable[[float], float] = 0.0
     corrector: int = 0
 
-    def read(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
-    ) -> tuple[Tensor, Value]:
+    def evaluate(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: History
+    ) -> tuple[Tensor, Evaluation]:
         """Return x and ε̂."""
-        return x, Value(state.clock.at(t), score.noise(x, t))
+        return x, Evaluation(state.table.at(t), score.noise(x, t))
 
-    def base(
-        self, x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Noise
-    ) -> tuple[Tensor, Leg]:
-        """Return the step in terms of ε̂; its integral is that of x̂ with κ = −1."""
-        h = there.time - here.time
-        eta = self.noise_level(h)
-        factor = math.exp(there.log_alpha - here.log_alpha)
-        base = x * factor
+    def linear_step(
+        self, z: Tensor, start: NoiseLevel, end: NoiseLevel, noise: Noise
+    ) -> tuple[Tensor, StepWeights]:
+        h = end.time - start.time
+        eta = self.eta_at(h)
+        factor = math.exp(end.log_alpha - start.log_alpha)
+        result = z * factor
         if eta:
-            base.add_(noise(x), alpha=eta * there.sigma * math.sqrt(math.expm1(2 * h)))
-        return base, Leg(here.time, h, (1 + eta**2) * there.sigma, -h, factor)
+            result.add_(noise(z), alpha=eta * end.sigma * math.sqrt(math.expm1(2 * h)))
+        # the integral is that of x̂ with κ = −1
+        return result, StepWeights(start.time, h, (1 + eta**2) * end.sigma, -h, factor)
 
 
 def exponential_moments(c: float, count: int) -> list[float]:
     """Return m_k = ∫₀¹ c e^{−c(1−u)} uᵏ du, 0 <= k < ``count``, for any real c.
 
-    By quadrature where the recursion m_k = 1 − (k/c) m_{k−1} would lose digits.
+    For small c by quadrature, where the recursion m_k = 1 − (k/c) m_{k−1} would lose digits.
     """
     if abs(c) < _RECURSION_FROM:
         powers = np.vander(_NODES, count, increasing=True)

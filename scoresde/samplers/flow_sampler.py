@@ -1,4 +1,4 @@
-"""What integrators of the probability flow with given steps share."""
+"""The common part of integrators of the probability flow with given steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scoresde.samplers.grids import LogMobius
 from scoresde.scores import Score
 from scoresde.sdes import SDE
 
-STRAIGHTEST = Windowed()
-"""The coordinates in which paths were straightest on average, over mixtures of many kinds."""
+DEFAULT_COORDINATES = Windowed()
+"""The coordinates in which paths of mixtures of many kinds were straightest on average."""
 
 
 class FlowSampler(Sampler):
-    """A deterministic sampler: coordinates of the flow, and times that suit them."""
+    """A deterministic integrator of the flow in given coordinates."""
 
     coordinates: Coordinates
 
@@ -36,7 +36,7 @@ class FlowSampler(Sampler):
         return True
 
     def times(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
-        """Return times ``(N+1,)``, dense where the structure of the data appears."""
+        """Return times ``(N+1,)``, dense at noise levels near the scale of the data."""
         return LogMobius(lower=0.04, upper=3.0)(sde, steps, std)
 
     def tabulate(

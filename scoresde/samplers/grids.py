@@ -1,8 +1,8 @@
-r"""Where the steps are made: grids of times, falling from T to t_min.
+r"""Grids of times, decreasing from T to t_min.
 
-Most are equidistant in some function of the noise-to-signal ratio ρ = σ/α, in which every Gaussian
-diffusion looks the same; the times follow from ρ = e^{−λ(t)}. Ratios are in units of the data's
-spread where a model knows it.
+Most are equidistant in a function of the noise ratio ρ = σ/α, in which all Gaussian SDEs are the
+same; the times follow from ρ = e^{−λ(t)}. Ratios are in units of the standard deviation of the data
+where a model has it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scoresde._core.checks import check_integer, check_positive
 from scoresde.samplers.base import check_gaussian
 from scoresde.sdes import SDE
 
-_ROOM = 0.25
-"""The last step of a grid through t_min, over the way from there to ρ = 0, is longer than this."""
+_MIN_LAST_STEP = 0.25
+"""Bound of the last step of :meth:`RatioGrid.times_to_data`, in steps from t_min to ρ = 0."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Grid(ABC):
         Args:
             sde: the diffusion.
             steps: N >= 1.
-            spread: root of the mean variance of the data, 1 if unknown.
+            std: standard deviation of the data, 1 if unknown.
 
         Returns:
-            Float64 times ``(N+1,)`` on the CPU, strictly falling.
+            Float64 times ``(N+1,)`` on the CPU, strictly decreasing.
         """
 
 
@@ -53,6 +53,9 @@ class UniformTime(Grid):
     Args:
         power: 1 for equidistant times; 2 for DDIM's and DEIS's quadratic grid.
         end: last time, the SDE's ``t_min`` if None; Song et al. sample VP and sub-VP to 1e-3.
+
+    Raises:
+        ValueError: unless ``power`` is positive, and ``end`` in [0, T) when called.
 
     Example:
         >>> from scoresde import VPSDE
@@ -82,7 +85,7 @@ class RatioGrid(Grid):
 
     @abstractmethod
     def warp(self, ratio: Tensor) -> Tensor:
-        """Return the rising function of ρ in which the grid is equidistant."""
+        """Return the increasing function of ρ in which the grid is equidistant."""
 
     @abstractmethod
     def unwarp(self, value: Tensor) -> Tensor:
@@ -92,26 +95,29 @@ class RatioGrid(Grid):
         high, low = self._ends(sde, std)
         return self._times(sde, _equidistant(high, low, steps), std)
 
-    def through(self, sde: SDE, steps: int, std: float = 1.0, first: float = 1.0) -> Tensor:
-        """Return times ``(N+1,)`` for a method that goes on from t_min to ρ = 0.
+    def times_to_data(self, sde: SDE, steps: int, std: float = 1.0, first: float = 1.0) -> Tensor:
+        """Return times ``(N+1,)`` for a method that continues from t_min to ρ = 0.
 
-        They are equidistant as far as ρ = 0, and the last one is t_min instead; where steps are so
-        many that others would come near it, they are equidistant as far as t_min.
+        They are equidistant down to ρ = 0, with t_min in place of ρ = 0. If the last step would
+        then be too short, because there are many steps, they are equidistant down to t_min.
 
         Args:
             sde: the diffusion.
             steps: N >= 1.
-            spread: root of the mean variance of the data, 1 if unknown.
-            first: length of the first step, in that of the others.
+            std: standard deviation of the data, 1 if unknown.
+            first: length of the first step, relative to the others.
+
+        Returns:
+            Float64 times on the CPU, strictly decreasing.
         """
-        part = torch.arange(check_integer("steps", steps, minimum=1) + 1, dtype=torch.float64)
-        part[1:] += first - 1
-        part /= float(part[-1])
+        fraction = torch.arange(check_integer("steps", steps, minimum=1) + 1, dtype=torch.float64)
+        fraction[1:] += first - 1
+        fraction /= float(fraction[-1])
         high, low = self._ends(sde, std)
         zero = float(self.warp(torch.zeros((), dtype=torch.float64)))
-        values = high + (zero - high) * part
-        if not values[-2] - low > _ROOM * (low - zero):
-            values = high + (low - high) * part
+        values = high + (zero - high) * fraction
+        if not values[-2] - low > _MIN_LAST_STEP * (low - zero):
+            values = high + (low - high) * fraction
         return self._times(sde, values, std)
 
     def _ends(self, sde: SDE, std: float) -> list[float]:
@@ -130,7 +136,7 @@ class RatioGrid(Grid):
 
 @dataclass(frozen=True)
 class UniformLogSNR(RatioGrid):
-    """Equidistant in the log-SNR λ = −ln ρ; DPM-Solver's, and what is called "Lu" spacing.
+    """Equidistant in the half log-SNR λ = −ln ρ: the grid of DPM-Solver, or "Lu" spacing.
 
     Example:
         >>> from scoresde import VESDE
@@ -151,10 +157,13 @@ class UniformLogSNR(RatioGrid):
 
 @dataclass(frozen=True)
 class Karras(RatioGrid):
-    """Equidistant in ρ^{1/rho}: denser towards the data.
+    """Equidistant in ρ^{1/rho}: dense near the data.
 
     Args:
         rho: the exponent, 7 in EDM.
+
+    Raises:
+        ValueError: unless ``rho`` is positive.
 
     Example:
         >>> from scoresde import EDMSDE
@@ -179,15 +188,18 @@ class Karras(RatioGrid):
 
 @dataclass(frozen=True)
 class Angle(RatioGrid):
-    """Equidistant in the angle atan(ρ/b), in which the whole way from data to noise is π/2 long.
+    """Equidistant in the angle atan(ρ/b), which is 0 at the data and π/2 at pure noise.
 
     Args:
-        pivot: b > 0, in units of the data's spread.
+        pivot: b > 0, in units of the standard deviation of the data.
+
+    Raises:
+        ValueError: unless ``pivot`` is positive.
 
     Example:
         >>> from scoresde import VESDE
         >>> grid = Angle(pivot=0.5)(VESDE(), 2)
-        >>> round(float(VESDE().sigma(grid[1])), 2)  # half way is where ρ ≈ b
+        >>> round(float(VESDE().sigma(grid[1])), 2)  # the middle time has ρ ≈ b
         0.5
     """
 
@@ -205,15 +217,15 @@ class Angle(RatioGrid):
 
 @dataclass(frozen=True)
 class LogMobius(RatioGrid):
-    """Equidistant in ln((ρ + lower b)/(ρ + upper b)): fine where ρ is about the data's scales.
+    """Equidistant in ln((ρ + lower b)/(ρ + upper b)): dense for ρ between lower b and upper b.
 
     Args:
-        pivot: b > 0, in units of the data's spread.
+        pivot: b > 0, in units of the standard deviation of the data.
         lower: the smallest ratio of interest, in units of b.
         upper: the largest.
 
     Raises:
-        ValueError: unless 0 <= lower < upper.
+        ValueError: unless ``pivot`` is positive and 0 <= lower < upper.
 
     Example:
         >>> from scoresde import VESDE
@@ -240,19 +252,19 @@ class LogMobius(RatioGrid):
 
     def unwarp(self, value: Tensor) -> Tensor:
         low, high = self.lower * self.pivot, self.upper * self.pivot
-        part = torch.exp(value)
-        return (part * high - low) / (1 - part)
+        quotient = torch.exp(value)
+        return (quotient * high - low) / (1 - quotient)
 
 
 @dataclass(frozen=True)
 class Timesteps(Grid):
-    """The knots of a discretised diffusion: all, or as evenly spread as whole numbers allow.
+    """The timesteps of a discrete diffusion such as DDPM: all, or a subset with even spacing.
 
-    N steps take N + 1 of the table's times, the first and the last included.
+    N steps use N + 1 timesteps, the first and the last included; indices are rounded.
 
     Raises:
-        TypeError: if the diffusion has no table.
-        ValueError: if it has fewer than N + 1 knots.
+        TypeError: when called, if the diffusion has no table of timesteps.
+        ValueError: when called, if it has fewer than N + 1 timesteps.
 
     Example:
         >>> from scoresde import DDPM
@@ -261,19 +273,19 @@ class Timesteps(Grid):
     """
 
     def __call__(self, sde: SDE, steps: int, std: float = 1.0) -> Tensor:
-        knots = getattr(sde, "times", None)
-        if not isinstance(knots, Tensor):
+        timesteps = getattr(sde, "times", None)
+        if not isinstance(timesteps, Tensor):
             raise TypeError(
-                f"sde: expected a discretised diffusion such as DDPM, got {type(sde).__name__}; "
+                f"sde: expected a discrete diffusion such as DDPM, got {type(sde).__name__}; "
                 "use UniformTime()"
             )
-        if check_integer("steps", steps, minimum=1) >= len(knots):
+        if check_integer("steps", steps, minimum=1) >= len(timesteps):
             raise ValueError(
-                f"steps: expected at most {len(knots) - 1} for {len(knots)} knots, got {steps}; "
-                "use UniformTime() to go between them"
+                f"steps: expected at most {len(timesteps) - 1} for {len(timesteps)} timesteps, got "
+                f"{steps}; use UniformTime(), whose times may lie between them"
             )
-        index = torch.linspace(len(knots) - 1, 0, steps + 1, dtype=torch.float64).round().long()
-        return knots.cpu()[index].to(torch.float64)
+        index = torch.linspace(len(timesteps) - 1, 0, steps + 1, dtype=torch.float64).round().long()
+        return timesteps.cpu()[index].to(torch.float64)
 
 
 def _equidistant(first: float, last: float, steps: int) -> Tensor:

@@ -1,10 +1,10 @@
-r"""Correctors: Langevin steps that stay at their time and move samples towards p_t.
+r"""Correctors: steps of Langevin dynamics at a fixed time t, with stationary distribution p_t.
 
     x ← x + ε s(x, t) + √(2ε) z
 
-leaves p_t invariant as ε → 0. Its size is set by the signal-to-noise ratio r of the two moves,
-which fixes ε up to the scale of p_t. The curvature of log p_t is never above 1/σ_t², so that ε = 2
-r² σ_t² is safe everywhere (annealed Langevin), and E‖s‖² is never above d/σ_t².
+leaves p_t invariant as ε → 0. The step size ε is given by the signal-to-noise ratio r of the two
+terms, up to the scale of p_t. The Hessian of −log p_t is at most 1/σ_t², so that ε = 2 r² σ_t² is
+stable everywhere (annealed Langevin), and E‖s‖² is at most d/σ_t².
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ _LARGEST = 0.5
 
 @dataclass(frozen=True)
 class AnnealedLangevin(Sampler):
-    r"""A Langevin step of the size ε = 2 a (r σ_t)², the same for all samples, a = 1.
+    r"""A Langevin step of size ε = 2 a (r σ_t)², the same for all samples, with a = 1.
 
-    A sampler of its own (noise levels fall, one step at each), and a corrector.
+    A corrector. Annealed Langevin dynamics, which is nothing but such steps at decreasing noise
+    levels, is :func:`~scoresde.samplers.annealed_langevin`.
 
     Args:
         snr: r > 0, signal-to-noise ratio of a step.
-        published: a = (α_t/α_s)² as in the official code (1 − β_i on a DDPM's table, 1 for VE).
-            With a = 1 a rescaled diffusion makes the rescaled step.
+        published: a = (α_t/α_s)² as in the official code (1 − β_i for a DDPM, 1 for VE). With a = 1
+            the step is equivariant to a rescaling of the diffusion.
+
+    Raises:
+        ValueError: unless ``snr`` is positive.
 
     Example:
         >>> AnnealedLangevin(snr=0.176)
@@ -52,39 +56,44 @@ class AnnealedLangevin(Sampler):
 
     @property
     def corrects(self) -> bool:
-        """Yes: it stays at its time."""
         return True
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        """Correct at time t, whatever s; one evaluation of the score."""
+        """Correct at time t; one evaluation of the score."""
         size = 2 * (self.snr * check_gaussian(score.sde).sigma(t)) ** 2
         if self.published:
             size = size * check_gaussian(score.sde).transition(s, t)[0] ** 2
-        return move(x, score(x, t), size, noise(x)), None
+        return langevin_step(x, score(x, t), size, noise(x)), None
 
 
 @dataclass(frozen=True)
 class Langevin(Sampler):
-    r"""A Langevin step whose size follows the norm of each sample's own score.
+    r"""A Langevin step whose size depends on the norm of the score of each sample.
+
+    The step size is ::
 
         ε = 2 r² σ_t² / m,    m = (σ_t²‖s‖² + n)/(d + n),    ε <= σ_t²/2.
 
-    In high dimension m ≈ σ_t²‖s‖²/d and ε = 2 (r √d/‖s‖)² is the published rule with the expected
-    norm of the noise. But a step that depends on the state x has p_t/ε as its law, not p_t: what is
-    wanted is the mean of ‖s‖², and one sample's norm is a poor estimate of it in low dimension
-    (zero at a mode's centre, where the bare rule explodes). It is therefore shrunk towards its
-    upper bound d/σ_t², with the weight of n dimensions: then ε <= 2 r² σ_t² (1 + d/n), and a
-    Gaussian p_t is left with a variance wrong by no more than 2/(d + n), 2 % by default. A sample
-    never depends on its batch-mates.
+    In high dimension m ≈ σ_t²‖s‖²/d, and ε = 2 (r √d/‖s‖)² is the published rule with the expected
+    norm of the noise. But with a step size that depends on the state the stationary distribution is
+    proportional to p_t/ε instead of p_t. The rule needs the mean of ‖s‖², and the norm at one
+    sample is a poor estimate of it in low dimension (it is zero at the center of a mode, where ε
+    would be infinite). The estimate is therefore shrunk towards its upper bound d/σ_t², with the
+    weight of n dimensions. Then ε <= 2 r² σ_t² (1 + d/n), and for Gaussian p_t the relative error
+    of the stationary variance is at most 2/(d + n), 2 % by default. A sample does not depend on the
+    other samples of the batch.
 
     Args:
         snr: r > 0, signal-to-noise ratio of a step; None for the published one
             (:func:`published_snr`).
-        shrinkage: n >= 0, in dimensions; 0 is the bare rule.
-        published: the official code's rule to the letter instead, ε = 2 a (r ‖z‖/‖s‖)² with norms
-            averaged over the batch and a = (α_t/α_s)² (1 − β_i on a DDPM's table, 1 for VE).
+        shrinkage: n >= 0, in dimensions; 0 for none.
+        published: the rule of the official code instead, ε = 2 a (r ‖z‖/‖s‖)² with norms averaged
+            over the batch and a = (α_t/α_s)² (1 − β_i for a DDPM, 1 for VE).
+
+    Raises:
+        ValueError: unless ``snr`` is positive and ``shrinkage`` nonnegative.
 
     Example:
         >>> Langevin(snr=0.075)
@@ -105,20 +114,18 @@ class Langevin(Sampler):
 
     @property
     def corrects(self) -> bool:
-        """Yes: it stays at its time."""
         return True
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        """Correct at time t, whatever s; one evaluation of the score."""
+        """Correct at time t; one evaluation of the score."""
         value, z = score(x, t), noise(x)
-        size = (
-            self._published_size(score, value, z, t, s)
-            if self.published
-            else self._size(score, value, t)
-        )
-        return move(x, value, size, z), None
+        if self.published:
+            size = self._published_size(score, value, z, t, s)
+        else:
+            size = self._size(score, value, t)
+        return langevin_step(x, value, size, z), None
 
     def _size(self, score: Score, value: Tensor, t: Tensor) -> Tensor:
         variance = (check_gaussian(score.sde).sigma(t) ** 2).to(value)
@@ -131,17 +138,17 @@ class Langevin(Sampler):
         self, score: Score, value: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         ratio = flatten(z).norm(dim=1).mean() / flatten(value).norm(dim=1).mean()
-        kept = check_gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2
-        return 2 * kept * (self._snr(score) * ratio) ** 2
+        a = check_gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2
+        return 2 * a * (self._snr(score) * ratio) ** 2
 
     def _snr(self, score: Score) -> float:
         return published_snr(check_gaussian(score.sde)) if self.snr is None else self.snr
 
 
 def published_snr(sde: GaussianSDE) -> float:
-    """Return the signal-to-noise ratio that was best for one correction a step on CIFAR-10.
+    """Return the best signal-to-noise ratio for one correction per step on CIFAR-10.
 
-    0.16 where the signal keeps its size (VE, EDM, NCSN), 0.01 where it shrinks (VP, sub-VP, DDPM).
+    0.16 if α is 1 (VE, EDM, NCSN), 0.01 if it decreases (VP, sub-VP, DDPM).
 
     Example:
         >>> from scoresde import VESDE, VPSDE
@@ -155,6 +162,6 @@ def published_snr(sde: GaussianSDE) -> float:
     return 0.16 if float(sde.log_alpha(end)) == 0 else 0.01
 
 
-def move(x: Tensor, score: Tensor, size: Tensor, z: Tensor) -> Tensor:
+def langevin_step(x: Tensor, score: Tensor, size: Tensor, z: Tensor) -> Tensor:
     """Return x + ε s + √(2ε) z for a size ε ``()`` or ``(batch,)``."""
     return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z

@@ -1,4 +1,4 @@
-"""A corrector without bias, where the density is known."""
+"""The Metropolis-adjusted Langevin algorithm, for scores with a density."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from scoresde.scores import Score
 
 @dataclass(frozen=True)
 class MALA(Sampler):
-    r"""A Langevin step that is accepted or refused, so that p_t stays exactly as it is.
+    r"""A Langevin step with a Metropolis test, which leaves p_t exactly invariant.
+
+    The proposal ::
 
         x' = x + ε s(x, t) + √(2ε) z,      ε = 2 (r σ_t)²,
 
-    is taken with probability min(1, p_t(x') q(x|x') / p_t(x) q(x'|x)), q being the law of the
-    proposal (MALA). Whatever r is, the law is kept; r is best where about 60 % are accepted.
+    is accepted with probability min(1, p_t(x') q(x|x') / p_t(x) q(x'|x)), where q is the density of
+    the proposal. p_t is invariant for every r; the chain mixes best if about 60 % of the proposals
+    are accepted.
 
     Args:
         snr: r > 0, signal-to-noise ratio of a proposal.
-        log_prob: log p_t(x) up to a constant, called as ``log_prob(x, t)``, ``(batch,)``; the
-            score's own ``log_prob`` if None, as :class:`~scoresde.GaussianMixture` has it.
+        log_prob: log p_t(x) up to a constant, called as ``log_prob(x, t)``, ``(batch,)``; None for
+            the method ``log_prob`` of the score, as :class:`~scoresde.GaussianMixture` has one.
 
     Raises:
-        TypeError: when run, if no density is known.
+        TypeError: if ``log_prob`` is not callable; when run, if neither it nor the score gives a
+            density.
+        ValueError: unless ``snr`` is positive.
 
     Example:
         >>> MALA(snr=0.5)
@@ -50,22 +55,21 @@ class MALA(Sampler):
 
     @property
     def corrects(self) -> bool:
-        """Yes: it stays at its time."""
         return True
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        """Correct at time t, whatever s; two evaluations of the score and two of the density."""
+        """Correct at time t; two evaluations of the score and two of the density."""
         log_prob = self._density(score)
         size = 2 * (self.snr * check_gaussian(score.sde).sigma(t)) ** 2
         step, std = expand(size, x), expand((2 * size).sqrt(), x)
-        z, forward = noise(x), score(x, t)
-        proposal = x + step * forward + std * z
-        back = (x - proposal - step * score(proposal, t)) / std
-        moves = 0.5 * (flatten(z).square().sum(1) - flatten(back).square().sum(1))
-        log_ratio = log_prob(proposal, t) - log_prob(x, t) + moves
-        level = torch.special.log_ndtr(noise(log_ratio))  # log of a uniform number
+        z, value = noise(x), score(x, t)
+        proposal = x + step * value + std * z
+        reverse_z = (x - proposal - step * score(proposal, t)) / std
+        transitions = 0.5 * (flatten(z).square().sum(1) - flatten(reverse_z).square().sum(1))
+        log_ratio = log_prob(proposal, t) - log_prob(x, t) + transitions
+        level = torch.special.log_ndtr(noise(log_ratio))  # the logarithm of a uniform number
         accepted = (level < log_ratio).reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(accepted, proposal, x), None
 
@@ -74,6 +78,6 @@ class MALA(Sampler):
         if density is None:
             raise TypeError(
                 f"log_prob: expected a function (x, t), got None, and {type(score).__name__} has "
-                "no density of its own; use Langevin(), which needs none"
+                "no method log_prob; use Langevin(), which needs none"
             )
         return density

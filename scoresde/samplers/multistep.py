@@ -1,13 +1,13 @@
-r"""What multistep methods share: a memory of values, and polynomials through it.
+r"""Multistep methods: polynomial interpolation of the last evaluations of the score.
 
 A step of length h in a time τ goes from z_t to
 
     z_s = factor · z_t + gain ∫₀ʰ k(r) P(τ_t + r) dr + noise,
 
-with P the polynomial through the last values and a kernel k that is the method's own. When the
-value at the end is known, the corrector replaces P by a polynomial through it too, at no further
-evaluation: the difference of the two integrals is added to the state. All that is a weighted sum
-of the values, made in one go; the weights are plain numbers.
+where P is the polynomial through the last evaluations and the kernel k belongs to the method. Once
+the evaluation at the end of a step is known, the corrector replaces P by a polynomial through that
+one too, without a further evaluation: the difference of the two integrals is added to the state.
+Each step is therefore a weighted sum of evaluations, and the weights are plain numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,39 +23,25 @@ from scoresde._core.checks import check_integer
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.scores import Score
 
-_LONGEST = 3.0
-"""Steps longer than this many times the one before do not extrapolate: they are of order one."""
+_MAX_STEP_RATIO = 3.0
+"""A step longer than this many times the previous one does not extrapolate: it is of order one."""
 
 
-class Clocked(Protocol):
-    """A moment, which has a time τ in the method's own units."""
+class Evaluation(NamedTuple):
+    """An evaluation of the score at one time."""
 
-    @property
-    def time(self) -> float:
-        """τ."""
-
-
-class Clock(Protocol):
-    """What a method needs to know of times."""
-
-    def at(self, t: Tensor) -> Clocked:
-        """Return what it needs to know of a time ``()``."""
-
-
-class Value(NamedTuple):
-    """What the score said at a moment."""
-
-    moment: Any
+    point: Any
+    """The entry of the method's table at that time; its ``time`` is τ."""
     value: Tensor
 
     @property
     def time(self) -> float:
         """τ."""
-        return self.moment.time
+        return self.point.time
 
 
-class Leg(NamedTuple):
-    """A step that any polynomial completes, in numbers."""
+class StepWeights(NamedTuple):
+    """A step as plain numbers; the polynomial through any evaluations completes it."""
 
     start: float
     """τ_t"""
@@ -63,24 +49,30 @@ class Leg(NamedTuple):
     """h"""
     gain: float
     kernel: float
-    """What the kernel needs to know."""
+    """The parameter of the kernel, as :meth:`Multistep.phi_moments` takes it."""
     factor: float = 1.0
     weights: tuple[float, ...] = ()
-    """Of the values it was made with, latest first."""
+    """The weights of the evaluations that the predictor used, latest first."""
 
 
-class Memory(NamedTuple):
-    """What a step leaves to the next one."""
+class History(NamedTuple):
+    """The state of a multistep method between two steps."""
 
-    clock: Any
-    """A :class:`Clock`, and what else a method asks of its own."""
-    values: tuple[Value, ...] = ()
+    table: Any
+    """What :meth:`Multistep.tabulate` returned."""
+    evaluations: tuple[Evaluation, ...] = ()
     """Latest first."""
-    leg: Leg | None = None
+    step: StepWeights | None = None
+    """The last step."""
 
 
 class Multistep(Sampler):
-    """A multistep method of given ``order``, with a ``corrector`` through so many values or 0."""
+    """A multistep method.
+
+    Attributes:
+        order: number of evaluations that the predictor's polynomial interpolates.
+        corrector: the same for the corrector, 0 for none.
+    """
 
     order: int
     corrector: int
@@ -91,93 +83,102 @@ class Multistep(Sampler):
 
     @property
     def default_steps(self) -> int:
-        """How many steps are made where the user does not say."""
         return 50
 
     @property
     def convergence_order(self) -> float:
-        """That of the last polynomial a step is made with; up to two where there is noise."""
+        """The order of the last polynomial of each step; at most two with noise."""
         order = max(self.order, min(self.corrector, self.order + 1))
         return float(order if self.deterministic else min(order, 2))
 
     @property
-    def kept(self) -> int:
-        """How many values a step leaves to the next one."""
+    def history_length(self) -> int:
+        """Number of evaluations that a step passes to the next one."""
         return max(self.order + bool(self.corrector), self.corrector) - 1
 
-    def init(self, score: Score, x: Tensor, times: Tensor) -> Memory:
-        """Return an empty memory."""
-        return Memory(self.clock(score, x, times))
+    def init(self, score: Score, x: Tensor, times: Tensor) -> History:
+        return History(self.tabulate(score, x, times))
 
     def step(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
-    ) -> tuple[Tensor, Memory]:
-        """Go from t to s, both ``()``; one evaluation of the score."""
-        there = state.clock.at(s)
-        z, value = self.read(score, x, t, s, state)
-        values = (value, *state.values)
-        z, leg = self.base(z, value.moment, there, noise)
-        leg = leg._replace(weights=self._weights(leg, self.trusted(values, leg.length)))
-        total = leg.weights
-        if self.corrector and state.leg is not None:
-            correction = self._correction(state.leg, values)
-            total = _sum(total, tuple(leg.factor * weight for weight in correction))
-        self._add(z, total, values, there)
-        return self.decode(z, there), Memory(state.clock, values[: self.kept], leg)
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: History, noise: Noise
+    ) -> tuple[Tensor, History]:
+        """One evaluation of the score (see :meth:`Sampler.step`)."""
+        end = state.table.at(s)
+        z, evaluation = self.evaluate(score, x, t, s, state)
+        evaluations = (evaluation, *state.evaluations)
+        z, step = self.linear_step(z, evaluation.point, end, noise)
+        usable = self.usable_history(evaluations, step.length)
+        step = step._replace(weights=self._weights(step, usable))
+        total = step.weights
+        if self.corrector and state.step is not None:
+            correction = self._correction(state.step, evaluations)
+            total = _sum(total, tuple(step.factor * weight for weight in correction))
+        self._add(z, total, evaluations, end)
+        history = History(state.table, evaluations[: self.history_length], step)
+        return self.decode(z, end), history
 
     @abstractmethod
-    def clock(self, score: Score, x: Tensor, times: Tensor) -> Clock:
-        """Return what the method needs to know of the times ahead, ``(N+1,)``, and of others."""
+    def tabulate(self, score: Score, x: Tensor, times: Tensor) -> Any:
+        """Return a table of the method's coefficients, computed for the times ``(N+1,)`` at once.
 
-    @abstractmethod
-    def read(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Memory
-    ) -> tuple[Tensor, Value]:
-        """Return the state in the method's variables where the step begins, and the value there.
-
-        That costs one evaluation.
+        Its method ``at(t)`` returns the entry at any time ``()``, whose ``time`` is τ.
         """
 
     @abstractmethod
-    def base(self, z: Tensor, here: Any, there: Any, noise: Noise) -> tuple[Tensor, Leg]:
-        """Return factor · z + noise, as a tensor of its own, and what completes the step."""
+    def evaluate(
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: History
+    ) -> tuple[Tensor, Evaluation]:
+        """Return z at the start of the step, and the evaluation of the score there."""
 
-    def add(self, z: Tensor, weight: float, past: Value, there: Any) -> None:
-        """Add ``weight`` times a value to z."""
-        z.add_(past.value, alpha=weight)
+    @abstractmethod
+    def linear_step(
+        self, z: Tensor, start: Any, end: Any, noise: Noise
+    ) -> tuple[Tensor, StepWeights]:
+        """Return factor · z + noise as a new tensor, and the step that remains to be completed."""
 
-    def decode(self, z: Tensor, there: Any) -> Tensor:
-        """Return the state x; here z itself."""
+    def add(self, z: Tensor, weight: float, evaluation: Evaluation, end: Any) -> None:
+        """Add ``weight`` times an evaluation to z, in place."""
+        z.add_(evaluation.value, alpha=weight)
+
+    def decode(self, z: Tensor, end: Any) -> Tensor:
+        """Return the state x at the end of the step; here z itself."""
         return z
 
     @abstractmethod
-    def moments(self, kernel: float, count: int) -> Sequence[float]:
-        """Return ∫₀¹ k(u) uᵏ du for k < ``count``, the step's length taken as 1."""
+    def phi_moments(self, kernel: float, count: int) -> Sequence[float]:
+        """Return ∫₀¹ k(u) uᵏ du for k < ``count``, for a step of length 1.
 
-    def trusted(self, values: tuple[Value, ...], h: float) -> tuple[Value, ...]:
-        """Return the values that a step of length h extrapolates from."""
-        if len(values) > 1:
-            before = values[0].time - values[1].time
-            if abs(h) > _LONGEST * abs(before):
-                return values[:1]
-        return values[: self.order]
+        For exponential kernels these are φ-functions.
+        """
+
+    def usable_history(
+        self, evaluations: tuple[Evaluation, ...], h: float
+    ) -> tuple[Evaluation, ...]:
+        """Return the evaluations that a step of length h extrapolates from."""
+        if len(evaluations) > 1:
+            previous = evaluations[0].time - evaluations[1].time
+            if abs(h) > _MAX_STEP_RATIO * abs(previous):
+                return evaluations[:1]
+        return evaluations[: self.order]
 
     def _add(
-        self, z: Tensor, weights: Sequence[float], values: Sequence[Value], there: Any
+        self, z: Tensor, weights: Sequence[float], evaluations: Sequence[Evaluation], end: Any
     ) -> None:
-        for weight, past in zip(weights, values, strict=False):
+        for weight, evaluation in zip(weights, evaluations, strict=False):
             if weight:
-                self.add(z, weight, past, there)
+                self.add(z, weight, evaluation, end)
 
-    def _weights(self, leg: Leg, values: tuple[Value, ...]) -> tuple[float, ...]:
-        nodes = [(value.time - leg.start) / leg.length for value in values]
-        weights = _quadrature(nodes, self.moments(leg.kernel, len(values)))
-        return tuple(leg.gain * weight for weight in weights)
+    def _weights(self, step: StepWeights, evaluations: tuple[Evaluation, ...]) -> tuple[float, ...]:
+        nodes = [(evaluation.time - step.start) / step.length for evaluation in evaluations]
+        weights = _quadrature(nodes, self.phi_moments(step.kernel, len(evaluations)))
+        return tuple(step.gain * weight for weight in weights)
 
-    def _correction(self, leg: Leg, values: tuple[Value, ...]) -> tuple[float, ...]:
-        """Return the weights of what the last step lacked."""
-        better = self._weights(leg, values[: self.corrector])
-        return _sum(better, (0.0, *(-weight for weight in leg.weights)))
+    def _correction(
+        self, step: StepWeights, evaluations: tuple[Evaluation, ...]
+    ) -> tuple[float, ...]:
+        """Return the weights of the corrector minus those of the predictor."""
+        corrected = self._weights(step, evaluations[: self.corrector])
+        return _sum(corrected, (0.0, *(-weight for weight in step.weights)))
 
 
 def _sum(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The probability flow, followed by an adaptive solver."""
+"""The probability flow, integrated by an adaptive solver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde._core.checks import check_positive
+from scoresde._core.checks import check_instance, check_positive
 from scoresde.flow.probability_flow import probability_flow
 from scoresde.samplers.base import Noise, Sampler, half_step
 from scoresde.scores import Score
@@ -17,16 +17,17 @@ from scoresde.solvers import Adams, Solver, Status
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Sampler):
-    r"""The flow dx/dt = f x − ½ g² s, integrated to a tolerance in the best variables there are.
+    r"""The probability flow dx/dt = f x − ½ g² s, integrated to a tolerance.
 
-    For a Gaussian diffusion these are the standardised state and the angle atan(σ/(αb)), in which
-    the flow of Gaussian data stands still (:mod:`scoresde.flow.probability_flow`). Every sample has its own
-    steps. The map from noise to data is deterministic and invertible: :func:`transport` runs it
-    either way.
+    For a Gaussian diffusion the integration variables are the standardized state and the angle
+    atan(σ/(αb)), in which the flow of Gaussian data is constant
+    (:mod:`scoresde.flow.probability_flow`). Step sizes are controlled per sample. The map from
+    noise to data is deterministic and invertible: :func:`transport` evaluates it in either
+    direction.
 
     Args:
         solver: the integrator: Adams(), TorchDiffEq(…) or SciPy(…).
-        tolerance: wanted error of each step, relative to 1 + |z|, z of unit variance.
+        tolerance: tolerated error of each step, relative to 1 + |z|, where z has unit variance.
 
     Raises:
         TypeError: if ``solver`` is not a Solver.
@@ -51,28 +52,26 @@ class ProbabilityFlow(Sampler):
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver):
-            raise TypeError(f"solver: expected a Solver such as Adams(), got {self.solver!r}")
+        check_instance("solver", self.solver, Solver, "Adams()")
         check_positive("tolerance", self.tolerance)
 
     @property
     def default_steps(self) -> int:
-        """One: the solver chooses its own steps between the two ends."""
+        """One, within which the solver chooses its own steps."""
         return 1
 
     @property
     def deterministic(self) -> bool:
-        """Whether no noise is drawn."""
         return True
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
-        """Follow the flow from t to s."""
+        """As many evaluations as the solver needs (see :meth:`Sampler.step`)."""
         return transport(score, x, float(t), float(s), self.solver, self.tolerance), state
 
     def end(self, score: Score, x: Tensor, t: Tensor, state: Any) -> Tensor:
-        """Return where the flow ends at 0 (:func:`half_step`); one evaluation."""
+        """Return the end of the flow at ρ = 0 (:func:`half_step`); one evaluation."""
         return half_step(score, x, t)
 
 
@@ -84,19 +83,19 @@ def transport(
     solver: Solver | None = None,
     tolerance: float = 1e-4,
 ) -> Tensor:
-    """Carry states along the probability flow from time t to time s, in either direction.
+    """Integrate the probability flow from time t to time s, in either direction.
 
     Args:
         score: the score.
         x: states at t ``(batch, *event)``.
-        t: where they are, in [0, T].
-        s: where they go, in [0, T].
+        t: the initial time, in [0, T].
+        s: the final time, in [0, T].
         solver: the integrator; None for the adaptive Adams method.
-        tolerance: wanted error of each step, relative to 1 + |z|, z of unit variance.
+        tolerance: tolerated error of each step, relative to 1 + |z|, where z has unit variance.
 
     Returns:
-        The states at s, shaped like ``x`` and in its dtype. A sample whose integration fails gives
-        a ``RuntimeWarning`` and the best value there is.
+        The states at s, shaped like ``x`` and in its dtype. If the integration of a sample does not
+        converge, a ``RuntimeWarning`` is given, and the sample is the last state reached.
 
     Example:
         >>> import torch
@@ -111,10 +110,10 @@ def transport(
     solution = solver.solve(flow.rhs(), flow.encode(x, start), start, end, tolerance=tolerance)
     failed = int((solution.status != int(Status.CONVERGED)).sum())
     if failed:
-        behind = float((solution.reached - end).abs().max())
+        remaining = float((solution.reached - end).abs().max())
         warnings.warn(
-            f"{failed} of {len(x)} samples did not arrive at t = {s:g} (the last is {behind:.3g} "
-            "short in τ); check the score, or allow more evaluations",
+            f"{failed} of {len(x)} samples did not reach t = {s:g} (up to {remaining:.3g} short "
+            "in τ); check the score, or allow more evaluations",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The step of the paper's predictor: the forward kernel turned round."""
+"""Reverse diffusion sampling, the predictor of Song et al."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from scoresde.scores import Score
 
 @dataclass(frozen=True)
 class ReverseDiffusion(Sampler):
-    r"""Discretise the reverse SDE as the forward one is, with x_t = a x_s + b z between s and t.
+    r"""Discretize the reverse SDE like the forward one, with x_t = a x_s + b z between s and t.
+
+    The step is ::
 
         x_s = x − (a − 1) x + b² s(x, t) + b z.
 
-    On the knots of a discretised diffusion this is the published predictor; between any two times
-    it is exact in the kernel and of weak order 1. All Gaussian diffusions have it, sub-VP included.
+    On the timesteps of a discrete diffusion this is the published predictor. Between any two times
+    it uses the exact forward kernel, and is of weak order 1. It is defined for every Gaussian SDE,
+    sub-VP included.
 
     Example:
         >>> ReverseDiffusion()
@@ -29,13 +32,12 @@ class ReverseDiffusion(Sampler):
 
     @property
     def convergence_order(self) -> float:
-        """One."""
         return 1.0
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        """Go from t to s < t; one evaluation of the score."""
+        """One evaluation of the score (see :meth:`Sampler.step`)."""
         a, b = (float(value) for value in check_gaussian(score.sde).transition(s, t))
         mean = (x * (2 - a)).add_(score(x, t), alpha=b**2)
         return mean.add_(noise(x), alpha=b), None

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from scoresde._core.checks import check_instance
 from scoresde.flow.coordinates import Coordinates
 from scoresde.flow.fixed_grid import FixedGridFlow, GridPoint
 from scoresde.samplers.base import Noise
-from scoresde.samplers.flow_sampler import STRAIGHTEST, FlowSampler
+from scoresde.samplers.flow_sampler import DEFAULT_COORDINATES, FlowSampler
 from scoresde.scores import Score
 
 
@@ -21,7 +22,7 @@ class Tableau:
 
     Args:
         weights: b, one for each stage.
-        matrix: the rows of a below its diagonal, for all stages but the first; c are their sums.
+        matrix: the rows of a below its diagonal, for all stages but the first; their sums are c.
 
     Raises:
         ValueError: unless row i has i entries and the weights sum to one.
@@ -74,16 +75,16 @@ RK4 = Tableau((1 / 6, 1 / 3, 1 / 3, 1 / 6), ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 
 
 @dataclass(frozen=True)
 class RungeKutta(FlowSampler):
-    r"""An explicit Runge–Kutta method: as many evaluations a step as the tableau has stages.
+    r"""An explicit Runge–Kutta method: one evaluation per stage of each step.
 
-    In the coordinates ``VarianceExploding()``, ``HEUN`` is EDM's deterministic sampler.
+    In the coordinates ``VarianceExploding()``, ``HEUN`` is the deterministic sampler of EDM.
 
     Args:
-        tableau: HEUN, MIDPOINT, RALSTON (order 2), HEUN3, KUTTA3 (3), RK4 (4), or one's own.
-        coordinates: variables of the flow.
+        tableau: HEUN, MIDPOINT, RALSTON (order 2), HEUN3, KUTTA3 (3), RK4 (4), or another.
+        coordinates: coordinates of the flow.
 
     Raises:
-        TypeError: if an argument is of the wrong kind.
+        TypeError: if an argument is of the wrong type.
 
     Example:
         >>> RungeKutta(MIDPOINT).coordinates
@@ -95,36 +96,32 @@ class RungeKutta(FlowSampler):
     """
 
     tableau: Tableau = HEUN
-    coordinates: Coordinates = STRAIGHTEST
+    coordinates: Coordinates = DEFAULT_COORDINATES
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tableau, Tableau):
-            raise TypeError(f"tableau: expected a Tableau such as HEUN, got {self.tableau!r}")
-        FlowSampler.__post_init__(self)
+        check_instance("tableau", self.tableau, Tableau, "HEUN")
+        super().__post_init__()
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> FixedGridFlow:
-        """Return the chart."""
-        parts = [sum(row) for row in self.tableau.matrix]
-        inner = [part for part in dict.fromkeys(parts) if part not in (0.0, 1.0)]
-        return self.tabulate(score, x, times, inner)
+        nodes = dict.fromkeys(sum(row) for row in self.tableau.matrix)
+        return self.tabulate(score, x, times, [c for c in nodes if c not in (0.0, 1.0)])
 
     @property
     def convergence_order(self) -> float:
-        """That of the tableau."""
         return float(self.tableau.order)
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: FixedGridFlow, noise: Noise
     ) -> tuple[Tensor, FixedGridFlow]:
-        """Go from t to s, both ``()``; one evaluation for each stage."""
-        here, there = state.at(t), state.at(s)
-        h, w = there.time - here.time, here.encode(x)
-        slopes = [(here, here.slope(w, x))]
+        """One evaluation for each stage (see :meth:`Sampler.step`)."""
+        start, end = state.at(t), state.at(s)
+        h, w = end.time - start.time, start.encode(x)
+        slopes = [(start, start.slope(w, x))]
         for row in self.tableau.matrix:
             point = state.between(t, s, sum(row))
-            trial = _combine(w, here, point, h, row, slopes)
-            slopes.append((point, point.slope(trial, point.decode(trial))))
-        return there.decode(_combine(w, here, there, h, self.tableau.weights, slopes)), state
+            stage = _combine(w, start, point, h, row, slopes)
+            slopes.append((point, point.slope(stage, point.decode(stage))))
+        return end.decode(_combine(w, start, end, h, self.tableau.weights, slopes)), state
 
 
 def _combine(

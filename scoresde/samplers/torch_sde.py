@@ -1,4 +1,4 @@
-"""torchsde as a backend: its methods on our reversed SDE, with our noise."""
+"""The methods of torchsde for the reverse SDE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scoresde._core.checks import check_nonnegative
 from scoresde._core.shapes import flatten
 from scoresde.samplers.base import Noise, Sampler
 from scoresde.scores import Score
-from scoresde.sdes import SDE, Reverse
+from scoresde.sdes import SDE, ReverseSDE
 
 _METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 2.0}
 """Weak orders, for a noise that does not depend on the state."""
@@ -21,20 +21,20 @@ _METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 2.0}
 
 @dataclass(frozen=True)
 class TorchSDE(Sampler):
-    r"""Hand the reversed SDE to ``torchsde.sdeint``, one of its steps for each of ours.
+    r"""Solve the reverse SDE by ``torchsde.sdeint``, with one of its steps for each of ours.
 
-    torchsde ignores ``torch.manual_seed`` and has its own Brownian motion; here its increments come
-    from the same noise as everybody's, so that a generator, recorded noise and rows that do not
-    know each other work as everywhere. Slower than a plain loop; useful as a second opinion, and
-    for ``srk``.
+    torchsde ignores ``torch.manual_seed`` and draws its own Brownian motion. Here the increments
+    are drawn by the ``noise`` of the step as in every sampler, so that a generator and recorded
+    noise work. It is slower than a plain loop; use it as an independent implementation, and for
+    ``srk``.
 
     Args:
         method: an Itô method of torchsde: ``"euler"``, ``"milstein"``, or ``"srk"`` (strong order
-            1.5, 4 evaluations a step).
+            1.5, 4 evaluations per step).
         eta: η >= 0, a number or a function of t; 1 is the reverse SDE, 0 the probability flow.
 
     Raises:
-        ValueError: if torchsde has no such method for an Itô SDE.
+        ValueError: if torchsde has no such method for an Itô SDE, or ``eta`` is a negative number.
 
     Example:
         >>> TorchSDE("srk")
@@ -63,26 +63,26 @@ class TorchSDE(Sampler):
         """The weak order of the method."""
         return _METHODS[self.method]
 
-    def init(self, score: Score, x: Tensor, times: Tensor) -> Reverse:
-        """Return the reversed SDE, in the flattened form that torchsde takes."""
+    def init(self, score: Score, x: Tensor, times: Tensor) -> ReverseSDE:
+        """Return the reverse SDE on flattened states, as torchsde takes it."""
         return score.sde.reverse(score, self.eta, event_shape=x.shape[1:])
 
     def step(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Reverse, noise: Noise
-    ) -> tuple[Tensor, Reverse]:
-        """Go from t to s < t; one evaluation of the score, four for ``srk``."""
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: ReverseSDE, noise: Noise
+    ) -> tuple[Tensor, ReverseSDE]:
+        """One evaluation of the score, four for ``srk`` (see :meth:`Sampler.step`)."""
         y = flatten(x)
         span = state.T - torch.stack([t, s])
         _, end = torchsde.sdeint(
-            _Remembering(state), y, span, bm=_Brownian(y, noise), method=self.method, dt=t - s
+            _CachedSDE(state), y, span, bm=_Brownian(y, noise), method=self.method, dt=t - s
         )
         return end.reshape(x.shape), state
 
 
-class _Remembering:
-    """An SDE that does not evaluate twice what torchsde asks for twice.
+class _CachedSDE:
+    """An SDE that stores its values, since torchsde evaluates some of them twice.
 
-    That is the drift at one point, and the diffusion, the same for all states, at one time.
+    The drift is stored by time and state, the diffusion, which is the same for all states, by time.
     """
 
     def __init__(self, sde: SDE) -> None:
@@ -95,7 +95,7 @@ class _Remembering:
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         key = (float(s), id(y))
         if key not in self.drifts:
-            self.drifts[key] = y, self.sde.f(s, y)  # y is kept, so that its id stays its own
+            self.drifts[key] = y, self.sde.f(s, y)  # y is stored so that its id is not reused
         return self.drifts[key][1]
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class _Remembering:
 
 
 class _Brownian(torchsde.BaseBrownian):
-    """Brownian increments of adjoining intervals, each asked for once, drawn by ``noise``."""
+    """Brownian increments of consecutive intervals, each drawn once, by ``noise``."""
 
     levy_area_approximation = "space-time"
     dtype = property(lambda self: self.like.dtype)
@@ -124,7 +124,7 @@ class _Brownian(torchsde.BaseBrownian):
     def __call__(
         self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return W(tb) − W(ta) and, if asked for, its integral U = ∫ (W(u) − W(ta)) du."""
+        """Return W(tb) − W(ta), with ``return_U`` also the integral U = ∫ (W(u) − W(ta)) du."""
         h = tb - ta
         increment = h.sqrt() * self.noise(self.like)
         if not return_U:
