@@ -335,7 +335,7 @@ def test_annealed_langevin_dynamics_of_song_and_ermon():
         score,
         start.shape,
         PredictorCorrector(NoPredictor(), AnnealedLangevin(snr=r), corrections=T),
-        times=torch.cat([score.sde.times.flip(0), torch.zeros(1)]),
+        times=score.sde.times.flip(0),
         start=start,
         denoise=False,
         generator=torch.Generator().manual_seed(1),

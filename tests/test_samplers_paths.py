@@ -1,4 +1,4 @@
-"""Whole ways, ways back, presets, and steps that choose themselves."""
+"""Trajectories, encoding, presets, and adaptive steps."""
 
 import math
 import warnings
@@ -120,7 +120,7 @@ def test_previews_are_denoised_states():
     ],
     ids=str,
 )
-def test_what_is_encoded_can_be_decoded(sampler, steps, tolerance, sde):
+def test_decoding_inverts_encoding(sampler, steps, tolerance, sde):
     score = mixture(sde)
     x = score.sample(6, sde.t_min, generator(), torch.float64)
     latent = encode(score, x, sampler, steps=steps)
@@ -144,7 +144,7 @@ def test_encoding_gaussian_data_is_the_closed_form():
     torch.testing.assert_close(encode(score, x, Heun(), steps=200), want, rtol=2e-3, atol=2e-3)
 
 
-def test_interpolation_ends_where_it_should():
+def test_interpolation_ends_at_the_given_data():
     score = mixture(VPSDE())
     ends = score.sample(4, score.sde.t_min, generator(), torch.float64)
     between = interpolate(score, ends[:2], ends[2:], [0.0, 0.5, 1.0], Exponential(3), steps=200)
@@ -171,7 +171,7 @@ def test_encoding_needs_a_deterministic_sampler():
             encode(score, torch.randn(2, 2), sampler, steps=4)
 
 
-def test_a_latent_that_is_not_finite_is_told():
+def test_a_latent_that_is_not_finite_raises():
     def broken(x, t):
         return torch.where((t > 0.5) & (x[:, :1] > 0), torch.nan, -x)
 
@@ -206,7 +206,7 @@ def test_bad_input(call, error, message):
 # --- presets
 
 
-def test_ddim_without_noise_can_be_gone_back():
+def test_ddim_without_noise_can_encode():
     assert ddim().deterministic
     assert not ddim(0.5).deterministic
     x = torch.ones(2, 2)
@@ -228,7 +228,7 @@ def test_presets_print_themselves_and_run(preset):
     ids=repr,
 )  # fmt: skip
 def test_presets_sample_the_data(preset):
-    """Their own grid and steps: modes, and widths within them, to ten percent."""
+    """With their own grid and steps: mode weights, means and widths, to ten percent."""
     score = mixture(VESDE())
     x = sample(score, (2000, 2), preset, generator=generator())
     upper = x[:, 0] > 0
@@ -250,6 +250,27 @@ def test_presets_are_finite_in_any_number_of_steps(preset, steps):
         assert bool(x.isfinite().all())
 
 
+def corrections_per_level(preset, steps):
+    """Sample, and count the evaluations of the score at each time of the grid."""
+    exact, calls = mixture(VESDE()), []
+    counted = FunctionScore(lambda x, t: (calls.append(float(t)), exact(x, t))[1], exact.sde)
+    sample(counted, (2, 2), preset, steps=steps, denoise=False, generator=generator())
+    times = preset.times(exact.sde, preset.default_steps if steps is None else steps).tolist()
+    assert set(calls) <= set(times)
+    return [calls.count(t) for t in times]
+
+
+def test_annealed_langevin_corrects_at_every_level():
+    """The lowest included: 231 steps are the 232 levels of NCSNv2, with 5 corrections each."""
+    assert corrections_per_level(annealed_langevin(corrections=3), 6) == [3] * 7
+    assert corrections_per_level(annealed_langevin(), None) == [5] * 232
+
+
+def test_predictor_corrector_ends_with_a_prediction():
+    """At the last time there is no correction; each other time has one and a prediction."""
+    assert corrections_per_level(pc(corrections=2), 6) == [3] * 6 + [0]
+
+
 def test_ddpm_on_its_own_table():
     sde = DDPM.linear(N=20)
     score = mixture(sde)
@@ -262,7 +283,7 @@ def test_ddpm_on_its_own_table():
 
 
 def evaluations(sampler, score, start, seed=1):
-    """Run and count, per sample, how many points were looked at."""
+    """Run a sampler, and count the evaluations of each sample."""
     counts = torch.zeros(len(start))
 
     class Counting(samplers.chunked.ChunkedScore):
@@ -286,7 +307,7 @@ def evaluations(sampler, score, start, seed=1):
 
 
 @SDES
-def test_tighter_tolerances_cost_more_and_step_sizes_follow_the_sample(sde):
+def test_tighter_tolerances_cost_more_and_step_sizes_differ_per_sample(sde):
     score = mixture(sde)
     start = score.sample(64, sde.T, generator(), torch.float64)
     _, loose = evaluations(AdaptiveSDE(0.5), score, start)
@@ -295,24 +316,23 @@ def test_tighter_tolerances_cost_more_and_step_sizes_follow_the_sample(sde):
     assert len(tight.unique()) > 3
 
 
-def test_a_refused_step_keeps_its_noise():
-    """With a first step far too long, every sample refuses several times; the law must not care.
+def test_rejected_steps_do_not_bias_the_samples():
+    """The first trial step is far too long, so that several are rejected.
 
-    The exact mean squared distance of Gaussian data is known; drawing anew after refusals biases
-    it.
+    The mean square of Gaussian data is known exactly; new noise after a rejection would bias it.
     """
     sde, variance = VPSDE(), 0.01
     score = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.tensor([[[variance]]]), sde)
     t, s = (float(sde.time_at(torch.tensor(v, dtype=torch.float64))) for v in (0.5, 3.0))
     start = score.sample(20000, t, generator(), torch.float64)
-    refusals = []
-    original = samplers.adaptive._Walk.settle
+    rejections = []
+    original = samplers.adaptive._BridgedPaths.accept
 
-    def watch(self, accepted, *rest):
-        refusals.append(float((~accepted).double().mean()))
-        return original(self, accepted, *rest)
+    def count(self, accepted, *arguments):
+        rejections.append(float((~accepted).double().mean()))
+        return original(self, accepted, *arguments)
 
-    samplers.adaptive._Walk.settle = watch
+    samplers.adaptive._BridgedPaths.accept = count
     times = torch.tensor([t, s], dtype=torch.float64)
     source = generator(1)
 
@@ -322,45 +342,45 @@ def test_a_refused_step_keeps_its_noise():
     try:
         ((x, _),) = iterate(score, start, times, AdaptiveSDE(0.03, first=2.5, longest=2.5), noise)
     finally:
-        samplers.adaptive._Walk.settle = original
-    assert refusals[0] > 0.5
+        samplers.adaptive._BridgedPaths.accept = original
+    assert rejections[0] > 0.5
     exact = float(sde.alpha(s) ** 2 * variance + sde.sigma(s) ** 2)
     std = 4 * math.sqrt(2 / 20000)
     assert float(x.square().mean()) / exact == pytest.approx(1.0, abs=std + 0.02)
 
 
-def test_stored_pieces_of_a_path_add_up():
-    """G of two halves, faded and joined, is G of the whole; and the halves are independent."""
+def test_the_increments_of_a_bridge_add_up():
+    """The G of two subintervals give the G of the interval, and they are independent."""
     n, eta = 40000, 0.8
     source = generator()
-    walk_ = samplers.adaptive._Walk.begin(
+    paths = samplers.adaptive._BridgedPaths.begin(
         torch.zeros(n, 1, dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0.0,
         torch.ones(n, dtype=torch.float64),
     )  # fmt: skip
 
-    def draw(walk_, target):
+    def draw(paths, target):
         z = torch.randn(n, 1, generator=source, dtype=torch.float64)
-        return walk_.draw(torch.full((n,), target, dtype=torch.float64), z, eta)
+        return paths.draw(torch.full((n,), target, dtype=torch.float64), z, eta)
 
-    def move(walk_, place):
+    def accept(paths, target):
         accepted = torch.ones(n, dtype=torch.bool)
-        there = torch.full((n,), place, dtype=torch.float64)
-        return walk_.settle(accepted, walk_.x, there, walk_.time, walk_.length)
+        half_logsnr = torch.full((n,), target, dtype=torch.float64)
+        return paths.accept(accepted, paths.x, half_logsnr, paths.time, paths.length)
 
     def variance(length):
         return -math.expm1(-2 * eta**2 * length)
 
-    walk_, whole = draw(walk_, 2.0)
-    walk_, first = draw(walk_, 0.7)
-    walk_ = move(walk_, 0.7)
-    assert torch.equal(walk_.knot(), torch.full((n,), 2.0, dtype=torch.float64))
-    walk_, second = draw(walk_, 2.0)
-    walk_ = move(walk_, 2.0)
-    assert bool(walk_.knot().isinf().all())
-    torch.testing.assert_close(math.exp(-(eta**2) * 1.3) * first + second, whole)
+    paths, total = draw(paths, 2.0)
+    paths, first = draw(paths, 0.7)
+    paths = accept(paths, 0.7)
+    assert torch.equal(paths.next_node(), torch.full((n,), 2.0, dtype=torch.float64))
+    paths, second = draw(paths, 2.0)
+    paths = accept(paths, 2.0)
+    assert bool(paths.next_node().isinf().all())
+    torch.testing.assert_close(math.exp(-(eta**2) * 1.3) * first + second, total)
     tolerance = 5 * math.sqrt(2 / n)
-    for piece, length in ((whole, 2.0), (first, 0.7), (second, 1.3)):
-        assert float(piece.var()) / variance(length) == pytest.approx(1.0, abs=tolerance)
+    for increment, length in ((total, 2.0), (first, 0.7), (second, 1.3)):
+        assert float(increment.var()) / variance(length) == pytest.approx(1.0, abs=tolerance)
     assert abs(float((first * second).mean())) < 5 / math.sqrt(n)
 
 
@@ -385,26 +405,26 @@ def test_metropolis_needs_a_density_and_takes_a_given_one():
 
 
 def test_metropolis_proposes_a_langevin_step():
-    """x + 2 (r σ)² s + 2 r σ z, with accepted and refused rows told apart by their density."""
+    """x + 2 (r σ)² s + 2 r σ z; a density makes some rows accept and others reject."""
     score, t = mixture(VPSDE()), torch.tensor(0.4, dtype=torch.float64)
     x, z = (torch.randn(4, 2, generator=generator(k), dtype=torch.float64) for k in (1, 2))
     size = 0.3 * float(score.sde.sigma(t))
-    moved = x + 2 * size**2 * score(x, t) + 2 * size * z
-    refused = torch.tensor([False, True, False, True])
+    proposal = x + 2 * size**2 * score(x, t) + 2 * size * z
+    rejected = torch.tensor([False, True, False, True])
 
     def density(y, t):
-        return torch.where(refused & (y != x).any(1), -1e6, 0.0).double()
+        return torch.where(rejected & (y != x).any(1), -1e6, 0.0).double()
 
-    def noise(like):  # z, and then numbers so low that all is accepted that can be
+    def noise(like):  # z, then numbers so low that every proposal of finite density is accepted
         return z if like.shape == z.shape else torch.full_like(like, -30.0)
 
     got, _ = MALA(0.3, density).step(score, x, t, t, None, noise)
-    torch.testing.assert_close(got, torch.where(refused.unsqueeze(1), x, moved))
+    torch.testing.assert_close(got, torch.where(rejected.unsqueeze(1), x, proposal))
 
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.03, 0.003])
-def test_loose_tolerances_arrive_too(tolerance):
-    """Narrow modes: a step that nearly went wrong leaves a stale slope, not a dead end."""
+def test_loose_tolerances_converge_too(tolerance):
+    """On narrow modes, where steps that are nearly rejected leave inaccurate slopes."""
     line = torch.arange(-2.0, 3.0, dtype=torch.float64)
     covariances = 0.05**2 * torch.eye(2, dtype=torch.float64).expand(25, 2, 2)
     score = GaussianMixture(torch.ones(25), torch.cartesian_prod(line, line), covariances, VPSDE())
@@ -413,4 +433,4 @@ def test_loose_tolerances_arrive_too(tolerance):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         x = sample(score, None, ProbabilityFlow(tolerance=tolerance), start=start)
-    assert float((x - x.round()).abs().median()) < 0.15  # three times a mode's width
+    assert float((x - x.round()).abs().median()) < 0.15  # three times the width of a mode

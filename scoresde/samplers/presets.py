@@ -1,6 +1,6 @@
-"""Samplers under the names and with the settings of their papers.
+"""Samplers by the names and with the settings of their papers.
 
-Each is a recipe of the members of this folder, which prints itself.
+Each returns a :class:`~scoresde.samplers.Scheduled`: a sampler with its grid and number of steps.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ _LARGEST_GAMMA = math.sqrt(2) - 1
 
 
 def ddpm(variance: float = 1.0, grid: Grid = UniformTime(), steps: int = 1000) -> Scheduled:
-    """DDPM's ancestral sampling; on a DDPM's own table take ``grid=Timesteps(), steps=999``.
+    """Ancestral sampling of DDPM; for a DDPM of 1000 timesteps ``grid=Timesteps(), steps=999``.
 
     Args:
-        variance: 1 for σ² = β ("fixed large", the paper's), 0 for the posterior's.
-        grid: where the steps are made.
-        steps: how many.
+        variance: 1 for σ² = β ("fixed large", as in the paper), 0 for that of the posterior.
+        grid: the times of the steps.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> ddpm().sampler
@@ -41,12 +44,15 @@ def ddpm(variance: float = 1.0, grid: Grid = UniformTime(), steps: int = 1000) -
 
 
 def ddim(eta: float = 0.0, grid: Grid = UniformTime(), steps: int = 50) -> Scheduled:
-    """DDIM; deterministic with eta = 0, DDPM's posterior with eta = 1.
+    """DDIM: deterministic for eta = 0, the posterior of DDPM for eta = 1.
 
     Args:
-        eta: the paper's η, in [0, 1].
-        grid: where the steps are made; ``UniformTime(power=2)`` is the paper's for CIFAR-10.
-        steps: how many.
+        eta: η of the paper, in [0, 1].
+        grid: the times of the steps; in the paper ``UniformTime(power=2)`` for CIFAR-10.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> ddim().sampler
@@ -65,22 +71,27 @@ def pc(
     grid: Grid = UniformTime(),
     steps: int = 1000,
 ) -> Scheduled:
-    """Song et al.'s predictor–corrector sampler.
+    """The predictor–corrector sampler of Song et al.
 
-    | model | snr |
-    |---|---|
-    | CIFAR-10, VE | 0.16 (0.17 after ancestral steps, 0.22 without any) |
-    | CIFAR-10, VP | 0.01 (0.04 after the probability flow, 0.27 without any) |
-    | CelebA 64² | 0.17 |
-    | 256², VE (2000 steps) | 0.075 |
-    | 1024², VE (2000 steps) | 0.15 |
+    =====================  ================================================================
+    model                  snr
+    =====================  ================================================================
+    CIFAR-10, VE           0.16 (0.17 with ancestral steps, 0.22 without a predictor)
+    CIFAR-10, VP           0.01 (0.04 with the probability flow, 0.27 without a predictor)
+    CelebA 64²             0.17
+    256², VE, 2000 steps   0.075
+    1024², VE, 2000 steps  0.15
+    =====================  ================================================================
 
     Args:
         snr: signal-to-noise ratio of a correction; None for the published 0.16 (VE) or 0.01 (VP).
-        corrections: how many at each time.
-        predictor: what goes on to the next time.
-        grid: where; the paper ends VP and sub-VP at 1e-3, ``UniformTime(end=1e-3)``.
-        steps: how many.
+        corrections: number of corrections at each time.
+        predictor: the sampler that makes the step to the next time.
+        grid: the times of the steps; in the paper ``UniformTime(end=1e-3)`` for VP and sub-VP.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> pc(snr=0.075, steps=2000).steps
@@ -95,18 +106,23 @@ def pc(
 def annealed_langevin(
     snr: float = 0.176, corrections: int = 5, grid: Grid = UniformLogSNR(), steps: int = 231
 ) -> Scheduled:
-    """NCSN's annealed Langevin dynamics: no prediction, corrections at falling noise levels.
+    """Annealed Langevin dynamics of NCSN: no predictor, corrections at decreasing noise levels.
+
+    N steps have N + 1 noise levels, and there are corrections at every level, the lowest included.
 
     Args:
         snr: √(ε/2)/σ_L of the paper: 0.316 (100 corrections, 10 levels) in NCSN; 0.176 (5, 232) for
             CIFAR-10, 0.128 (5, 500) for CelebA, 0.095 (3, 1086) for bedrooms in NCSNv2.
-        corrections: how many at each noise level.
-        grid: the noise levels.
-        steps: how many.
+        corrections: number of corrections at each noise level.
+        grid: the times of the noise levels.
+        steps: N, the number of noise levels minus one.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
-        >>> annealed_langevin(snr=0.316, corrections=100, steps=10).steps
-        10
+        >>> annealed_langevin(snr=0.316, corrections=100, steps=9).steps  # the 10 levels of NCSN
+        9
 
     References:
         Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon, *Improved techniques for
@@ -125,17 +141,20 @@ def edm_heun(
     grid: Grid = Karras(),
     steps: int = 17,
 ) -> Scheduled:
-    """EDM's sampler: Heun in σ on the Karras grid, with noise added before each step if asked for.
+    """The sampler of EDM: Heun's method in σ on the Karras grid, stochastic if churn > 0.
 
-    17 steps and the denoising at the end are the 35 evaluations of the paper's N = 18.
+    17 steps and the final denoising are the 35 evaluations of N = 18 in the paper.
 
     Args:
-        churn: S_churn; 0 is deterministic.
+        churn: S_churn; 0 for the deterministic sampler.
         lowest: S_min.
         highest: S_max.
         inflation: S_noise.
-        grid: where the steps are made.
-        steps: how many.
+        grid: the times of the steps.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> edm_heun().sampler
@@ -164,9 +183,12 @@ def dpm_solver(
     Args:
         order: 2 or 3.
         eta: η.
-        published: the paper's approximate coefficients.
-        grid: where the steps are made.
-        steps: how many.
+        published: use the approximate coefficients of the paper.
+        grid: the times of the steps.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> dpm_solver(3).sampler
@@ -179,12 +201,15 @@ def dpm_solver(
 
 
 def unipc(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> Scheduled:
-    """UniPC with exact coefficients ("varying"): every step is remade when its end is known.
+    """UniPC with exact coefficients ("varying"): each step is corrected with its end value.
 
     Args:
-        order: of the predictor; the corrector is of one more.
-        grid: where the steps are made.
-        steps: how many.
+        order: order of the predictor; the corrector has one order more.
+        grid: the times of the steps.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> unipc().sampler
@@ -200,9 +225,12 @@ def deis(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> Sched
     """DEIS, multistep in log ρ.
 
     Args:
-        order: of the polynomial through the noise.
-        grid: where the steps are made; ``UniformTime(power=2)`` is the paper's for VP.
-        steps: how many.
+        order: number of noise predictions that are interpolated.
+        grid: the times of the steps; in the paper ``UniformTime(power=2)`` for VP.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> deis().sampler
@@ -217,13 +245,16 @@ def deis(order: int = 3, grid: Grid = UniformLogSNR(), steps: int = 20) -> Sched
 def sa_solver(
     order: int = 3, eta: float = 1.0, grid: Grid = UniformLogSNR(), steps: int = 50
 ) -> Scheduled:
-    """SA-Solver: stochastic Adams, predictor and corrector of the same number of steps.
+    """SA-Solver: a stochastic Adams method, predictor and corrector with the same number of steps.
 
     Args:
-        order: s, of both.
-        eta: the paper's τ.
-        grid: where the steps are made.
-        steps: how many.
+        order: s, the number of steps of both.
+        eta: τ of the paper.
+        grid: the times of the steps.
+        steps: N, the number of steps.
+
+    Returns:
+        The sampler with its grid.
 
     Example:
         >>> sa_solver().sampler
