@@ -1,4 +1,4 @@
-"""Draws have the right law, shape, dtype and device; a generator spares the global state."""
+"""Draws have the right distribution, shape, dtype and device; global states are preserved."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_like_follows_shape_dtype_and_device(draw, dtype, shape, device):
 
 
 @pytest.mark.parametrize("draw", SHAPED)
-def test_a_generator_decides_the_draw_and_spares_the_global_state(draw, device):
+def test_a_generator_determines_the_draw_and_preserves_the_global_state(draw, device):
     before = torch.get_rng_state()
     first = draw((6,), generator=seeded(), device=device)
     again = draw((6,), generator=seeded(), device=device)

@@ -16,7 +16,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from scoresde import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, GaussianSDE, SubVPSDE
 from scoresde.sdes import MEMBERS
 
-MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
+EACH_SDE = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 EVENTS = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
 TIMES = np.geomspace(1e-5, 1.0, 26)
 
@@ -106,12 +106,12 @@ def test_drift_diffusion_mean_and_std_are_those_of_the_paper(sde, paper, dtype, 
     x = torch.ones(len(t), 3, dtype=dtype, device=device)
     mean, std = sde.marginal(x, t)
     with mpmath.workdps(40):
-        told = [mpf(float(value)) for value in t]
+        times = [mpf(float(value)) for value in t]
         exact = {
-            "drift": [paper.f(v) for v in told],
-            "diffusion": [mpmath.sqrt(paper.g2(v)) for v in told],
-            "mean": [paper.mean(v) for v in told],
-            "std": [paper.std(v) for v in told],
+            "drift": [paper.f(v) for v in times],
+            "diffusion": [mpmath.sqrt(paper.g2(v)) for v in times],
+            "mean": [paper.mean(v) for v in times],
+            "std": [paper.std(v) for v in times],
         }
         assert agree(sde.drift(x, t)[:, 1], exact["drift"], bound)
         assert agree(sde.diffusion(t), exact["diffusion"], bound)
@@ -170,18 +170,18 @@ def test_cosine_edm_and_rectified_flow_are_their_definitions():
     close(edm.diffusion(80 * u), np.sqrt(160 * t))
 
 
-# --- laws that hold for every member
+# --- properties of every member
 
 
 def middle(sde: GaussianSDE, t: float) -> float:
-    """A time beside ``t``, between the knots if the diffusion has some: there it is smooth."""
+    """A time beside ``t``; between the timesteps of a table, where the curve is smooth."""
     if not hasattr(sde, "times"):
         return min(max(t, 1e-4 * sde.T), sde.T * (1 - 1e-4))
     width = float(sde.times[0])
     return (min(math.floor(t / width), len(sde.times) - 1) + 0.5) * width
 
 
-@MEMBERS
+@EACH_SDE
 def test_times_beyond_the_range_of_the_log_snr_are_the_ends(member):
     sde = member()
     far = torch.tensor([math.inf, 1e3, -1e3, -math.inf], dtype=torch.float64)
@@ -192,15 +192,85 @@ def test_times_beyond_the_range_of_the_log_snr_are_the_ends(member):
     assert sde.time_at(torch.zeros(2)).dtype == torch.float32
 
 
+# --- users' own SDEs
+
+
+class Sigmoid(GaussianSDE):
+    """α² = sigmoid(−γ), σ² = sigmoid(γ), as in the README: its curves take tensors alone."""
+
+    def log_alpha(self, t):
+        return 0.5 * torch.nn.functional.logsigmoid(10 - 16 * t)
+
+    def log_sigma(self, t):
+        return 0.5 * torch.nn.functional.logsigmoid(16 * t - 10)
+
+
+class Curves:
+    """Curves in a class that is no SDE itself."""
+
+    def log_alpha(self, t):
+        return torch.zeros_like(t)
+
+    def log_sigma(self, t):
+        return torch.log(t)
+
+
+class FromMixin(Curves, GaussianSDE):
+    """σ = t through a mixin."""
+
+
+class Faster(Sigmoid):
+    """Calls the inherited curve."""
+
+    def log_sigma(self, t):
+        return super().log_sigma(t).clone()
+
+
+@pytest.mark.parametrize("sde", [Sigmoid(), FromMixin(), Faster(), VPSDE(), DDPM.linear(N=10)])
+def test_every_function_of_time_takes_any_time(sde):
+    """A float, an int, and tensors of either precision: all as a float64 scalar."""
+    x = torch.ones(3, 2, dtype=torch.float64)
+    functions = {
+        "log_alpha": sde.log_alpha,
+        "log_sigma": sde.log_sigma,
+        "alpha": sde.alpha,
+        "sigma": sde.sigma,
+        "half_logsnr": sde.half_logsnr,
+        "diffusion": sde.diffusion,
+        "rates": lambda t: torch.stack(sde.rates(t)),
+        "interior": sde.interior,
+        "drift": lambda t: sde.drift(x, t),
+        "mean": lambda t: sde.marginal(x, t)[0],
+        "std": lambda t: sde.marginal(x, t)[1],
+        "scale": lambda t: sde.transition(0.25, t)[0],
+        "kernel std": lambda t: sde.transition(0.25, t)[1],
+        "perturb": lambda t: sde.perturb(x, t, x),
+    }
+    for name, function in functions.items():
+        for value in (0.5, 1):
+            exact = function(torch.tensor(value, dtype=torch.float64))
+            torch.testing.assert_close(function(value), exact, rtol=0, atol=0, msg=name)
+            single = function(torch.tensor(float(value)))
+            torch.testing.assert_close(single.double(), exact, rtol=1e-6, atol=1e-6, msg=name)
+    for curve in (sde.log_alpha, sde.log_sigma):
+        assert curve(0.5).dtype == curve(torch.tensor(0.5)).dtype == torch.float64
+        with pytest.raises(ValueError, match="t: expected times in"):
+            curve(1.5)
+        with pytest.raises(TypeError, match="t: expected a floating-point time"):
+            curve(torch.tensor(1))
+    level = float(sde.half_logsnr(0.5))
+    assert float(sde.time_at(level)) == pytest.approx(0.5, rel=1e-9)
+
+
 # --- shapes, dtypes, devices
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.parametrize("event", EVENTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_event_shape_and_every_kind_of_time(member, event, dtype, device):
     sde = member().to(device)
-    t = 0.4005 * sde.T  # no knot of a table: float32 would fall on its other side
+    t = 0.4005 * sde.T  # not a timestep of a table: float32 may round to its other side
     x = torch.randn(3, *event, dtype=dtype, device=device)
     reverse = sde.reverse(lambda y, u: -y)
     kinds = [t, torch.tensor(t, dtype=dtype), torch.full((3,), t, dtype=dtype, device=device)]
@@ -220,7 +290,7 @@ def test_every_event_shape_and_every_kind_of_time(member, event, dtype, device):
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
 
 
-@MEMBERS
+@EACH_SDE
 def test_floats_give_float64_coefficients(member):
     sde = member()
     assert sde.alpha(0.1).dtype == sde.diffusion(0.1).dtype == torch.float64
@@ -242,7 +312,7 @@ def test_tables_move_but_stay_float64(sde, device):
     sde.to("cpu")
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own jvp
 def test_function_transforms_and_the_compiler_see_through(member):
     sde = member()
@@ -274,9 +344,9 @@ def test_the_compiler_traces_a_drift_in_one_graph():
 # --- priors
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.parametrize("event", EVENTS, ids=str)
-def test_the_prior_is_the_law_at_the_noise_end(member, event, device):
+def test_the_prior_is_the_distribution_at_the_noise_end(member, event, device):
     sde = member()
     prior = sde.prior(event, dtype=torch.float64, device=device)
     x = prior.sample((7,))
@@ -298,7 +368,7 @@ def _some_score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.sin(x) - x
 
 
-@MEMBERS
+@EACH_SDE
 def test_the_reverse_drift_is_andersons(member):
     sde = member()
     x, t = torch.randn(4, 3, dtype=torch.float64), 0.6 * sde.T
@@ -324,11 +394,11 @@ def torch_mixture(alpha: torch.Tensor, sigma: torch.Tensor) -> MixtureSameFamily
     return MixtureSameFamily(Categorical(WEIGHTS), parts)
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("part", [0.08, 0.3, 0.9])
 def test_the_reverse_family_preserves_the_marginals(member, eta, part):
-    """Fokker–Planck, told backward: ∂_t log p + ∇·b + b·s + ½η²g²(∇·s + |s|²) = 0."""
+    """Fokker–Planck equation, backward in time: ∂_t log p + ∇·b + b·s + ½η²g²(∇·s + |s|²) = 0."""
     sde = member()
     mixture = GaussianMixture(WEIGHTS, MEANS, COVARIANCES, sde)
     reverse = sde.reverse(mixture, eta)

@@ -1,4 +1,4 @@
-"""SDEs that are not Gaussian: a drift and a diffusion are enough for everything but a hub."""
+"""SDEs that are not Gaussian: a drift and a diffusion are enough for all but a denoiser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scoresde._core.shapes import as_time, like_time
 
 
 class OrnsteinUhlenbeck(SDE):
-    """dx = θ (μ − x) dt + √(2D) dw: Gaussian in law, but with a drift that no α can tell."""
+    """dx = θ (μ − x) dt + √(2D) dw: Gaussian, but its drift is not f(t) x."""
 
     def __init__(self, theta: float = 1.5, mu: float = 2.0, D: float = 0.7, T: float = 2.0) -> None:
         super().__init__(T)
@@ -28,7 +28,7 @@ class OrnsteinUhlenbeck(SDE):
     def diffusion(self, t):
         return like_time(torch.full_like(as_time(t, self.T), math.sqrt(2 * self.D)), t)
 
-    def law(self, t, mean: float, variance: float):
+    def marginal_at(self, t, mean: float, variance: float):
         """Mean and variance at t from those at 0."""
         fade = torch.exp(-self.theta * torch.as_tensor(t, dtype=torch.float64))
         std = self.D / self.theta
@@ -41,7 +41,7 @@ class OrnsteinUhlenbeck(SDE):
 
 
 class DoubleWell(SDE):
-    """dx = (x − x³) dt + g dw with p(x) ∝ exp((x² − x⁴/2)/g²) standing."""
+    """dx = (x − x³) dt + g dw with the stationary density p(x) ∝ exp((x² − x⁴/2)/g²)."""
 
     def drift(self, x, t):
         return x - x**3
@@ -65,7 +65,7 @@ class Accelerating(SDE):
 
 def ou_score(sde: OrnsteinUhlenbeck, mean: float, variance: float):
     def score(x, t):
-        m, v = sde.law(t, mean, variance)
+        m, v = sde.marginal_at(t, mean, variance)
         m, v = (c.reshape(-1, *(1,) * (x.ndim - 1)).to(x.dtype) for c in (m, v))
         return (m - x) / v
 
@@ -91,30 +91,30 @@ def test_the_reverse_family_of_any_sde(sde, event):
     torch.testing.assert_close(twice.drift(x, 0.4), sde.drift(x, 0.4))
 
 
-def test_a_standing_law_needs_no_flow_and_reverses_into_itself():
-    """In equilibrium the probability flow stands still, and the reverse SDE is the forward one."""
+def test_a_stationary_distribution_has_no_flow_and_is_its_own_reversal():
+    """In equilibrium the probability flow is zero, and the reverse SDE is the forward one."""
     well, x = DoubleWell(), torch.randn(6, 2, dtype=torch.float64)
     flow = well.reverse(well.score, 0.0)
     torch.testing.assert_close(flow.drift(x, 0.5), torch.zeros_like(x), rtol=0, atol=1e-14)
     torch.testing.assert_close(well.reverse(well.score).drift(x, 0.5), -well.drift(x, 0.5))
 
 
-def test_torchdiffeq_carries_the_ornstein_uhlenbeck_law():
+def test_torchdiffeq_transports_the_ornstein_uhlenbeck_marginals():
     sde, mean, variance = OrnsteinUhlenbeck(), -1.0, 0.2
     flow = sde.reverse(ou_score(sde, mean, variance), 0.0)
     x = torch.randn(5, 3, dtype=torch.float64)
     for start, end in ((0.0, 2.0), (2.0, 0.0)):
         times = torch.tensor([start, end], dtype=torch.float64)
         moved = torchdiffeq.odeint(flow, x, times, rtol=1e-8, atol=1e-9)[-1]
-        (m0, v0), (m1, v1) = (sde.law(t, mean, variance) for t in (start, end))
+        (m0, v0), (m1, v1) = (sde.marginal_at(t, mean, variance) for t in (start, end))
         torch.testing.assert_close(moved, m1 + (x - m0) * torch.sqrt(v1 / v0), rtol=1e-5, atol=1e-5)
 
 
-def test_torchsde_reverses_the_ornstein_uhlenbeck_law():
+def test_torchsde_reverses_the_ornstein_uhlenbeck_process():
     """Mean and variance of 4000 paths within 5 standard errors and 2 % of Euler's bias."""
     sde, mean, variance, n = OrnsteinUhlenbeck(), -1.0, 0.2, 4000
     reverse = sde.reverse(ou_score(sde, mean, variance))
-    m, v = sde.law(2.0, mean, variance)
+    m, v = sde.marginal_at(2.0, mean, variance)
     x = m + torch.sqrt(v) * torch.randn(n, 1, dtype=torch.float64)
     motion = torchsde.BrownianInterval(0.0, 2.0, size=x.shape, dtype=x.dtype, entropy=1)
     times = torch.tensor([0.0, 2.0], dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_torchsde_reverses_the_ornstein_uhlenbeck_law():
     assert abs(float(y.var()) / variance - 1) < 5 * math.sqrt(2 / n) + 0.05
 
 
-def test_torchsde_keeps_the_double_well_standing():
+def test_torchsde_preserves_the_stationary_double_well():
     """E x² and E x⁴ of 4000 paths; 5 standard errors and 2 % of Euler's bias."""
     well, n = DoubleWell(), 4000
 
@@ -163,9 +163,9 @@ def test_a_general_sde_has_a_score_but_no_denoiser():
     score = FunctionScore(well.score, well)
     x = torch.randn(4, 2)
     torch.testing.assert_close(score(x, 0.3), well.score(x, 0.3))
-    for read in (score.denoised, score.noise, score.velocity):
+    for quantity in (score.denoised, score.noise, score.velocity):
         with pytest.raises(TypeError, match="GaussianSDE"):
-            read(x, 0.3)
+            quantity(x, 0.3)
 
 
 def test_priors_are_the_users():
@@ -176,7 +176,7 @@ def test_priors_are_the_users():
     assert prior.mean[0, 0] == 2.0
 
 
-def test_an_sde_must_say_its_drift_and_its_diffusion():
+def test_an_sde_must_define_drift_and_diffusion():
     class Half(SDE):
         def drift(self, x, t):
             return x
