@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, top to bottom."""
+"""The Python of README and CONTRIBUTING runs as written, top to bottom."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md"]
 
 
-def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert len(blocks) >= 3
-    namespace: dict[str, object] = {}
+    namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks:
-        exec(compile(block, str(README), "exec"), namespace)
-    assert (tmp_path / "model.safetensors").is_file()
+        exec(compile(block, page, "exec"), namespace)
+    assert (tmp_path / "model.safetensors").is_file() == (page == "README.md")
 
 
-def test_readme_links_exist() -> None:
-    text = README.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_links_exist(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
