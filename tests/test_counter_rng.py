@@ -1,10 +1,11 @@
-"""CounterRNG are reproducible, belong to their row alone, and look random in every direction.
+"""Counter-based numbers are reproducible, depend on their row alone, and pass tests of randomness.
 
 Every statistical test is run on fixed seeds and compares a z-score with 5.5 standard deviations
 (false alarm 4e-8 each, below 1e-4 for the file) or a p-value with 1e-6.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,26 +21,26 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def counted(n=N, counter=0):
-    """CounterRNG with the least random of seeds, 0 … n − 1."""
+def seeds(n=N, counter=0):
+    """Streams with the least random of seeds, 0 … n − 1."""
     return CounterRNG(torch.arange(n), torch.full((n,), counter))
 
 
-def along_nodes(n=N, seed=0):
-    """One stream at the nodes 0 … n − 1."""
+def counters(n=N, seed=0):
+    """One stream at the counters 0 … n − 1."""
     return CounterRNG(torch.full((n,), seed), torch.arange(n))
 
 
 DIRECTIONS = {
-    "seeds": lambda: counted().bits((1,))[:, 0],
-    "nodes": lambda: along_nodes().bits((1,))[:, 0],
-    "coordinates": lambda: counted(1).bits((N,))[0],
+    "seeds": lambda: seeds().bits((1,))[:, 0],
+    "counters": lambda: counters().bits((1,))[:, 0],
+    "coordinates": lambda: seeds(1).bits((N,))[0],
     "drawn seeds": lambda: CounterRNG.draw(N, generator()).bits((1,))[:, 0],
-    "distant nodes": lambda: CounterRNG(torch.full((N,), 7), torch.arange(N) << 32).bits((1,))[
+    "distant counters": lambda: CounterRNG(torch.full((N,), 7), torch.arange(N) << 32).bits((1,))[
         :, 0
     ],
 }
-"""Ways through the numbers in which everything else stands still."""
+"""Sequences of numbers along which only one index varies."""
 
 directions = pytest.mark.parametrize("direction", DIRECTIONS)
 
@@ -49,11 +50,11 @@ def table(bits):
     return 1.0 - 2.0 * ((bits.unsqueeze(1) >> torch.arange(64)) & 1).double()
 
 
-# --- what a row draws depends on nothing but the row
+# --- batch independence and reproducibility
 
 
 @pytest.mark.parametrize("draw", ["signs", "normals"])
-def test_rows_do_not_know_each_other(draw):
+def test_rows_do_not_depend_on_each_other(draw):
     rng = CounterRNG.draw(6, generator())
     rng = rng.at(slice(None), torch.tensor([3, 0, 3, 1, 7, 2]))
     together = getattr(rng, draw)((2, 5))
@@ -65,8 +66,8 @@ def test_rows_do_not_know_each_other(draw):
 
 
 @pytest.mark.parametrize("draw", ["signs", "normals"])
-def test_numbers_are_counted_in_order_whatever_their_shape(draw):
-    rng = counted(3)
+def test_the_order_of_the_numbers_does_not_depend_on_the_shape(draw):
+    rng = seeds(3)
     flat = getattr(rng, draw)((12,))
     assert torch.equal(getattr(rng, draw)((3, 4)).reshape(3, 12), flat)
     assert torch.equal(getattr(rng, draw)((5,)), flat[:, :5])
@@ -85,7 +86,7 @@ def test_every_device_draws_the_same(draw, device):
     torch.testing.assert_close(drawn.cpu(), getattr(here, draw)((8,)), rtol=1e-12, atol=1e-12)
 
 
-def test_a_generator_decides_the_seeds_and_spares_the_global_state():
+def test_a_generator_determines_the_seeds_and_leaves_the_global_state():
     before = torch.get_rng_state()
     first = CounterRNG.draw(1000, generator(3))
     assert torch.equal(first.seeds, CounterRNG.draw(1000, generator(3)).seeds)
@@ -97,7 +98,7 @@ def test_a_generator_decides_the_seeds_and_spares_the_global_state():
     assert not first.counter.any()
 
 
-def test_without_a_generator_the_global_seed_decides():
+def test_without_a_generator_the_global_seed_is_used():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         first = CounterRNG.draw(4, None)
@@ -105,7 +106,7 @@ def test_without_a_generator_the_global_seed_decides():
         assert torch.equal(CounterRNG.draw(4, None).seeds, first.seeds)
 
 
-def test_the_finaliser_is_that_of_splitmix64():
+def test_the_hash_is_that_of_splitmix64():
     """Steele, Lea & Flood 2014, as published by Vigna: the sequence from state 1234567."""
 
     def mix(z):
@@ -123,7 +124,7 @@ def test_the_finaliser_is_that_of_splitmix64():
     assert [b % 2**64 for b in rng.bits((3,))[0].tolist()] == expected
 
 
-# --- they look random
+# --- randomness
 
 
 @directions
@@ -141,7 +142,7 @@ def test_bits_of_one_number_are_uncorrelated(direction):
 
 @directions
 @pytest.mark.parametrize("lag", [1, 2, 3, 16, 1000])
-def test_neighbours_are_uncorrelated_bit_by_bit(direction, lag):
+def test_adjacent_numbers_are_uncorrelated_bit_by_bit(direction, lag):
     signs = table(DIRECTIONS[direction]())
     score = signs[:-lag].T @ signs[lag:] / (N - lag) ** 0.5
     assert score.abs().max() < LIMIT + 0.5  # 4096 pairs: false alarm 8e-6
@@ -159,7 +160,7 @@ def test_numbers_do_not_repeat(direction):
     assert len(DIRECTIONS[direction]().unique()) == N
 
 
-def test_seeds_nodes_salts_and_coordinates_do_not_meet():
+def test_seeds_counters_salts_and_coordinates_do_not_collide():
     """Two of 640,000 random 64-bit numbers agree with probability 1e-8."""
     seen = [
         CounterRNG(torch.arange(80), torch.full((80,), counter)).bits((100,), salt).reshape(-1)
@@ -169,7 +170,7 @@ def test_seeds_nodes_salts_and_coordinates_do_not_meet():
     assert len(torch.cat(seen).unique()) == 80 * 100 * 80
 
 
-def test_each_bit_of_seed_and_node_moves_half_of_the_output():
+def test_each_bit_of_seed_and_counter_flips_half_of_the_output():
     """Avalanche: flipping any input bit flips every output bit with probability one half."""
     base = CounterRNG.draw(2000, generator(1)).at(slice(None), torch.randint(1 << 20, (2000,)))
     signs = table(base.bits((1,))[:, 0])
@@ -184,7 +185,7 @@ def test_each_bit_of_seed_and_node_moves_half_of_the_output():
             assert agreement.abs().max() < LIMIT + 0.5  # 8192 of them: false alarm 2e-5
 
 
-@pytest.mark.parametrize("streams", [counted(), along_nodes()], ids=["seeds", "nodes"])
+@pytest.mark.parametrize("rng", [seeds(), counters()], ids=["seeds", "counters"])
 def test_signs_are_fair_and_independent(rng):
     signs = rng.signs((8,))
     assert signs.unique().tolist() == [-1.0, 1.0]
@@ -195,7 +196,7 @@ def test_signs_are_fair_and_independent(rng):
     assert stats.chisquare(torch.bincount(words, minlength=256)).pvalue > 1e-6
 
 
-@pytest.mark.parametrize("streams", [counted(), along_nodes()], ids=["seeds", "nodes"])
+@pytest.mark.parametrize("rng", [seeds(), counters()], ids=["seeds", "counters"])
 def test_normals_are_normal_and_independent(rng):
     x = rng.normals((8,))
     assert bool(x.isfinite().all())
@@ -212,18 +213,13 @@ def test_normals_are_normal_and_independent(rng):
         assert products.abs().max() < LIMIT
 
 
-def test_normals_and_signs_at_one_place_are_independent():
-    rng = counted()
+def test_normals_and_signs_at_one_counter_are_independent():
+    rng = seeds()
     score = (rng.normals((8,)).T @ rng.signs((8,)) / N**0.5).abs().max()
     assert score < LIMIT
 
 
-def test_normals_are_fresh_at_every_node():
-    products = [
-        (counted(counter=counter).normals((4,)) * counted(counter=counter + 1).normals((4,))).mean(
-            0
-        )
-        * N**0.5
-        for counter in range(5)
-    ]
-    assert torch.stack(products).abs().max() < LIMIT
+def test_normals_of_successive_counters_are_independent():
+    normals = [seeds(counter=counter).normals((4,)) for counter in range(6)]
+    scores = [(a * b).mean(0) * N**0.5 for a, b in pairwise(normals)]
+    assert torch.stack(scores).abs().max() < LIMIT

@@ -1,8 +1,12 @@
-"""One stream of random numbers per sample: what a row draws depends on nothing but the row.
+"""Counter-based random numbers with one independent stream per sample.
 
-Samples that step on their own clock, finish early or are computed in another batch size must not
-change each other's draws. A stateless generator does that: number n of stream s is a hash of
-(s, n), computed where and when it is needed.
+Number n of stream s is a hash of (s, n), computed where and when it is needed, as in Philox and
+Threefry. What a row draws is a function of its seed and counter alone: samples with their own time
+steps, samples that finish early and other batch sizes do not change it.
+
+References:
+    Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011 (Random123); Steele, Lea &
+    Flood, *Fast splittable pseudorandom number generators*, 2014 (SplitMix64).
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right."""
+    """Logical (unsigned) shift to the right."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014), on wrapping int64."""
+    """The output function of SplitMix64 in wrapping int64 arithmetic."""
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND
     return x ^ _shift(x, 31)
@@ -37,11 +41,11 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CounterRNG:
-    """Random numbers of ``m`` samples, each from its own stream and at its own position.
+    """Random numbers of ``m`` samples, each with its own stream and counter.
 
     Attributes:
-        seeds: int64 ``(m,)``, one stream each.
-        node: int64 ``(m,)``, the position: other nodes give fresh, independent numbers.
+        seeds: int64 ``(m,)``, the streams.
+        counter: int64 ``(m,)``; different counters give independent numbers.
     """
 
     seeds: Tensor
@@ -51,7 +55,16 @@ class CounterRNG:
     def draw(
         cls, n: int, generator: torch.Generator | None, device: torch.device | str = "cpu"
     ) -> CounterRNG:
-        """Draw ``n`` independent streams from a generator, at position 0."""
+        """Draw the seeds of ``n`` independent streams from a generator, with counter 0.
+
+        Args:
+            n: number of streams.
+            generator: the source of the seeds; None for PyTorch's global generator.
+            device: where the seeds are stored and the numbers computed.
+
+        Returns:
+            The streams.
+        """
         source = "cpu" if generator is None else generator.device
         seeds = torch.randint(
             -(1 << 63), (1 << 63) - 1, (n,), generator=generator, device=source, dtype=torch.int64
@@ -59,11 +72,19 @@ class CounterRNG:
         return cls(seeds, torch.zeros_like(seeds))
 
     def at(self, rows: Tensor | slice, counter: Tensor) -> CounterRNG:
-        """The streams of some rows, at position ``counter`` ``(len(rows),)``."""
+        """Return the streams of some rows with the counters ``counter`` ``(len(rows),)``."""
         return CounterRNG(self.seeds[rows], counter)
 
     def bits(self, shape: tuple[int, ...], salt: int = 0) -> Tensor:
-        """Return 64 random bits each as int64 ``(m, *shape)``."""
+        """Return 64 independent random bits per element as int64 ``(m, *shape)``.
+
+        Args:
+            shape: shape of the numbers of one sample.
+            salt: distinguishes draws at the same counter, which are independent.
+
+        Returns:
+            The bits.
+        """
         start = _mix(self.seeds + _mix((self.counter + 1) * _GOLDEN + salt))
         count = math.prod(shape)
         index = torch.arange(1, count + 1, device=start.device) * _GOLDEN

@@ -22,7 +22,7 @@ MEMBERS = (
     HutchPlusPlus(),
     XTrace(),
 )
-"""Ready members; a line here enrols one in the contract tests."""
+"""Instances of every member, which the contract tests check; a new member adds a line here."""
 
 __all__ = [
     "MEMBERS",

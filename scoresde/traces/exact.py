@@ -1,4 +1,4 @@
-"""The divergence itself, one product per dimension."""
+"""The exact divergence, with one product per dimension."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from scoresde.traces.base import Tape, Trace, VectorField
 
 @dataclass(frozen=True)
 class ExactTrace(Trace):
-    r"""tr J = Σ_i e_iᵀ J e_i, with no noise, at the cost of d products.
+    r"""The exact trace, tr J = Σ_i e_iᵀ J e_i, at the cost of d products.
 
     Args:
-        chunk: how many of the d products one batched backward pass makes; memory grows with it.
+        chunk: number of products in one batched backward pass; memory grows with it.
 
     Raises:
         ValueError: if ``chunk`` is below 1.
@@ -39,13 +39,11 @@ class ExactTrace(Trace):
         check_integer("chunk", self.chunk, minimum=1)
 
     def products(self, d: int) -> int:
-        """Return d."""
         return d
 
     def __call__(
         self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return h(x) ``(m, d)`` and the divergence ``(m, 1)``."""
         d = x.shape[1]
         tape = Tape(field, x, differentiable, batched=min(self.chunk, d) > 1)
         trace = x.new_zeros(len(x))
@@ -57,7 +55,6 @@ class ExactTrace(Trace):
     def linearize(
         self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Do the same, and hand out the Jacobian, whose rows the products are."""
         d = x.shape[1]
         tape = Tape(field, x, differentiable, batched=min(self.chunk, d) > 1)
         rows = [self._rows(tape, x, start) for start in range(0, d, self.chunk)]

@@ -1,22 +1,24 @@
-r"""Hutchinson's estimator: E vᵀJv = tr J for every law with E vvᵀ = I."""
+"""Hutchinson's estimator: E vᵀJv = tr J for every probe distribution with E vvᵀ = I."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from scoresde._core.checks import check_integer
+from scoresde._core.checks import check_instance, check_integer
 from scoresde._core.counter_rng import CounterRNG
 from scoresde.traces.base import Tape, Trace, VectorField
 
 
 class ProbeDistribution(ABC):
-    """A law of probes with E vvᵀ = I; ``independent`` says whether those of one call are."""
+    """A distribution of probes v with E vvᵀ = I."""
 
     independent: bool = True
+    """Whether the probes of one call are independent."""
 
     @abstractmethod
     def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
@@ -26,31 +28,29 @@ class ProbeDistribution(ABC):
         """Return the variance of the mean of ``k`` vᵀJv, ``()``; None if it is not known."""
         return None
 
-    def resolved(self, k: int, d: int) -> int:
-        """Return up to which rank of J that mean has no noise."""
+    def exact_rank(self, k: int, d: int) -> int:
+        """Return the largest rank of J up to which that mean is exact; 0 if not declared."""
         return 0
 
 
 @dataclass(frozen=True)
 class Rademacher(ProbeDistribution):
-    """Independent signs: variance 2 Σ_{i≠j} J_ij² for symmetric J, none for a diagonal one."""
+    """Independent signs ±1: variance 2 Σ_{i≠j} J_ij² for symmetric J, zero for a diagonal J."""
 
     def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
-        """Return signs."""
         return rng.signs((k, d))
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
         """Return 2 Σ_{i≠j} S_ij²/k, with S the symmetric part."""
-        even = _symmetric(jacobian)
-        return 2 * (even - even.diagonal().diag()).square().sum() / k
+        symmetric = _symmetric(jacobian)
+        return 2 * (symmetric - symmetric.diagonal().diag()).square().sum() / k
 
 
 @dataclass(frozen=True)
 class Gaussian(ProbeDistribution):
-    """Standard normals: variance 2 ‖J‖² for symmetric J."""
+    """Independent standard normals: variance 2 ‖J‖² (Frobenius) for symmetric J."""
 
     def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
-        """Return normals."""
         return rng.normals((k, d))
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
@@ -60,23 +60,23 @@ class Gaussian(ProbeDistribution):
 
 @dataclass(frozen=True)
 class Sphere(ProbeDistribution):
-    """Uniform on the sphere of radius √d: no variance for a multiple of the identity."""
+    """Uniform on the sphere of radius √d: zero variance for a multiple of the identity."""
 
     def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
-        """Return points of the sphere."""
         v = rng.normals((k, d))
-        return v * (d**0.5 / v.norm(dim=2, keepdim=True))
+        scale: Tensor = d**0.5 / v.norm(dim=2, keepdim=True)
+        return v * scale
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
         """Return 2d/(d + 2) ‖S − (tr S/d) I‖²/k, with S the symmetric part."""
-        return _on_the_sphere(jacobian) / k
+        return _sphere_variance(jacobian) / k
 
 
 @dataclass(frozen=True)
 class Orthogonal(ProbeDistribution):
-    """Uniform on the sphere and orthogonal to each other, at most d of them; exact for k = d.
+    """Mutually orthogonal, each uniform on the sphere of radius √d; at most d; exact for k = d.
 
-    The k products are not independent, so that their mean counts as one estimate.
+    The k products are not independent, so their mean counts as one estimate.
 
     References:
         Yu et al., *Orthogonal random features*, 2016, arXiv:1610.09072.
@@ -85,21 +85,22 @@ class Orthogonal(ProbeDistribution):
     independent = False
 
     def draw(self, rng: CounterRNG, k: int, d: int) -> Tensor:
-        """Return √d times the rows of a Haar orthogonal matrix."""
+        """Return √d times k rows of a Haar-distributed orthogonal matrix."""
         if k > d:
             raise ValueError(
                 f"probes: expected at most d = {d} orthogonal probes, got {k}; use ExactTrace"
             )
         q, r = torch.linalg.qr(rng.normals((d, k)))
-        return (q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)).mT * d**0.5
+        rows: Tensor = (q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)).mT
+        return rows * float(d**0.5)
 
     def variance(self, jacobian: Tensor, k: int) -> Tensor:
-        """Return that of k independent ones times (d − k)/(d − 1): what the others have seen."""
+        """Return the variance of k independent probes times (d − k)/(d − 1)."""
         d = len(jacobian)
-        return _on_the_sphere(jacobian) / k * (d - k) / max(d - 1, 1)
+        return _sphere_variance(jacobian) / k * (d - k) / max(d - 1, 1)
 
-    def resolved(self, k: int, d: int) -> int:
-        """Return d once the probes span, else 0."""
+    def exact_rank(self, k: int, d: int) -> int:
+        """Return d if k = d, else 0."""
         return d if k == d else 0
 
 
@@ -107,29 +108,39 @@ def _symmetric(jacobian: Tensor) -> Tensor:
     return 0.5 * (jacobian + jacobian.mT)
 
 
-def _on_the_sphere(jacobian: Tensor) -> Tensor:
+def _sphere_variance(jacobian: Tensor) -> Tensor:
     """Return the variance of vᵀJv for one v uniform on the sphere of radius √d."""
-    d, even = len(jacobian), _symmetric(jacobian)
-    shear = even - even.trace() / d * torch.eye(d, dtype=even.dtype, device=even.device)
-    return 2 * d / (d + 2) * shear.square().sum()
+    d, symmetric = len(jacobian), _symmetric(jacobian)
+    identity = torch.eye(d, dtype=jacobian.dtype, device=jacobian.device)
+    deviator = symmetric - symmetric.trace() / d * identity
+    return 2 * d / (d + 2) * deviator.square().sum()
 
 
 RADEMACHER = Rademacher()
+
+_BY_NAME = {
+    "rademacher": RADEMACHER,
+    "gaussian": Gaussian(),
+    "sphere": Sphere(),
+    "orthogonal": Orthogonal(),
+}
 
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
     r"""tr J ≈ (1/k) Σ vᵀJv with k random probes v.
 
-    With the streams at a new position in every call, an integral along a path averages over fresh
-    probes, several times less noisy than with the one fixed probe that is common practice.
+    With new probes at every evaluation, an integral along a path averages over many probes. It is
+    several times less noisy than with the common choice of one fixed probe.
 
     Args:
         probes: k, the number of probes in each call.
-        law: the law of the probes: Rademacher(), Gaussian(), Sphere() or Orthogonal().
+        law: the distribution of the probes: Rademacher(), Gaussian(), Sphere() or Orthogonal(), or
+            its name ``"rademacher"``, ``"gaussian"``, ``"sphere"`` or ``"orthogonal"``.
 
     Raises:
-        ValueError: if ``probes`` is below 1.
+        TypeError: if ``law`` is not a probe distribution or a name.
+        ValueError: if ``probes`` is below 1 or the name is unknown.
 
     Example:
         >>> from scoresde._core.counter_rng import CounterRNG
@@ -144,31 +155,48 @@ class Hutchinson(Trace):
     """
 
     probes: int = 1
-    law: ProbeDistribution = RADEMACHER
+    law: ProbeDistribution | Literal["rademacher", "gaussian", "sphere", "orthogonal"] = RADEMACHER
     linear = True
 
     def __post_init__(self) -> None:
         check_integer("probes", self.probes, minimum=1)
-        if not isinstance(self.law, ProbeDistribution):
-            raise TypeError(f"law: expected a law of probes such as Rademacher(), got {self.law!r}")
+        distribution: object = self.law
+        if isinstance(distribution, str):
+            if distribution not in _BY_NAME:
+                names = ", ".join(f'"{name}"' for name in _BY_NAME)
+                raise ValueError(
+                    f"law: expected a ProbeDistribution such as Rademacher() or one of the names "
+                    f"{names}, got {distribution!r}; check the spelling"
+                )
+            distribution = _BY_NAME[distribution]
+        object.__setattr__(
+            self, "law", check_instance("law", distribution, ProbeDistribution, "Rademacher()")
+        )
+
+    @property
+    def distribution(self) -> ProbeDistribution:
+        """The distribution of the probes: ``law`` as an object."""
+        return cast(ProbeDistribution, self.law)
 
     def products(self, d: int) -> int:
-        """Return the number of probes."""
         return self.probes
 
     def variance(self, jacobian: Tensor) -> Tensor | None:
-        """Return that of the law's probes."""
-        return self.law.variance(jacobian, self.probes)
+        return self.distribution.variance(jacobian, self.probes)
 
-    def resolved(self, d: int) -> int:
-        """Return that of the law's probes."""
-        return self.law.resolved(self.probes, d)
+    def exact_rank(self, d: int) -> int:
+        return self.distribution.exact_rank(self.probes, d)
 
     def __call__(
         self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return h(x) ``(m, d)`` and an estimate per probe ``(m, k)``, or their mean ``(m, 1)``."""
+        """Return h(x) ``(m, d)`` and one estimate per probe ``(m, k)``.
+
+        Probes that are not independent yield their mean ``(m, 1)``.
+        """
         tape = Tape(field, x, differentiable, batched=self.probes > 1)
-        probes = self.law.draw(rng, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
+        probes = self.distribution.draw(rng, self.probes, x.shape[1]).to(x.dtype).transpose(0, 1)
         estimates = (tape.product(probes, last=True) * probes).sum(2).T
-        return tape.value, estimates if self.law.independent else estimates.mean(1, keepdim=True)
+        if self.distribution.independent:
+            return tape.value, estimates
+        return tape.value, estimates.mean(1, keepdim=True)

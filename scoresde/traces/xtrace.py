@@ -1,4 +1,4 @@
-r"""XTrace: every probe serves twice, in the basis of the others and to probe what they miss."""
+"""XTrace: each probe serves both in a low-rank basis and in the estimate of its remainder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from scoresde.traces.base import Tape, Trace, VectorField
 
 @dataclass(frozen=True)
 class XTrace(Trace):
-    r"""The mean over i of tr Q_iᵀJQ_i + ν_iᵀJν_i, Q_i from all probes but the i-th.
+    r"""tr J ≈ mean over i of tr Q_iᵀJQ_i + ν_iᵀJν_i, with Q_i from all probes but the i-th.
 
     With normal probes ω_1 … ω_k, the columns of Q_i are an orthonormal basis of the range of
-    {Jᵀω_j, j ≠ i}, and ν_i is ω_i projected on its complement and scaled to length √(d − k + 1).
-    Each term is unbiased, as ω_i is independent of Q_i, for every J, symmetric or not; their mean
-    counts as one estimate. Exact if the rank of J is below k, or k = d.
+    {Jᵀω_j, j ≠ i}, and ν_i is ω_i projected onto its orthogonal complement and scaled to length
+    √(d − k + 1). Each term is unbiased for every J, symmetric or not, because ω_i is independent of
+    Q_i. The terms are dependent, so their mean counts as one estimate. It is exact if the rank of J
+    is below k, or if k = d.
 
     In differentiable mode Q_i and ν_i are held constant, as in :class:`HutchPlusPlus`.
 
     Args:
-        budget: most products in each call; half for the probes, half for the basis.
+        budget: largest number of products per call; half for the probes, half for the basis.
 
     Raises:
         ValueError: if ``budget`` is below 2.
@@ -51,8 +52,8 @@ class XTrace(Trace):
         """Return the even part of the budget, at most 2d."""
         return 2 * self._rank(d)
 
-    def resolved(self, d: int) -> int:
-        """Return the number of probes less the one left out, or d where they span."""
+    def exact_rank(self, d: int) -> int:
+        """Return the number of probes less the one left out, or d if they span all dimensions."""
         k = self._rank(d)
         return d if k == d else k - 1
 
@@ -64,18 +65,18 @@ class XTrace(Trace):
         d = x.shape[1]
         k = self._rank(d)
         omega = rng.normals((k, d)).to(x.dtype).mT  # (m, d, k), as all below
-        image = tape.images(omega)
+        image = tape.transpose_product(omega)
         q, r = torch.linalg.qr(image.detach())
-        basis_image = tape.images(q)
+        basis_image = tape.transpose_product(q)
         # Q_iQ_iᵀ = Q(I − s_i s_iᵀ)Qᵀ with s_i orthogonal to all columns of R but the i-th
         s = _left_out(r)
         w = q.mT @ omega
         c = w - s * (s * w).sum(1, keepdim=True)
         mu = omega - q @ c  # (I − Q_iQ_iᵀ)ω_i
         core = q.mT @ basis_image
-        low = core.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) - (s * (core @ s)).sum(1)
-        rest = (mu * (image - basis_image @ c)).sum(1) * (d - k + 1) / mu.square().sum(1)
-        return tape.value, (low + rest).mean(1, keepdim=True)
+        low_rank = core.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) - (s * (core @ s)).sum(1)
+        remainder = (mu * (image - basis_image @ c)).sum(1) * (d - k + 1) / mu.square().sum(1)
+        return tape.value, (low_rank + remainder).mean(1, keepdim=True)
 
     def _rank(self, d: int) -> int:
         """Return k, the number of probes."""
@@ -86,5 +87,6 @@ def _left_out(r: Tensor) -> Tensor:
     """Return unit columns s_i orthogonal to the columns j ≠ i of ``r`` ``(m, k, k)``."""
     k = r.shape[1]
     others = torch.tensor([[j for j in range(k) if j != i] for i in range(k)], device=r.device)
-    rest = r[:, :, others.long()].transpose(1, 2)  # (m, k, k, k − 1), the i-th first
-    return torch.linalg.qr(rest, mode="complete").Q[..., -1].mT
+    columns = r[:, :, others.long()].transpose(1, 2)  # (m, k, k, k − 1), i in dimension 1
+    q: Tensor = torch.linalg.qr(columns, mode="complete").Q
+    return q[..., -1].mT
