@@ -1,4 +1,4 @@
-"""The training loop: what it learns, that it can be stopped and resumed, and what it refuses."""
+"""The training loop: what it learns, stopping and resuming, and what it refuses."""
 
 import math
 import os
@@ -63,7 +63,7 @@ def same(a, b):
 
 
 class Affine(torch.nn.Module):
-    """ε̂ = gain x + bias for any event shape; acts up at a chosen call in training."""
+    """ε̂ = gain x + bias for any event shape; calls ``act`` on the output of one training call."""
 
     def __init__(self, at=None, act=None):
         super().__init__()
@@ -98,9 +98,9 @@ def test_it_finds_the_least_squares_solution(shape, dtype, device):
     """
     score = affine().to(device, dtype)
     x = samples(2000, shape, dtype).to(device)
-    law = TableTimes(torch.tensor([0.4]))
-    train(score, x, steps=400, batch_size=512, lr=0.02, time_sampler=law, ema=0.99)
-    result = train(score, x, steps=500, batch_size=512, lr=0.002, time_sampler=law, ema=0.99)
+    times = TableTimes(torch.tensor([0.4]))
+    train(score, x, steps=400, batch_size=512, lr=0.02, time_sampler=times, ema=0.99)
+    result = train(score, x, steps=500, batch_size=512, lr=0.002, time_sampler=times, ema=0.99)
     mean, variance = float(x.mean()), float(x.var())
     alpha, sigma = float(score.sde.alpha(0.4)), float(score.sde.sigma(0.4))
     gain = sigma / (alpha**2 * variance + sigma**2)
@@ -131,15 +131,15 @@ def test_it_approaches_the_exact_score_of_a_mixture():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "weighting", "law"),
+    ("prediction", "weighting", "time_sampler"),
     [
         (edm(0.5), EDMWeighting(0.5), LogNormal()),
         (NOISE, LikelihoodWeighting(), LogNormal()),
         (NOISE, lambda sde, t: t, TableTimes(torch.tensor([0.1, 0.9]))),
     ],
 )
-def test_any_prediction_weighting_and_law(prediction, weighting, law):
-    result = train(model(prediction=prediction), weighting=weighting, time_sampler=law)
+def test_any_prediction_weighting_and_time_sampler(prediction, weighting, time_sampler):
+    result = train(model(prediction=prediction), weighting=weighting, time_sampler=time_sampler)
     assert bool(weights(result.score).isfinite().all())
     assert not torch.equal(weights(result.score), weights(model()))
 
@@ -153,7 +153,7 @@ def test_any_score_with_parameters_can_be_trained():
     assert not torch.equal(before, network.weight)
 
 
-# --- what happens in a step
+# --- a step
 
 
 @pytest.mark.parametrize(("steps", "ema"), [(2, 0.999), (12, 0.999), (12, 0.3)])
@@ -176,12 +176,12 @@ def test_the_average_is_that_of_song_et_al(steps, ema):
 def test_rate_and_gradient_at_every_step(cosine):
     rates, norms = [], []
 
-    def look(optimizer, *_):
+    def record(optimizer, *_):
         group = optimizer.param_groups[0]
         rates.append(group["lr"])
         norms.append(float(torch.stack([p.grad.norm() for p in group["params"]]).norm()))
 
-    handle = register_optimizer_step_pre_hook(look)
+    handle = register_optimizer_step_pre_hook(record)
     try:
         train(affine(), steps=20, lr=0.1, warmup=4, cosine=cosine, clip=0.01)
     finally:
@@ -223,7 +223,7 @@ def test_moments_of_the_data_are_recorded(tmp_path):
     assert torch.equal(loaded(x, 0.5), result.score(x, 0.5))
 
 
-def test_the_result_tells_what_happened():
+def test_the_result_reports_steps_losses_and_time():
     result = train(model(), steps=120, held_out=samples(20), evaluate_every=50)
     assert result.steps == 120
     assert [step for step, _ in result.history.train] == [50, 100, 120]
@@ -257,16 +257,29 @@ def test_a_compiled_network():
     assert same(train(score), train(model()))
 
 
-# --- chance
+# --- random numbers
 
 
-def test_a_seed_decides_everything_and_the_global_state_stays():
+def test_a_seed_determines_the_weights_and_the_global_state_is_unchanged():
     before = torch.random.get_rng_state()
     first = train(model(dropout=0.5), seed=3)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(77)
     assert same(first, train(model(dropout=0.5), seed=3))
     assert not same(first, train(model(dropout=0.5), seed=4))
+
+
+def test_a_generator_is_used_to_draw_the_seed(tmp_path):
+    numbers, before = generator(3), torch.random.get_rng_state()
+    first, second = (train(model(), generator=numbers) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same(first, train(model(), generator=generator(3)))
+    assert not same(first, second)
+    file = tmp_path / "run"
+    train(model(), generator=generator(3), checkpoint=file, steps=5)
+    assert same(first, train(model(), generator=generator(3), checkpoint=file))
+    with pytest.raises(ValueError, match=r"checkpoint: .*seed="):
+        train(model(), generator=generator(4), checkpoint=file, steps=20)
 
 
 def test_dropout_differs_from_step_to_step():
@@ -279,8 +292,8 @@ def test_dropout_differs_from_step_to_step():
     assert len({tuple(mask.tolist()) for mask in masks}) == 5
 
 
-def test_dropout_has_nothing_to_do_with_the_times():
-    """The same bits for both would tie a sample's time to what is dropped of it."""
+def test_dropout_is_independent_of_the_times():
+    """With the same bits for both, a sample's time would determine its dropout mask."""
     pairs = []
     score = affine()
     score.network.forward = lambda x, label: (
@@ -292,7 +305,7 @@ def test_dropout_has_nothing_to_do_with_the_times():
 
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 30), seed=st.integers(0))
-def test_the_order_is_a_row_of_shuffled_passes(n, size, start, seed):
+def test_batches_are_cut_from_successive_permutations(n, size, start, seed):
     full = batch_indices(n, size, seed, 0)
     row = torch.cat([next(full) for _ in range(start + 3)])
     for done in range(0, len(row) - n + 1, n):
@@ -301,7 +314,7 @@ def test_the_order_is_a_row_of_shuffled_passes(n, size, start, seed):
     assert torch.equal(torch.cat([next(late) for _ in range(3)]), row[start * size :])
 
 
-def test_held_out_data_are_read_with_the_same_draws_and_teach_nothing():
+def test_held_out_data_are_evaluated_on_the_same_draws_and_do_not_change_the_weights():
     alone = train(model(), steps=30)
     result = train(model(), steps=30, held_out=samples(40), evaluate_every=7)
     assert same(alone, result)
@@ -371,7 +384,7 @@ def test_every_sample_of_a_loader_is_used_in_turn():
 # --- labels
 
 
-def test_labels_reach_the_network_and_are_dropped_as_often_as_asked():
+def test_labels_reach_the_network_and_are_dropped_with_the_given_probability():
     """1280 labels: the bound is 5 standard deviations, false alarms one in 10⁶."""
     score = affine()
     train(score, (samples(), labels()), steps=80, condition="classes")
@@ -386,7 +399,7 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_asked():
     assert abs(dropped - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 1280)
 
 
-def test_the_null_class_of_our_networks_is_known():
+def test_the_null_class_of_this_library_s_networks_is_the_default():
     result = train(
         model(classes=3), (samples(), labels()), condition="classes", condition_dropout=0.5
     )
@@ -394,12 +407,12 @@ def test_the_null_class_of_our_networks_is_known():
 
 
 def test_vector_conditions_are_dropped_by_row():
-    class PosteriorScoreSampling(Affine):
+    class WithVector(Affine):
         def forward(self, x, label, y):
             self.given.append(y)
             return self.gain * x + self.bias
 
-    score = ScoreModel(PosteriorScoreSampling(), VPSDE())
+    score = ScoreModel(WithVector(), VPSDE())
     y = torch.rand(64, 3, generator=generator()) + 1
     options = {"condition": "y", "condition_dropout": 0.5, "null": 0.0}
     train(score, (samples(), y), steps=10, **options)
@@ -432,7 +445,7 @@ def press_ctrl_c(out):
     return out
 
 
-CAREFUL = {
+OPTIONS = {
     "steps": 17,
     "lr": 0.02,
     "warmup": 3,
@@ -445,7 +458,7 @@ CAREFUL = {
 
 
 def stop_after(score, calls, act):
-    """Let the network act up at a call in training."""
+    """Apply ``act`` to the network's output in one training call."""
     seen = []
 
     def hook(module, args, out):
@@ -458,10 +471,10 @@ def stop_after(score, calls, act):
 
 @pytest.mark.parametrize("wrap", [lambda x, y: (x, y), Items])
 @pytest.mark.parametrize("act", [die, press_ctrl_c])
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, act, wrap):
+def test_a_stopped_run_is_resumed_to_the_same_bits(tmp_path, act, wrap):
     x, y, held = samples(), labels(), (samples(20), labels(20))
-    options = {**CAREFUL, "held_out": held}
-    whole = train(model(3, 0.2), wrap(x, y), **options, checkpoint=tmp_path / "whole")
+    options = {**OPTIONS, "held_out": held}
+    uninterrupted = train(model(3, 0.2), wrap(x, y), **options, checkpoint=tmp_path / "whole")
     file = tmp_path / "run"
     stopped = stop_after(model(3, 0.2), 13, act)
     with pytest.raises((KilledError, KeyboardInterrupt)):
@@ -473,14 +486,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, act, wrap):
     resumed.network.register_forward_pre_hook(lambda m, a: steps.append(m.training))
     result = train(resumed, wrap(x, y), **options, checkpoint=file)
     assert sum(steps) == (7 if act is die else 4)
-    assert same(whole, result)
-    assert whole.history.held_out == result.history.held_out
+    assert same(uninterrupted, result)
+    assert uninterrupted.history.held_out == result.history.held_out
     if act is die:
-        assert whole.history == result.history
+        assert uninterrupted.history == result.history
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "whole"]
 
 
-def test_a_finished_run_is_read_not_repeated(tmp_path):
+def test_a_finished_run_is_loaded_not_repeated(tmp_path):
     first = train(model(), checkpoint=tmp_path / "run")
     score = affine(1, die)
     again = train(stop_after(model(), 1, die), checkpoint=tmp_path / "run")
@@ -502,7 +515,7 @@ def test_ctrl_c_without_a_checkpoint_and_a_second_one_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_of_the_user_is_left_in_charge():
+def test_a_handler_of_the_user_is_left_unchanged():
     pressed = []
     previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
     try:
@@ -516,7 +529,7 @@ def test_a_handler_of_the_user_is_left_in_charge():
 def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     file = tmp_path / "run"
     train(model(), checkpoint=file)
-    kept = file.read_bytes()
+    before = file.read_bytes()
 
     def crash(state, path):
         Path(path).write_bytes(b"half a file")
@@ -525,11 +538,11 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="disk full"):
         train(model(), checkpoint=file, steps=20)
-    assert file.read_bytes() == kept
+    assert file.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path):
+def test_a_process_killed_at_any_moment_is_resumed_to_the_same_bits(tmp_path):
     code = """
         import sys, torch
         from scoresde import MLP, VPSDE, ScoreModel
@@ -590,6 +603,11 @@ def test_foreign_files_are_refused_and_not_run(tmp_path, monkeypatch):
     torch.save({"epoch": 3}, file)
     with pytest.raises(ValueError, match=r"checkpoint: .*another program"):
         train(model(), checkpoint=file)
+    train(model(), checkpoint=file, resume=False)
+    state = torch.load(file, weights_only=True) | {"version": 1}
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"checkpoint: .*version 1, written by another version"):
+        train(model(), checkpoint=file)
     for write in (lambda: torch.save(Trap(), file), lambda: file.write_bytes(pickle.dumps(Trap()))):
         write()
         with pytest.raises(ValueError, match=r"checkpoint: .*another kind"):
@@ -606,7 +624,7 @@ def test_foreign_files_are_refused_and_not_run(tmp_path, monkeypatch):
         ({"cosine": True}, "decay_steps"),
     ],
 )
-def test_a_run_goes_on_under_the_same_settings_only(tmp_path, change, message):
+def test_a_run_is_resumed_with_the_same_settings_only(tmp_path, change, message):
     train(model(), checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match=f"checkpoint: .*{message}"):
         train(model(), checkpoint=tmp_path / "run", steps=20, **change)
@@ -691,6 +709,7 @@ def frozen():
         (lambda: train(model(), checkpoint_every=0), ValueError, "checkpoint_every"),
         (lambda: train(model(), amp=torch.float16), ValueError, "amp: expected torch.bfloat16"),
         (lambda: train(model(), seed="a"), TypeError, "seed"),
+        (lambda: train(model(), generator=3), TypeError, "generator: expected a Generator"),
         (lambda: train(model(), checkpoint=3), TypeError, "checkpoint: expected the path"),
         (lambda: train(model(), checkpoint="."), IsADirectoryError, "checkpoint: .*folder"),
         (lambda: train(model(), checkpoint="no/run"), FileNotFoundError, "checkpoint: .*create no"),
@@ -701,9 +720,9 @@ def frozen():
             "data: .*samples alone",
         ),
         (
-            lambda: train(model(), (samples(), labels()), condition="colour"),
+            lambda: train(model(), (samples(), labels()), condition="color"),
             TypeError,
-            "takes no argument 'colour'",
+            "takes no argument 'color'",
         ),
         (lambda: train(model(), condition_dropout=0.1), ValueError, "condition_dropout: .*0.1"),
         (
@@ -745,8 +764,8 @@ TORCHRUN = """
     x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(1)) * 0.5 + 1.0
     score = ScoreModel(network, VPSDE())
     result = fit(score, x, steps=steps, batch_size=512, lr=0.02, ema=0.99, held_out=x[:600],
-                 time_sampler=TableTimes(torch.tensor([0.4])), checkpoint=f"{folder}/run", progress=False,
-                 warmup=0, checkpoint_every=100)
+                 time_sampler=TableTimes(torch.tensor([0.4])), checkpoint=f"{folder}/run",
+                 progress=False, warmup=0, checkpoint_every=100)
     torch.save({"raw": result.raw.state_dict(), "score": result.score.state_dict(),
                 "history": vars(result.history), "seen": network.seen[0],
                 "calls": len(network.seen)}, f"{folder}/result{rank}")

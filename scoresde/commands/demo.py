@@ -1,4 +1,4 @@
-"""``scoresde demo``: learn handwritten digits, draw new ones, put a likelihood on unseen ones."""
+"""``scoresde demo``: train on handwritten digits, sample, and evaluate held-out likelihoods."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.commands.base import Command, add_seed, need, replacing
-from scoresde.commands.data import Bins, digits, evaluation_set, training_set
+from scoresde.commands.base import Command, add_option, add_seed, atomic_write, need
+from scoresde.commands.data import Quantization, digits, evaluation_set, training_set
 from scoresde.commands.train import LABEL_SCALE, count_parameters, new_model, objective
 from scoresde.dequantization import bits_per_dim
 from scoresde.likelihood import Likelihood, log_likelihood
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND"]
 
-LEVELS = Bins(17)
+QUANTIZATION = Quantization(17)
 TIMES = (0.0, 0.02, 0.06, 0.12, 0.2, 0.3, 0.45, 0.7, 1.0)
-"""Where the picture looks at the forward and at the reverse process."""
+"""Times of the forward and reverse processes in the picture."""
 
 PROBES = 8
-"""Random probes of the trace at every evaluation: an eighth of the work of an exact one."""
+"""Random probes of the trace per evaluation: an eighth of the cost of an exact trace."""
 
 _COLUMNS = (
     "log_prob",
@@ -57,19 +57,19 @@ _COLUMNS = (
 )
 
 _SHOWN = (0, 3, 5)
-"""Held-out digits whose way to noise is shown."""
+"""Held-out digits whose forward process is shown."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done of everything.
+    """Sizes of the demo's computations.
 
     Attributes:
         width: channels of the network.
-        steps: optimisation steps.
-        evaluated: how many held-out digits get a likelihood.
-        foreign: how many inputs of each other kind do.
-        checked: how many held-out digits are evaluated a second time, with the exact trace.
+        steps: optimization steps.
+        evaluated: number of held-out digits whose likelihood is computed.
+        foreign: number of inputs of each kind that is no digit.
+        checked: number of held-out digits that are evaluated again with the exact trace.
         sampling_steps: steps of the predictor–corrector sampler.
     """
 
@@ -85,30 +85,36 @@ FAST = Effort(width=4, steps=20, evaluated=8, foreign=2, checked=2, sampling_ste
 
 
 class Row(NamedTuple):
-    """A line of the table; bits per dimension of every held-out digit."""
+    """A line of the table.
+
+    Attributes:
+        name: the model.
+        bits: bits per dimension of each held-out digit.
+        training_seconds: time of the training.
+        evaluation_seconds: time of the likelihoods.
+        evaluations: mean number of evaluations of the network per digit.
+    """
 
     name: str
     bits: Tensor
-    seconds_learning: float
-    seconds_evaluating: float
+    training_seconds: float
+    evaluation_seconds: float
     evaluations: float = math.nan
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
+    add_option(
+        parser, "--out", str, "FOLDER",
+        "folder of the picture, the model, the samples and the likelihoods; created if missing",
         default="demo_output",
-        metavar="FOLDER",
-        help="where the picture, the model, the samples and the likelihoods go; it is created if "
-        "need be (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="run through everything in seconds with a tiny network; the numbers mean nothing "
-        "(default: the real thing, a few minutes)",
+        help="test run of a few seconds with a tiny network and meaningless results "
+        "(default: the full demo, a few minutes)",
     )
-    add_seed(parser, "the initial weights and all that is drawn")
+    add_seed(parser, "the initial weights and all random numbers")
 
 
 def run(options: Namespace) -> None:
@@ -117,59 +123,62 @@ def run(options: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     effort = FAST if options.fast else Effort()
     generator = torch.Generator().manual_seed(options.seed)
-    seen, unseen = digits("digits-train").read(), digits("digits-test").read()[: effort.evaluated]
+    training = digits("digits-train").read()
+    held_out = digits("digits-test").read()[: effort.evaluated]
     began = time.perf_counter()
 
-    _say(f"learning from {len(seen)} handwritten digits, 8x8 pixels of 17 levels")
-    result = learn(seen, effort, options.seed)
-    with replacing(folder / "model.safetensors") as scratch:
-        result.score.save(scratch)
+    _log(f"training on {len(training)} handwritten digits, 8x8 pixels of 17 levels")
+    result = train(training, effort, options.seed)
+    with atomic_write(folder / "model.safetensors") as temporary:
+        result.score.save(temporary)
 
-    _say("drawing digits by predictor–corrector and by the probability flow")
+    _log("sampling digits by predictor–corrector and by the probability flow")
     drawn = draw(result.score, effort, generator)
-    with replacing(folder / "samples.npz") as scratch:
-        np.savez_compressed(scratch, predictor_corrector=drawn.by_pc, flow=drawn.by_flow)
+    with atomic_write(folder / "samples.npz") as temporary:
+        np.savez_compressed(temporary, predictor_corrector=drawn.by_pc, flow=drawn.by_flow)
 
-    _say(f"computing log-likelihoods of {len(unseen)} held-out digits and of foreign inputs")
-    inputs = foreign_inputs(unseen[: effort.foreign], generator)
+    _log(f"computing log-likelihoods of {len(held_out)} held-out digits and of other inputs")
+    inputs = foreign_inputs(held_out[: effort.foreign], generator)
     seconds, likelihoods = {}, {}
-    for name, levels in {"held-out digits": unseen, **inputs}.items():
+    for name, levels in {"held-out digits": held_out, **inputs}.items():
         start = time.perf_counter()
-        likelihoods[name] = evaluate(result.score, evaluation_set(levels, LEVELS), generator)
+        likelihoods[name] = evaluate(result.score, evaluation_set(levels, QUANTIZATION), generator)
         seconds[name] = time.perf_counter() - start
-    with replacing(folder / "likelihood.npz") as scratch:
-        np.savez_compressed(scratch, **columns(likelihoods))  # type: ignore[arg-type]
+    with atomic_write(folder / "likelihood.npz") as temporary:
+        np.savez_compressed(temporary, **columns(likelihoods))  # type: ignore[arg-type]
 
-    with replacing(folder / "demo.png") as scratch:
-        picture(result.score, seen, unseen, drawn, likelihoods, generator).savefig(scratch)
+    with atomic_write(folder / "demo.png") as temporary:
+        picture(result.score, training, held_out, drawn, likelihoods, generator).savefig(temporary)
     ours = likelihoods["held-out digits"]
-    print(table([*baselines(seen, unseen), own_row(result, ours, seconds["held-out digits"])]))
+    print(
+        table([*baselines(training, held_out), own_row(result, ours, seconds["held-out digits"])])
+    )
     print(budget(result.score, ours, effort.checked))
     if options.fast:
-        print("This was a fast run with a tiny network: the numbers and the picture mean nothing.")
-    print(f"{time.perf_counter() - began:.0f} s in all; see {folder / 'demo.png'}")
+        print("This was a test run with a tiny network: its numbers and picture are meaningless.")
+    print(f"{time.perf_counter() - began:.0f} s in total; see {folder / 'demo.png'}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, flush=True)
 
 
-# --- learning and drawing
+# --- training and sampling
 
 
-def learn(levels: Tensor, effort: Effort, seed: int) -> FitResult[ScoreModel]:
-    """Fit a small convolutional network by maximum likelihood.
+def train(levels: Tensor, effort: Effort, seed: int) -> FitResult[ScoreModel]:
+    """Return a small convolutional network trained by maximum likelihood.
 
-    Its size and settings were chosen on 260 of the training digits, never on held-out ones.
+    Size and settings were selected on 260 of the training digits, without the held-out digits.
     """
     torch.manual_seed(seed)
-    data = training_set(levels, LEVELS)
+    data = training_set(levels, QUANTIZATION)
     std = float(data.tensors[0].std())
     network = UNet(
         1, effort.width, multipliers=(1,), blocks=1, attention=(), label_scale=LABEL_SCALE
     )
     model = new_model(VPSDE(), network, std)
-    aim = objective("likelihood", std)
+    loss = objective("likelihood", std)
     return fit(
         model,
         data,
@@ -177,42 +186,43 @@ def learn(levels: Tensor, effort: Effort, seed: int) -> FitResult[ScoreModel]:
         batch_size=64,
         lr=3e-3,
         cosine=True,
-        weighting=aim.weighting,
-        time_sampler=aim.time_sampler,
+        weighting=loss.weighting,
+        time_sampler=loss.time_sampler,
         seed=seed,
+        progress=True,
     )
 
 
-class Drawn(NamedTuple):
-    """New digits ``(24, 1, 8, 8)`` in two ways, and the first way from noise on."""
+class Samples(NamedTuple):
+    """New digits ``(24, 1, 8, 8)`` by two samplers, and the trajectory of the first."""
 
     by_pc: Tensor
     by_flow: Tensor
-    way: Trajectory
+    path: Trajectory
 
 
-def draw(model: ScoreModel, effort: Effort, generator: torch.Generator) -> Drawn:
-    """Draw new digits."""
+def draw(model: ScoreModel, effort: Effort, generator: torch.Generator) -> Samples:
+    """Return new digits."""
     shape = (24, 1, 8, 8)
-    way = trajectory(
+    path = trajectory(
         model, shape, pc(), steps=effort.sampling_steps, generator=generator, progress=True
     )
     with torch.no_grad():
-        by_pc = model.denoised(way.states[-1], way.times[-1])
-    return Drawn(by_pc, sample(model, shape, ProbabilityFlow(), generator=generator), way)
+        by_pc = model.denoised(path.states[-1], path.times[-1])
+    return Samples(by_pc, sample(model, shape, ProbabilityFlow(), generator=generator), path)
 
 
 # --- likelihoods
 
 
 def foreign_inputs(levels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return levels that are no digits: their negatives, and noise."""
-    noise = torch.randint(LEVELS.levels, levels.shape, generator=generator)
-    return {"inverted digits": LEVELS.levels - 1 - levels, "uniform noise": noise}
+    """Return levels of images that are no digits: inverted digits, and noise."""
+    noise = torch.randint(QUANTIZATION.levels, levels.shape, generator=generator)
+    return {"inverted digits": QUANTIZATION.levels - 1 - levels, "uniform noise": noise}
 
 
 def evaluate(model: ScoreModel, x: Tensor, generator: torch.Generator) -> Likelihood:
-    """Return likelihoods by random probes, fresh at every evaluation: unbiased, with error bars."""
+    """Return unbiased likelihoods by random probes, redrawn at every evaluation."""
     return log_likelihood(
         model, x, trace=Hutchinson(PROBES), generator=generator, batch_size=100, progress=True
     )
@@ -220,7 +230,7 @@ def evaluate(model: ScoreModel, x: Tensor, generator: torch.Generator) -> Likeli
 
 def bits_of(likelihood: Likelihood) -> Tensor:
     """Return bits per dimension of the integer levels ``(n,)``, float64."""
-    return likelihood.bits_per_dim(levels=LEVELS.levels, scale=LEVELS.scale).double()
+    return likelihood.bits_per_dim(levels=QUANTIZATION.levels, scale=QUANTIZATION.scale).double()
 
 
 def columns(likelihoods: Mapping[str, Likelihood]) -> dict[str, np.ndarray]:
@@ -237,32 +247,33 @@ def columns(likelihoods: Mapping[str, Likelihood]) -> dict[str, np.ndarray]:
 # --- the table
 
 
-def baselines(seen: Tensor, unseen: Tensor) -> list[Row]:
-    """Score the same held-out points under densities fitted to the same digits.
+def baselines(training: Tensor, held_out: Tensor) -> list[Row]:
+    """Return the likelihoods of the same held-out points under simpler densities.
 
-    They see every training digit under several draws of the dequantization noise, as the network
-    does. The ridge on the covariances was chosen without the held-out digits.
+    They are fitted to the same digits, with several draws of the dequantization noise. The ridge of
+    the covariances was selected without the held-out digits.
     """
     mixtures = need("sklearn.mixture", "data")
-    draws = [LEVELS.dequantize(seen, torch.Generator().manual_seed(k)) for k in range(8)]
+    draws = [QUANTIZATION.dequantize(training, torch.Generator().manual_seed(k)) for k in range(8)]
     points = torch.cat(draws).flatten(1).double().numpy()
-    held_out = evaluation_set(unseen, LEVELS).flatten(1).double().numpy()
-    rows = [Row("uniform", torch.full((len(unseen),), math.log2(LEVELS.levels)), 0.0, 0.0)]
+    evaluated = evaluation_set(held_out, QUANTIZATION).flatten(1).double().numpy()
+    levels, scale = QUANTIZATION.levels, QUANTIZATION.scale
+    rows = [Row("uniform", torch.full((len(held_out),), math.log2(levels)), 0.0, 0.0)]
     for name, components, ridge in (
         ("Gaussian, full covariance", 1, 0.0),
         ("mixture of 10 Gaussians", 10, 1e-3),
     ):
         start = time.perf_counter()
-        law = mixtures.GaussianMixture(components, reg_covar=ridge, random_state=0).fit(points)
-        middle = time.perf_counter()
-        nats = torch.from_numpy(law.score_samples(held_out))
-        bits = bits_per_dim(nats, unseen.shape[1:], levels=LEVELS.levels, scale=LEVELS.scale)
-        rows.append(Row(name, bits, middle - start, time.perf_counter() - middle))
+        density = mixtures.GaussianMixture(components, reg_covar=ridge, random_state=0).fit(points)
+        fitted = time.perf_counter()
+        nats = torch.from_numpy(density.score_samples(evaluated))
+        bits = bits_per_dim(nats, held_out.shape[1:], levels=levels, scale=scale)
+        rows.append(Row(name, bits, fitted - start, time.perf_counter() - fitted))
     return rows
 
 
 def own_row(result: FitResult[ScoreModel], likelihood: Likelihood, seconds: float) -> Row:
-    """Return our line of the table."""
+    """Return the line of the score model."""
     name = f"score SDE ({count_parameters(result.score.network):,} parameters)"
     evaluations = float(likelihood.evaluations.double().mean())
     return Row(name, bits_of(likelihood), result.seconds, seconds, evaluations)
@@ -273,21 +284,21 @@ def table(rows: list[Row]) -> str:
     n = len(rows[0].bits)
     lines = [
         f"\n{n} held-out digits, −log₂ p per pixel under uniform dequantization: lower is better\n",
-        f"{'model':<34}{'bits/dim':>9}{'± s.e.':>9}{'evaluations':>13}{'learned in':>12}"
-        f"{'evaluated in':>14}",
+        f"{'model':<34}{'bits/dim':>9}{'± s.e.':>9}{'evaluations':>13}{'training':>12}"
+        f"{'evaluation':>14}",
     ]
     for row in rows:
         error = float(row.bits.std()) / math.sqrt(n)
         evaluations = "" if math.isnan(row.evaluations) else f"{row.evaluations:.1f}"
         lines.append(
             f"{row.name:<34}{row.bits.mean():>9.3f}{error:>9.3f}{evaluations:>13}"
-            f"{row.seconds_learning:>10.1f} s{row.seconds_evaluating:>12.1f} s"
+            f"{row.training_seconds:>10.1f} s{row.evaluation_seconds:>12.1f} s"
         )
     return "\n".join(lines) + "\n"
 
 
 def budget(model: ScoreModel, likelihood: Likelihood, checked: int) -> str:
-    """Tell what the numbers of our line are worth, and hold some against exact traces."""
+    """Return the errors of the score model's line and a comparison with exact traces, as text."""
     bit = likelihood.points[0].numel() * math.log(2)
     solver, mismatch = likelihood.solver_error.max(), likelihood.prior_mismatch.abs().max()
     exact = log_likelihood(model, likelihood.points[:checked], trace=ExactTrace())
@@ -296,7 +307,7 @@ def budget(model: ScoreModel, likelihood: Likelihood, checked: int) -> str:
     return (
         f"each digit: standard error of {PROBES} random probes "
         f"{float(likelihood.standard_error.mean()) / bit:.3f} bits/dim, solver error at most "
-        f"{float(solver) / bit:.1e}, choice of the terminal law at most "
+        f"{float(solver) / bit:.1e}, mismatch of the prior at most "
         f"{float(mismatch) / bit:.1e}; {int(likelihood.converged.sum())} of {len(likelihood)} "
         f"converged\nexact traces of {checked} digits differ from these by "
         f"{float(distance.square().mean().sqrt()):.2f} standard errors (root mean square)"
@@ -308,13 +319,13 @@ def budget(model: ScoreModel, likelihood: Likelihood, checked: int) -> str:
 
 def picture(
     model: ScoreModel,
-    seen: Tensor,
-    unseen: Tensor,
-    drawn: Drawn,
+    training: Tensor,
+    held_out: Tensor,
+    drawn: Samples,
     likelihoods: Mapping[str, Likelihood],
     generator: torch.Generator,
 ) -> Figure:
-    """Draw everything the demo has made."""
+    """Return a figure of all results."""
     ink = "gray_r"  # black on white
     with style():
         canvas = figure(10.67, 7.8, dpi=150)
@@ -322,13 +333,13 @@ def picture(
         strips, grids, bottom = parts
         forward, reverse = strips.subplots(1, 2)
         path = forward_path(
-            model.sde, evaluation_set(unseen[list(_SHOWN)], LEVELS), TIMES, generator
+            model.sde, evaluation_set(held_out[list(_SHOWN)], QUANTIZATION), TIMES, generator
         )
         path_strip(path, TIMES, cmap=ink, title="Forward: data to noise", ax=forward)
-        backwards = tuple(reversed(TIMES))
-        at = [int((drawn.way.times - t).abs().argmin()) for t in backwards]
-        states = drawn.way.states[at, : len(_SHOWN)]
-        path_strip(states, backwards, cmap=ink, title="Reverse: noise to data", ax=reverse)
+        decreasing = tuple(reversed(TIMES))
+        indices = [int((drawn.path.times - t).abs().argmin()) for t in decreasing]
+        states = drawn.path.states[indices, : len(_SHOWN)]
+        path_strip(states, decreasing, cmap=ink, title="Reverse: noise to data", ax=reverse)
 
         left, middle, right = grids.subplots(1, 3)
         sample_grid(
@@ -343,18 +354,18 @@ def picture(
         )
         nearest_neighbours(
             drawn.by_pc[:12],
-            evaluation_set(seen, LEVELS),
+            evaluation_set(training, QUANTIZATION),
             columns=6,
             cmap=ink,
-            title="The training digits nearest to new ones",
+            title="Training digits nearest to new ones",
             ax=right,
         )
         likelihood_histogram(
             {name: bits_of(result) for name, result in likelihoods.items()},
-            marks={"uniform on all images": math.log2(LEVELS.levels)},
+            marks={"uniform on all images": math.log2(QUANTIZATION.levels)},
             bins=80,
             unit="−log₂ p in bits per pixel",
-            title="Likelihoods of digits never seen, and of what is no digit",
+            title="Likelihoods of held-out digits and of other images",
             ax=bottom.subplots(),
         )
     return canvas
@@ -362,10 +373,10 @@ def picture(
 
 COMMAND = Command(
     name="demo",
-    summary="learn handwritten digits, draw new ones, put a likelihood on unseen ones",
-    description="Learn 1500 of scikit-learn's handwritten digits, draw new ones, compute "
-    "log-likelihoods of the 297 others beside simpler densities, and draw a picture of it all. "
-    "Takes a few minutes on two cores.",
+    summary="train on handwritten digits, sample, and evaluate held-out likelihoods",
+    description="Train a score model on 1500 of scikit-learn's handwritten digits, sample new "
+    "digits, compute log-likelihoods of the 297 held-out digits and compare them with those of "
+    "simpler densities, and draw a picture of the results. Takes a few minutes on two cores.",
     example="""\
   scoresde demo
   scoresde demo --out results --seed 1""",

@@ -13,16 +13,17 @@ from scoresde._core.checks import check_state
 from scoresde.commands.base import (
     Command,
     add_device,
+    add_option,
     add_seed,
+    atomic_write,
     device_of,
-    replacing,
     writable,
 )
 from scoresde.commands.data import (
     add_data,
-    bins_of,
     evaluation_set,
     open_data,
+    quantization_of,
     split,
     training_set,
 )
@@ -64,19 +65,24 @@ SDES: dict[str, Callable[[], GaussianSDE]] = {
 
 
 LABEL_SCALE = 3.0
-"""Factor on the log-SNR that networks see: smooth enough in it that solvers need few steps."""
+"""Factor of the networks' label, the log-SNR: smooth enough for solvers to take few steps."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: a weighting and the law of the times."""
+    """A training objective.
+
+    Attributes:
+        weighting: weighting of the denoising errors.
+        time_sampler: distribution of the training times.
+    """
 
     weighting: Weighting
     time_sampler: TimeSampler
 
 
 def objective(name: str, std: float) -> Objective:
-    """Return the objective of a name, for data of standard deviation ``std``."""
+    """Return the objective of a name, for data with standard deviation ``std``."""
     return {
         "likelihood": Objective(LikelihoodWeighting(), Stratified(ImportanceSampled())),
         "simple": Objective(Simple(), Stratified()),
@@ -85,21 +91,21 @@ def objective(name: str, std: float) -> Objective:
 
 
 def new_model(sde: GaussianSDE, network: nn.Module, std: float) -> ScoreModel:
-    """Return an untrained model in the preconditioning that makes all diffusions look alike.
+    """Return an untrained model with EDM's preconditioning for any Gaussian diffusion.
 
-    The network sees x/√(α² σ_d² + σ²), of unit variance, and the log-SNR, and what it has to put
-    out has unit variance too, whatever the SDE.
+    The inputs of the network are x/√(α² σ_d² + σ²), of unit variance, and the log-SNR; its target
+    has unit variance for every SDE.
 
     Args:
         sde: the diffusion.
         network: any network for events of this shape.
-        spread: σ_d, the standard deviation of the data.
+        std: σ_d, the standard deviation of the data.
     """
     return ScoreModel(network, sde, prediction=edm(std), label=by_half_logsnr)
 
 
 def network_for(event_shape: tuple[int, ...], options: Namespace) -> nn.Module:
-    """Return the network that was asked for, or the usual one for such events."""
+    """Return the network of the options; by default a U-Net for images and an MLP otherwise."""
     is_image = len(event_shape) == 3 and event_shape[0] <= 4 and min(event_shape[1:]) >= 4
     kind = options.network or ("unet" if is_image else "mlp")
     if kind == "mlp":
@@ -124,7 +130,7 @@ def _sizes(options: Namespace, width: int, depth: int) -> tuple[int, int]:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Return how many numbers the network learns."""
+    """Return the number of parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -132,124 +138,83 @@ def add_options(parser: ArgumentParser) -> None:
     add_data(parser)
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--sde",
-        choices=sorted(SDES),
-        default="vp",
-        help="the diffusion (default: %(default)s)",
+        "--sde", choices=sorted(SDES), default="vp", help="the SDE (default: %(default)s)"
     )
     group.add_argument(
         "--network",
         choices=("mlp", "unet"),
-        help="the network (default: unet for images, mlp for all else)",
+        help="the network (default: unet for images, else mlp)",
     )
-    group.add_argument(
-        "--width",
-        type=int,
-        metavar="N",
-        help="features of the mlp, channels of the unet's first level (default: 256, 64)",
-    )
-    group.add_argument(
-        "--depth",
-        type=int,
-        metavar="N",
-        help="residual blocks of the mlp, or per level of the unet (default: 3, 2)",
-    )
-    group.add_argument(
-        "--dropout",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="probability with which a feature is dropped in training (default: %(default)s)",
-    )
+    add_option(
+        group, "--width", int, "N",
+        "hidden features of the mlp, or channels of the unet's first level",
+        default_text="256, 64",
+    )  # fmt: skip
+    add_option(
+        group, "--depth", int, "N", "residual blocks of the mlp, or per level of the unet",
+        default_text="3, 2",
+    )  # fmt: skip
+    add_option(group, "--dropout", float, "P", "dropout probability", default=0.0)
     group = parser.add_argument_group("training")
     group.add_argument(
         "--weighting",
         choices=("likelihood", "simple", "edm"),
         default="likelihood",
-        help="likelihood: maximum likelihood, times even in log-SNR; simple: the plain error of "
-        "the noise, times even in t; edm: EDM's weights and log-normal noise levels "
+        help="likelihood: maximum likelihood, times uniform in log-SNR; simple: unweighted error "
+        "of the noise, times uniform in t; edm: EDM's weighting and log-normal noise levels "
         "(default: %(default)s)",
     )
-    group.add_argument(
-        "--steps",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="optimisation steps in all (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=128,
-        metavar="N",
-        help="samples per step (default: %(default)s)",
-    )
-    group.add_argument(
-        "--lr",
-        type=float,
+    add_option(group, "--steps", int, "N", "total number of optimization steps", default=10_000)
+    add_option(group, "--batch-size", int, "N", "samples per step", default=128)
+    add_option(
+        group, "--lr", float, "X", "initial learning rate of AdamW, annealed to 0 along a cosine",
         default=1e-3,
-        metavar="X",
-        help="largest learning rate of AdamW; it falls to 0 along a cosine (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weight-decay",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="decoupled weight decay of AdamW (default: %(default)s)",
-    )
-    group.add_argument(
-        "--ema",
-        type=float,
+    )  # fmt: skip
+    add_option(group, "--weight-decay", float, "X", "weight decay of AdamW", default=0.0)
+    add_option(
+        group, "--ema", float, "X", "decay per step of the moving average of the weights",
         default=0.999,
-        metavar="X",
-        help="decay per step of the average of the weights (default: %(default)s)",
-    )
-    group.add_argument(
-        "--held-out",
-        type=float,
+    )  # fmt: skip
+    add_option(
+        group, "--held-out", float, "X",
+        "fraction of the rows, chosen at random, on which the loss is only evaluated",
         default=0.1,
-        metavar="X",
-        help="fraction of the rows, drawn by the seed, that is evaluated and not learned "
-        "(default: %(default)s)",
-    )
-    add_seed(parser, "the split, the initial weights, and all that training draws")
+    )  # fmt: skip
+    add_seed(parser, "the held-out rows, the initial weights and all random numbers of training")
     add_device(parser)
     group = parser.add_argument_group("files")
-    group.add_argument(
-        "--out",
+    add_option(
+        group, "--out", str, "FILE", "the model file to write, .safetensors",
         default="model.safetensors",
-        metavar="FILE",
-        help="the model file to write, .safetensors (default: %(default)s)",
-    )
-    group.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="keep the run in this file, and go on from it if it exists (default: keep nothing)",
-    )
+    )  # fmt: skip
+    add_option(
+        group, "--checkpoint", str, "FILE",
+        "checkpoint of the run; training resumes from it if it exists",
+        default_text="none",
+    )  # fmt: skip
 
 
 def run(options: Namespace) -> None:
     out = writable("--out", options.out, ".safetensors")
     if not 0 <= options.held_out < 1:
         raise ValueError(
-            f"--held-out: expected a fraction in [0, 1), got {options.held_out:g}; 0.1 holds out a "
-            "tenth of the rows"
+            f"--held-out: expected a fraction in [0, 1), got {options.held_out:g}; 0.1 holds out "
+            "10 % of the rows"
         )
-    rows = open_data(options.data, options.key)
-    bins = bins_of(rows, options)
-    learned, held_out = split(rows.read(), options.held_out, options.seed)
-    data = training_set(learned, bins)
+    source = open_data(options.data, options.key)
+    quantization = quantization_of(source, options)
+    training, held_out = split(source.read(), options.held_out, options.seed)
+    data = training_set(training, quantization)
     std = float(check_state("data", data.tensors[0]).std())
     torch.manual_seed(options.seed)  # the initial weights
-    network = network_for(rows.shape[1:], options)
+    network = network_for(source.shape[1:], options)
     model = new_model(SDES[options.sde](), network, std).to(device_of(options.device))
     print(
-        f"{rows.name}: {len(learned)} samples of shape {rows.shape[1:]} to learn, {len(held_out)} "
-        f"held out, {'float data' if bins is None else bins}"
+        f"{source.name}: {len(training)} samples of shape {source.shape[1:]} for training, "
+        f"{len(held_out)} held out, {quantization or 'float data'}"
     )
     print(f"{type(network).__name__}, {count_parameters(network):,} parameters; {model.sde}")
-    aim = objective(options.weighting, std)
+    loss = objective(options.weighting, std)
     result = fit(
         model,
         data,
@@ -259,14 +224,15 @@ def run(options: Namespace) -> None:
         weight_decay=options.weight_decay,
         cosine=True,
         ema=options.ema,
-        weighting=aim.weighting,
-        time_sampler=aim.time_sampler,
-        held_out=evaluation_set(held_out, bins) if len(held_out) else None,
+        weighting=loss.weighting,
+        time_sampler=loss.time_sampler,
+        held_out=evaluation_set(held_out, quantization) if len(held_out) else None,
         checkpoint=options.checkpoint,
         seed=options.seed,
+        progress=True,
     )
-    with replacing(out) as scratch:
-        result.score.save(scratch)
+    with atomic_write(out) as temporary:
+        result.score.save(temporary)
     print(f"{result.steps} steps in {result.seconds:.1f} s")
     for name, losses in (("training", result.history.train), ("held-out", result.history.held_out)):
         if losses:
@@ -276,9 +242,9 @@ def run(options: Namespace) -> None:
 
 COMMAND = Command(
     name="train",
-    summary="learn a model from data",
-    description="Learn a score from data by denoising score matching and write it as one "
-    "safetensors file. Integer data are dequantized anew at every look.",
+    summary="train a model on data",
+    description="Train a score model on data by denoising score matching and write it to a "
+    "safetensors file. Integer data are dequantized with new noise in every batch.",
     example="""\
   scoresde train digits-train --steps 5000 --out digits.safetensors
   scoresde train photos/ --sde ve --steps 200000 --checkpoint run.pt --device cuda

@@ -1,19 +1,50 @@
-r"""A small training loop for scores.
+r"""Training: denoising score matching, and a training loop.
 
-Each step takes a batch of data, draws one time and one noise per row, and descends the gradient of
-the denoising score matching loss (:mod:`scoresde.training.losses`) with AdamW. What is kept is not the last
-weights θ_n but their exponential moving average,
+:func:`fit` takes batches of data, draws one time and one noise per sample, and minimizes the
+denoising score matching loss (:mod:`scoresde.training.losses`) with AdamW. Its result has the
+exponential moving average of the weights θ_n,
 
     θ̄_n = d_n θ̄_{n−1} + (1 − d_n) θ_n,        d_n = min(d, (1 + n)/(10 + n)),
 
-whose samples and likelihoods are better for the same work.
+which gives better samples and likelihoods than θ_n itself at no cost.
 
-Every random number of step n is a function of (seed, n): nothing about chance needs to be stored,
-and a run that was stopped goes on from its checkpoint as if nothing had happened, to the last bit
-on a CPU.
+All random numbers of step n are a function of (seed, n). A run that was stopped is therefore
+resumed from its checkpoint without a difference, on a CPU to the last bit.
 """
 
 from scoresde.training.fit import fit
-from scoresde.training.result import FitResult, History
+from scoresde.training.losses import (
+    EDMWeighting,
+    ImportanceSampled,
+    LikelihoodWeighting,
+    LogNormal,
+    MinSNR,
+    PredictionWeighting,
+    Simple,
+    Stratified,
+    TableTimes,
+    TimeSampler,
+    Uniform,
+    Weighting,
+    dsm_loss,
+)
+from scoresde.training.result import FitResult, LossHistory
 
-__all__ = ["FitResult", "History", "fit"]
+__all__ = [
+    "EDMWeighting",
+    "FitResult",
+    "ImportanceSampled",
+    "LikelihoodWeighting",
+    "LogNormal",
+    "LossHistory",
+    "MinSNR",
+    "PredictionWeighting",
+    "Simple",
+    "Stratified",
+    "TableTimes",
+    "TimeSampler",
+    "Uniform",
+    "Weighting",
+    "dsm_loss",
+    "fit",
+]

@@ -1,4 +1,4 @@
-"""The file that keeps a run: written in one piece, read with distrust."""
+"""The checkpoint of a run: atomic write, safe load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from scoresde._core.checks import summarize
 
 _FORMAT = "scoresde.fit"
+_VERSION = 2
+_HINT = "pass another file, or resume=False to overwrite this one"
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
@@ -32,36 +34,40 @@ def check_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the file; the new one replaces the old in one piece."""
+    """Write a file beside the old one, then replace the old one by it."""
     partial = path.with_name(f"{path.name}.partial")
-    torch.save({"format": _FORMAT, "version": 1, **state}, partial)
+    torch.save({"format": _FORMAT, "version": _VERSION, **state}, partial)
     os.replace(partial, path)
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return what the file keeps; nothing in it is executed."""
-    hint = "pass another file, or resume=False to overwrite this one"
+    """Return the content of the file; no code in it is executed."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # whatever the bytes make of the reader
+    except Exception as error:  # arbitrary bytes raise arbitrary exceptions
         raise ValueError(
             f"checkpoint: expected a file written by fit, got {path}, which is damaged or of "
-            f"another kind ({type(error).__name__}); {hint}"
+            f"another kind ({type(error).__name__}); {_HINT}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(
             f"checkpoint: expected a file written by fit, got {path}, a file of another program; "
-            f"{hint}"
+            f"{_HINT}"
+        )
+    if state.get("version") != _VERSION:
+        raise ValueError(
+            f"checkpoint: expected a file of version {_VERSION}, got {path} of version "
+            f"{state.get('version')}, written by another version of scoresde; {_HINT}"
         )
     return state
 
 
-def check_recipe(path: Path, kept: dict[str, str], asked: dict[str, str]) -> None:
-    """Raise unless the run that the file keeps had the settings that are asked for."""
-    changed = [name for name in asked if kept.get(name) != asked[name]]
+def check_settings(path: Path, stored: dict[str, str], given: dict[str, str]) -> None:
+    """Raise unless the run in the checkpoint had the settings of this call."""
+    changed = [name for name in given if stored.get(name) != given[name]]
     if changed:
-        told = ", ".join(f"{name}={kept.get(name)} (now {asked[name]})" for name in changed)
+        listed = ", ".join(f"{name}={stored.get(name)} (now {given[name]})" for name in changed)
         raise ValueError(
-            f"checkpoint: expected a run with the same settings, got {path} with {told}; go on "
+            f"checkpoint: expected a run with the same settings, got {path} with {listed}; resume "
             "with those, pass another file, or resume=False to start anew"
         )

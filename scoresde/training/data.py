@@ -1,29 +1,29 @@
-"""Data of any accepted kind as an endless row of batches."""
+"""Training data of any accepted kind as an endless sequence of batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from scoresde._core.checks import check_floating, check_state, summarize
-from scoresde.training.processes import Group
-from scoresde.training.randomness import hash_of
-from scoresde.training.recipe import Recipe
+from scoresde.training.config import TrainingConfig
+from scoresde.training.processes import ProcessGroup
+from scoresde.training.randomness import derive_seed
 
-Data = Tensor | tuple[Tensor, Tensor] | Dataset | DataLoader
+Data = Tensor | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 """Samples ``(n, *event)``, with or without a label each, or a Dataset or DataLoader of them."""
 
 Batch = tuple[Tensor, Tensor | None]
 
 _LARGEST_SAMPLE = 10_000
-"""The data's moments are estimated from so many samples of a Dataset, and from all of a tensor."""
+"""Number of samples of a Dataset that its moments are estimated from; of a tensor it is all."""
 
 
-def source_of(name: str, data: Any, condition: str | None) -> Dataset | DataLoader:
+def as_dataset(name: str, data: Any, condition: str | None) -> Dataset[Any] | DataLoader[Any]:
     """Return data of any accepted kind as a Dataset or DataLoader; tensors are checked here."""
     if isinstance(data, Tensor):
         data = TensorDataset(check_state(name, data))
@@ -48,71 +48,76 @@ def source_of(name: str, data: Any, condition: str | None) -> Dataset | DataLoad
     return data
 
 
-def endless(
-    data: Dataset | DataLoader, recipe: Recipe, group: Group, start: int
+def training_batches(
+    data: Dataset[Any] | DataLoader[Any], config: TrainingConfig, group: ProcessGroup, start: int
 ) -> Iterator[Batch]:
     """Batches of this process, from step ``start`` on: shuffled passes through the data."""
-    local = recipe.batch_size // group.size
-    if isinstance(data, DataLoader):
-        return _passes(data)
     if isinstance(data, IterableDataset):
-        return _passes(DataLoader(data, batch_size=local))
-    indices = order(len(data), recipe.batch_size, recipe.seed, start)  # type: ignore[arg-type]
-    own = (index[group.rank :: group.size] for index in indices)
+        data = DataLoader(data, batch_size=config.batch_size // group.size)
+    if isinstance(data, DataLoader):
+        yield from _repeated(data)
+        return
+    own = slice(group.rank, None, group.size)
+    batches = batch_indices(len(cast(Sized, data)), config.batch_size, config.seed, start)
     if isinstance(data, TensorDataset):
-        return (_pair(data[index]) for index in own)
-    return map(_pair, DataLoader(data, batch_sampler=(index.tolist() for index in own)))
+        for indices in batches:
+            yield _batch(data[indices[own]])
+    loader = DataLoader(data, batch_sampler=(indices[own].tolist() for indices in batches))
+    yield from map(_batch, loader)
 
 
-def order(n: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
-    """Indices of the batches from number ``start`` on, cut from one row of shuffled passes."""
+def batch_indices(n: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
+    """Indices of the batches from number ``start`` on, cut from successive permutations of n."""
 
-    def shuffled(number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash_of("pass", seed, number))
+    def permutation(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed("pass", seed, number))
         return torch.randperm(n, generator=generator)
 
-    number, done = divmod(start * batch_size, n)
-    row = shuffled(number)[done:]
+    number, used = divmod(start * batch_size, n)
+    pending = permutation(number)[used:]
     while True:
-        while len(row) < batch_size:
+        while len(pending) < batch_size:
             number += 1
-            row = torch.cat([row, shuffled(number)])
-        yield row[:batch_size]
-        row = row[batch_size:]
+            pending = torch.cat([pending, permutation(number)])
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
 
 
-def _passes(loader: DataLoader) -> Iterator[Batch]:
+def _repeated(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Pass after pass through a loader."""
     while True:
         empty = True
         for batch in loader:
             empty = False
-            yield _pair(batch)
+            yield _batch(batch)
         if empty:
             raise ValueError("data: expected at least one batch, got an empty pass of the loader")
 
 
-def once(data: Dataset | DataLoader, size: int) -> Iterator[Batch]:
+def held_out_batches(data: Dataset[Any] | DataLoader[Any], size: int) -> Iterator[Batch]:
     """One pass through the data, in their own order."""
     if isinstance(data, TensorDataset):
-        return (_pair(data[i : i + size]) for i in range(0, len(data), size))
+        return (_batch(data[i : i + size]) for i in range(0, len(data), size))
     loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=size)
-    return map(_pair, loader)
+    return map(_batch, loader)
 
 
-def _pair(batch: Any) -> Batch:
-    """Read a batch as samples and labels, if it has any."""
-    x, labels = (batch, None) if isinstance(batch, Tensor) else (*batch, None)[:2]
+def _batch(item: Any) -> Batch:
+    """Return what a dataset or loader gives as samples, and labels if there are any."""
+    x, labels = (item, None) if isinstance(item, Tensor) else (*item, None)[:2]
     return check_floating("data", x), labels
 
 
-def some_samples(data: Dataset | DataLoader, recipe: Recipe, group: Group) -> Tensor:
+def moment_samples(
+    data: Dataset[Any] | DataLoader[Any], config: TrainingConfig, group: ProcessGroup
+) -> Tensor:
     """Samples to estimate the moments from: all of a tensor, the first few thousand otherwise."""
     if isinstance(data, TensorDataset):
         return data.tensors[0]
     rows = data.dataset if isinstance(data, DataLoader) else data
-    wanted = min(_LARGEST_SAMPLE, len(rows)) if hasattr(rows, "__len__") else _LARGEST_SAMPLE
+    wanted = min(_LARGEST_SAMPLE, len(rows)) if isinstance(rows, Sized) else _LARGEST_SAMPLE
     found: list[Tensor] = []
-    for x, _ in endless(data, recipe, group, 0):
+    for x, _ in training_batches(data, config, group, 0):
         found.append(x.cpu())
         if sum(map(len, found)) >= wanted:
             break

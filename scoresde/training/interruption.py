@@ -1,4 +1,4 @@
-"""Ctrl-C ends the step in progress, not the run's record."""
+"""Ctrl-C during training: the step in progress is completed first."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 @contextmanager
-def last_step() -> Iterator[Callable[[], bool]]:
-    """Tell whether Ctrl-C was pressed, instead of breaking off a step; twice breaks off."""
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Record the first Ctrl-C instead of raising; the second one interrupts at once.
+
+    Outside the main thread, and where the user has installed a handler, nothing is changed.
+
+    Yields:
+        Whether Ctrl-C was pressed, as a function.
+    """
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -20,20 +25,14 @@ def last_step() -> Iterator[Callable[[], bool]]:
         return
     pressed = False
 
-    def note(number: int, frame: object) -> None:
+    def handler(*_: object) -> None:
         nonlocal pressed
         if pressed:
             raise KeyboardInterrupt
         pressed = True
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, handler)
     try:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def interrupt(step: int, path: Path | None) -> None:
-    """Raise ``KeyboardInterrupt``, which tells what is left of the run."""
-    kept = "score holds the weights so far" if path is None else f"call fit again to go on ({path})"
-    raise KeyboardInterrupt(f"stopped after step {step}; {kept}")

@@ -1,4 +1,4 @@
-"""The processes that train one model together."""
+"""Data-parallel training over the processes of ``torch.distributed``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from scoresde.training.config import TrainingConfig
+
 
 @dataclass(frozen=True)
-class Group:
-    """The processes that train one model."""
+class ProcessGroup:
+    """The processes that train one model, and the number ``rank`` of this one."""
 
     rank: int
     size: int
@@ -34,20 +36,22 @@ class Group:
             for tensor in tensors:
                 distributed.broadcast(tensor.detach(), 0)
 
-    def agree(self, name: str, number: Tensor) -> None:
-        """Raise unless the number is the same in all processes."""
-        mean = number.double()
+    def check_equal(self, name: str, number: int, device: torch.device, hint: str) -> None:
+        """Raise unless the number, modulo 2⁴⁰, is the same in all processes."""
+        if self.size == 1:
+            return
+        own = torch.tensor([number % 2**40], dtype=torch.float64, device=device)
+        mean = own.clone()
         self.average_([mean])
-        if bool(mean != number):
+        if bool(mean != own):
             raise ValueError(
-                f"{name}: expected the same file in all processes, got different ones; put it on a "
-                "disk that they share"
+                f"{name}: expected the same in all processes, got different ones; {hint}"
             )
 
 
 @contextmanager
-def processes(device: torch.device, batch_size: int) -> Iterator[Group]:
-    """The processes of ``torch.distributed``, which is initialised here if torchrun asks for it."""
+def process_group(device: torch.device, config: TrainingConfig) -> Iterator[ProcessGroup]:
+    """The processes of ``torch.distributed``, which is initialized here under torchrun."""
     own = (
         distributed.is_available()
         and not distributed.is_initialized()
@@ -58,12 +62,14 @@ def processes(device: torch.device, batch_size: int) -> Iterator[Group]:
     try:
         joined = distributed.is_available() and distributed.is_initialized()
         size = distributed.get_world_size() if joined else 1
-        if batch_size % size:
+        if config.batch_size % size:
             raise ValueError(
                 f"batch_size: expected a multiple of the number of processes, {size}, got "
-                f"{batch_size}; every process takes an equal part"
+                f"{config.batch_size}; every process takes an equal part"
             )
-        yield Group(distributed.get_rank() if joined else 0, size)
+        group = ProcessGroup(distributed.get_rank() if joined else 0, size)
+        group.check_equal("seed", config.seed, device, "seed the generators equally")
+        yield group
     finally:
         if own:
             distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for: nothing about chance needs to be stored."""
+"""Random numbers as a function of (purpose, seed, step): no generator state has to be stored."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from contextlib import contextmanager
 import torch
 
 
-def hash_of(*key: object) -> int:
-    """A 63-bit number that looks random and is the same everywhere."""
+def derive_seed(*key: object) -> int:
+    """Return a hash of the key with 63 bits, the same in every process and on every machine."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
+def seed_global_generators(device: torch.device, seed: int) -> None:
+    """Seed the global generators that dropout draws from: the CPU's and that of a CUDA device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 @contextmanager
 def private_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Give PyTorch's global random state back as it was; dropout has no generator of its own."""
+    """Seed PyTorch's global generator at the start, and restore the global state at the end."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(hash_of("start", seed))
+        torch.default_generator.manual_seed(derive_seed("start", seed))
         yield

@@ -1,4 +1,4 @@
-"""All that decides the weights but the data, and how labels reach the network."""
+"""The settings that determine the weights, and the conditioning of the network on labels."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from torch import Tensor
 from scoresde._core.checks import check_between, check_positive
 from scoresde._core.random import uniform
 from scoresde.scores import Score
-from scoresde.training.losses import TimeSampler, WeightFunction
+from scoresde.training.time_samplers import TimeSampler
+from scoresde.training.weightings import WeightFunction
 
 
 @dataclass(frozen=True)
-class Labels:
-    """How labels reach the network: its argument, and how often ``null`` takes their place."""
+class LabelCondition:
+    """The network's argument for labels, and how often a label is replaced by ``null``."""
 
     name: str
     dropout: float
     null: int | float | None
 
-    def bind(self, score: Any, labels: Tensor, generator: torch.Generator) -> Score:
-        """Return the conditional score of a batch with labels ``(batch, …)``, some dropped."""
-        if self.dropout > 0:
-            level = uniform(labels.shape[:1], generator=generator, device=labels.device)
-            dropped = (level < self.dropout).reshape(-1, *(1,) * (labels.ndim - 1))
-            labels = torch.where(dropped, torch.as_tensor(self.null).to(labels), labels)
-        return self.bind_all(score, labels)
+    def drop(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Replace labels ``(batch, …)`` by ``null``, each with probability ``dropout``."""
+        if self.dropout == 0:
+            return labels
+        level = uniform(labels.shape[:1], generator=generator, device=labels.device)
+        dropped = (level < self.dropout).reshape(-1, *(1,) * (labels.ndim - 1))
+        return torch.where(dropped, torch.as_tensor(self.null).to(labels), labels)
 
-    def bind_all(self, score: Any, labels: Tensor) -> Score:
+    def condition(self, score: Any, labels: Tensor) -> Score:
         """Return the conditional score of a batch with labels ``(batch, …)``."""
-        return score.given(**{self.name: labels})
+        conditional: Score = score.given(**{self.name: labels})
+        return conditional
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides the weights but the data; a run goes on only under the same recipe."""
+class TrainingConfig:
+    """All settings that determine the weights; a run is resumed only with the same ones."""
 
     batch_size: int
     lr: float
@@ -50,7 +52,7 @@ class Recipe:
     ema: float
     weighting: WeightFunction
     time_sampler: TimeSampler
-    labels: Labels | None
+    labels: LabelCondition | None
     amp: torch.dtype | None
     seed: int
 
@@ -62,54 +64,54 @@ class Recipe:
         return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.decay_steps))
 
     def decay(self, updates: int) -> float:
-        """The weight of the past in the average after ``updates`` updates, this one included."""
+        """The weight d_n of the previous average in update number ``updates``, counted from 1."""
         return min(self.ema, (1 + updates) / (10 + updates))
 
     def record(self) -> dict[str, str]:
-        """What a checkpoint tells of the recipe: every setting as it prints, without addresses."""
+        """The settings as a checkpoint stores them: ``repr`` of each, without addresses."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: re.sub(r" at 0x\w+", "", repr(value)) for name, value in values.items()}
 
 
 def check_clip(clip: float) -> float:
     """Return the largest norm of a gradient, or raise."""
-    return (
-        clip if clip == math.inf else check_positive("clip", clip, "pass math.inf to clip nothing")
-    )
+    if clip == math.inf:
+        return clip
+    return check_positive("clip", clip, "pass math.inf for no clipping")
 
 
 def check_amp(amp: torch.dtype | None) -> torch.dtype | None:
     """Return the dtype of mixed precision, or raise."""
     if amp not in (None, torch.bfloat16):
         raise ValueError(
-            f"amp: expected torch.bfloat16 or None, got {amp}; its range is float32's, so that "
-            "gradients need no scaling"
+            f"amp: expected torch.bfloat16 or None, got {amp}; bfloat16 has the range of float32, "
+            "so that gradients need no scaling"
         )
     return amp
 
 
-def check_labels(
+def check_condition(
     score: Any, name: str | None, dropout: float, null: int | float | None
-) -> Labels | None:
-    """Return how labels reach the network, None if they do not, or raise."""
+) -> LabelCondition | None:
+    """Return how the network is conditioned on labels, None if it is not, or raise."""
     dropout = check_between("condition_dropout", dropout, 0.0, 1.0)
     if name is None:
         if dropout > 0:
             raise ValueError(
                 "condition_dropout: expected 0 without condition=, got "
-                f"{dropout:g}; name the network's argument for the labels"
+                f"{dropout:g}; pass the name of the network's argument for the labels"
             )
         return None
     if not hasattr(score, "given"):
         raise TypeError(
-            f"condition: expected a ScoreModel, whose network can be given {name!r}, got "
-            f"{type(score).__name__}"
+            f"condition: expected a ScoreModel, whose network takes {name!r}, got "
+            f"{type(score).__name__}; wrap the network as ScoreModel(network, sde)"
         )
     score.given(**{name: None})  # raises if the network takes no such argument
     null = getattr(score.network, name, None) if null is None else null
     if dropout > 0 and null is None:
         raise ValueError(
-            f"null: expected the label that stands for no {name}, got None; the network has no "
-            f"attribute {name!r} that could tell"
+            f"null: expected the label that means no {name}, got None; the network has no "
+            f"attribute {name!r} that could be used instead"
         )
-    return Labels(name, dropout, null)
+    return LabelCondition(name, dropout, null)
