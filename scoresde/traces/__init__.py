@@ -1,6 +1,6 @@
 """Divergence estimators: the trace of a Jacobian from products with vectors."""
 
-from scoresde.traces.base import Trace
+from scoresde.traces.base import Tape, Trace
 from scoresde.traces.exact import ExactTrace
 from scoresde.traces.hutchinson import (
     Gaussian,
@@ -34,6 +34,7 @@ __all__ = [
     "ProbeDistribution",
     "Rademacher",
     "Sphere",
+    "Tape",
     "Trace",
     "XTrace",
 ]
