@@ -47,8 +47,8 @@ def test_reference_of_the_sampler_benchmark_is_the_flow() -> None:
 
 @pytest.mark.usefixtures("sampling")
 def test_transcribed_dpm_solver_is_the_published_one() -> None:
+    from sampling.methods import DPMSolver2M, karras
     from sampling.problems import gmm16
-    from sampling.ways import DPMSolver2M, karras
 
     problem, sde = gmm16(), VESDE()
     high, low = float(sde.sigma(sde.T)), float(sde.sigma(sde.t_min))
@@ -62,22 +62,43 @@ def test_transcribed_dpm_solver_is_the_published_one() -> None:
     torch.testing.assert_close(theirs.y, ours)
 
 
-@pytest.mark.slow
+RUNS = {  # script -> its smallest run, and what it needs beside the development tools
+    "conditional.py": (["--quick"], []),
+    "discrete.py": (["--quick"], []),
+    "false_alarms.py": (["--only", "solvers", "--examples", "1"], []),
+    "likelihood.py": (["--quick"], ["flow_matching", "torchode", "zuko"]),
+    "mutation.py": (
+        ["--only", "traces", "--sample", "1", "--seconds", "5", "--tests", "tests/test_traces.py"],
+        ["cosmic_ray", "coverage"],
+    ),
+    "networks.py": (["--quick", "--eager"], []),
+    "others_checked.py": (["--quick"], ["azula", "flow_matching"]),
+    "posterior.py": (["--quick"], []),
+    "restoration.py": (["--quick"], []),
+    "samplers.py": (["--quick"], ["azula", "flow_matching"]),
+    "trace_memory.py": (["--chunks", "1024", "--batch", "1"], []),
+}
+FAST = {"trace_memory.py"}
+PRINTING = {"trace_memory.py"}  # without a page
+
+
+def test_every_benchmark_is_run() -> None:
+    scripts = {path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()}
+    assert scripts == set(RUNS)
+
+
 @pytest.mark.parametrize(
-    ("script", "options", "peers"),
-    [
-        ("samplers.py", [], ["azula", "diffusers", "flow_matching"]),
-        ("discrete.py", [], ["matplotlib", "sklearn"]),
-        ("networks.py", ["--eager"], []),
-        ("posterior.py", [], ["matplotlib"]),
-        ("restoration.py", [], ["matplotlib", "sklearn"]),
-    ],
+    "script",
+    [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in RUNS],
 )
-def test_benchmark_runs(script: str, options: list[str], peers: list[str], tmp_path: Path) -> None:
-    for peer in peers:
-        pytest.importorskip(peer)
-    words = [str(BENCHMARKS / script), "--quick", "--out", str(tmp_path), *options]
-    command = [sys.executable, *words]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_benchmark_runs(script: str, tmp_path: Path) -> None:
+    options, needed = RUNS[script]
+    for package in needed:
+        pytest.importorskip(package)
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    if script not in PRINTING:
+        command += ["--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
     assert run.returncode == 0, run.stderr[-4000:]
-    assert list(tmp_path.glob("*.md"))
+    assert run.stdout.strip()
+    assert script in PRINTING or list(tmp_path.glob("*.md"))
