@@ -1,11 +1,11 @@
-"""Samplers, ours and others': strong error, law, cost of the loop, robustness.
+"""Samplers of this and other libraries: strong error, distribution, cost of the loop, robustness.
 
-    python benchmarks/samplers.py [--only strong law starts loop finite figure] [--quick]
+    python benchmarks/samplers.py [--only strong distribution starts loop finite figure] [--quick]
         [--out benchmarks/results]
 
-Scores are exact (Gaussian mixtures), so that every error is the sampler's, and evaluations of the
-score are counted as they happen. Compared in one run are diffusers, azula and flow_matching as they
-are installed, and k-diffusion by its recursions, which are transcribed here.
+Scores are exact (Gaussian mixtures), so that every error is that of the sampler, and evaluations of
+the score are counted during the run. The other libraries are diffusers, azula and flow_matching as
+installed, and k-diffusion by its recursions, which are transcribed here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from sampling import figure, finite, law, loop, starts, strong
+from sampling import distribution, figure, finite, loop, starts, strong
 
 SECTIONS = {
     "strong": ("Strong error", strong),
-    "law": ("Evaluations until the law is right", law),
-    "starts": ("The law, from many starts", starts),
+    "distribution": ("Evaluations until the distribution is right", distribution),
+    "starts": ("Distribution of the samples, from many starts", starts),
     "loop": ("Cost of the loop", loop),
     "finite": ("Finite for every number of steps", finite),
     "figure": ("Error against evaluations", figure),
@@ -31,7 +31,7 @@ PEERS = ("torch", "diffusers", "azula", "flow_matching", "torchdiffeq", "scipy")
 
 
 def main() -> None:
-    """Run the sections asked for; each writes its own page."""
+    """Run the given sections; each writes its own page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")

@@ -1,1 +1,1 @@
-"""What benchmarks/samplers.py measures, and against whom."""
+"""What benchmarks/samplers.py measures, and the methods it compares."""

@@ -1,8 +1,9 @@
-"""Strong error (above) and excess of the law (below) against evaluations, for every preset.
+"""Strong error (above) and excess of the distribution (below) against evaluations, for all presets.
 
-Above: the median strong error under VP of what draws no noise. Below: the larger of sliced W2 over
-its floor and |NLL − H| over its limit, 1 (dotted) where both hold, as in samplers_law.md. Grey: the
-best of the other libraries at every number of evaluations; below, as far down as they are right.
+Above: the median strong error under VP of the deterministic samplers. Below: the larger of sliced
+W2 relative to its 95 % quantile and |NLL − H| relative to its limit, as in
+samplers_distribution.md; the dotted line is 1. Gray: the best of the other libraries at each number
+of evaluations, below only down to an excess of 1.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from sampling import law
+from sampling import distribution
 from sampling.lineup import SDES, deterministic
+from sampling.methods import Method
 from sampling.peers import PEERS
 from sampling.problems import PROBLEMS
 from sampling.strong import error, make_reference
-from sampling.ways import Way
 
 EVALUATIONS = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
 NAME = "samplers.png"
-COLOURS = (
+COLORS = (
     "#c1272d", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#7b3294", "#8c564b", "#d55e00",
     "#5b7f95", "#b5699f", "#708238", "#404040", "#a0a000",
 )  # fmt: skip
@@ -31,24 +32,27 @@ COLOURS = (
 Curve = list[tuple[float, float]]
 
 
-def strong_curves(ways: tuple[Way, ...], quick: bool) -> dict[str, dict[str, Curve]]:
-    """Return (evaluations, error) by problem and way."""
+def strong_curves(methods: tuple[Method, ...], quick: bool) -> dict[str, dict[str, Curve]]:
+    """Return (evaluations, error) by problem and method."""
     curves: dict[str, dict[str, Curve]] = {}
     for problem in PROBLEMS:
         reference = make_reference(problem, 16 if quick else 64)
-        ladder = EVALUATIONS[:4] if quick else EVALUATIONS
+        numbers = EVALUATIONS[:4] if quick else EVALUATIONS
         curves[problem.name] = {
-            way.name: [error(way, reference, count) for count in ladder] for way in ways
+            method.name: [error(method, reference, count) for count in numbers]
+            for method in methods
         }
     return curves
 
 
-def law_curves(out: Path) -> dict[str, dict[str, Curve]]:
-    """Return (evaluations, excess) by problem and way, as the section on the law left them."""
-    raw = json.loads((out / law.RAW).read_text(encoding="utf-8"))
+def distribution_curves(out: Path) -> dict[str, dict[str, Curve]]:
+    """Return (evaluations, excess) by problem and method, from the file of the distributions."""
+    raw = json.loads((out / distribution.RAW).read_text(encoding="utf-8"))
     return {
-        problem: {name: [(n, excess) for n, excess, _ in points] for name, points in ways.items()}
-        for problem, ways in raw.items()
+        problem: {
+            name: [(n, excess) for n, excess, _ in points] for name, points in methods.items()
+        }
+        for problem, methods in raw.items()
     }
 
 
@@ -67,19 +71,19 @@ def draw(
     axes: Any, curves: dict[str, Curve], names: list[str], bounds: tuple[float, float]
 ) -> None:
     """Draw one panel, with the names at the ends of their lines."""
-    peers = envelope(curves, {way.name for way in PEERS})
+    peers = envelope(curves, {method.name for method in PEERS})
     axes.fill_between(*zip(*peers, strict=True), bounds[1], step="post", color="0.93", lw=0)
     axes.step(*zip(*peers, strict=True), where="post", color="0.6", lw=1)
     ends = [("best of the others", peers[-1][1], "0.5")]
-    for name, colour in zip(names, COLOURS, strict=False):
+    for name, color in zip(names, COLORS, strict=False):
         points = [(n, v) for n, v in curves.get(name, []) if math.isfinite(v)]
         if not points:
             continue
         first = name == names[0]
         axes.plot(
-            *zip(*points, strict=True), color=colour, lw=2.4 if first else 1.2, zorder=2 + first
+            *zip(*points, strict=True), color=color, lw=2.4 if first else 1.2, zorder=2 + first
         )
-        ends.append((short(name), points[-1][1], colour))
+        ends.append((short(name), points[-1][1], color))
     axes.set(xscale="log", yscale="log", ylim=bounds)
     right = max(n for points in curves.values() for n, _ in points)
     axes.set_xlim(right=right)
@@ -89,28 +93,28 @@ def draw(
 def place_labels(
     axes: Any, ends: list[tuple[str, float, str]], bounds: tuple[float, float]
 ) -> None:
-    """Write labels right of the panel, moved apart where they would touch."""
+    """Write labels on the right of the panel, without overlap."""
     low, high = (math.log(v) for v in bounds)
     ends = sorted(ends, key=lambda end: end[1])
     heights = np.array([(math.log(min(max(v, bounds[0]), bounds[1])) - low) / (high - low)
                         for _, v, _ in ends])  # fmt: skip
     gap = 0.06
-    for _ in range(500):  # push neighbours apart, and back into the panel
+    for _ in range(500):  # move neighbors apart, and back into the panel
         for i in range(len(heights) - 1):
             lack = gap - (heights[i + 1] - heights[i])
             if lack > 0:
                 heights[i] -= lack / 2
                 heights[i + 1] += lack / 2
         heights = heights.clip(0.0, 1.0)
-    for (text, _, colour), height in zip(ends, heights, strict=True):
+    for (text, _, color), height in zip(ends, heights, strict=True):
         axes.text(
-            1.02, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=7.5,
+            1.02, height, text, color=color, transform=axes.transAxes, va="center", fontsize=7.5,
             clip_on=False,
         )  # fmt: skip
 
 
 def short(name: str) -> str:
-    """Return the name without whose it is."""
+    """Return the name without its owner."""
     return name.removeprefix("ours: ").removesuffix(", VP")
 
 
@@ -124,13 +128,15 @@ def run(quick: bool, out: Path | None) -> str:
     if out is None:
         return "Give --out to have the figure drawn."
     ours = deterministic(SDES[0])
-    names = [way.name for way in ours]
+    names = [method.name for method in ours]
     strong = strong_curves((*ours, *(peer for peer in PEERS if not peer.random)), quick)
     rows = [("median strong error", strong, names, (1e-7, 3.0))]
-    if (out / law.RAW).exists():
-        laws = law_curves(out)
-        all_names = [way.name for way in law.ways() if way.name.startswith("ours")]
-        rows.append(("excess of the law", laws, all_names[: len(COLOURS)], (0.3, 300.0)))
+    if (out / distribution.RAW).exists():
+        excess = distribution_curves(out)
+        all_names = [
+            method.name for method in distribution.methods() if method.name.startswith("ours")
+        ]
+        rows.append(("excess of the distribution", excess, all_names[: len(COLORS)], (0.3, 300.0)))
     figure, grid = plt.subplots(
         len(rows), len(PROBLEMS), figsize=(14, 4.6 * len(rows)), squeeze=False, layout="constrained"
     )

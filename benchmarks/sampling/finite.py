@@ -1,7 +1,7 @@
 """Does any number of steps give a NaN?
 
-Every sampler under every diffusion from eight starts, with each N listed, on a mixture of two
-narrow modes; told is the number of settings of N tried, and those that failed.
+Each sampler with each diffusion, from eight starts, on a mixture of two narrow modes. The table
+gives the number of values of N that were tried, and those that failed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sampling.lineup import DEFAULT, PRESETS, SDES, label
+from sampling.methods import Method, Ours
 from sampling.peers import PEERS
 from sampling.problems import Problem
 from sampling.tables import table
-from sampling.ways import Ours, Way
 from scoresde.samplers import SamplingError
 
 SPARSE = (1, 2, 3, 4, 5, 7, 10, 20, 50, 100, 200, 500, 999, 1000, 1001, 2000)
@@ -29,12 +29,12 @@ def two_modes() -> Problem:
     return Problem("two modes", (torch.ones(2), means, covariances))
 
 
-def failures(way: Way, problem: Problem, noise: Tensor, counts: tuple[int, ...]) -> list[str]:
+def failures(method: Method, problem: Problem, noise: Tensor, counts: tuple[int, ...]) -> list[str]:
     """Return which numbers of evaluations fail, and how."""
     failed = []
     for count in counts:
         try:
-            outcome = way(problem, noise, count)
+            outcome = method(problem, noise, count)
         except SamplingError:
             failed.append(f"{count}: NaN")
         except Exception as failure:  # what a peer raises is a result here
@@ -45,7 +45,7 @@ def failures(way: Way, problem: Problem, noise: Tensor, counts: tuple[int, ...])
     return failed
 
 
-def run(quick: bool, out: Path | None) -> str:
+def run(quick: bool, _out: Path | None) -> str:
     """Measure, and return the report."""
     problem = two_modes()
     noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -56,12 +56,12 @@ def run(quick: bool, out: Path | None) -> str:
         counts = dense if sampler is DEFAULT else sparse
         cells = []
         for sde in SDES:
-            way = Ours(f"{name}, {label(sde)}", sampler, sde, denoise=None)
-            cells.append("; ".join(failures(way, problem, noise, counts)) or "none")
+            method = Ours(f"{name}, {label(sde)}", sampler, sde, denoise=None)
+            cells.append("; ".join(failures(method, problem, noise, counts)) or "none")
         rows.append([name, str(len(counts)), *cells])
-    for way in PEERS:
-        failed = "; ".join(failures(way, problem, noise, sparse)) or "none"
-        rows.append([way.name, str(len(sparse)), failed, "", ""])
+    for method in PEERS:
+        failed = "; ".join(failures(method, problem, noise, sparse)) or "none"
+        rows.append([method.name, str(len(sparse)), failed, "", ""])
         print(rows[-1], flush=True)
-    head = ["way", "numbers of evaluations tried", *(f"failed, {label(s)}" for s in SDES)]
+    head = ["method", "numbers of evaluations tried", *(f"failed, {label(s)}" for s in SDES)]
     return table(head, rows)

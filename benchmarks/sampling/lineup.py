@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sampling.ways import Ours
+from sampling.methods import Ours
 from scoresde import VESDE, VPSDE, GaussianSDE, SubVPSDE
 from scoresde.samplers import (
     RK4,
@@ -57,4 +57,4 @@ def presets(sde: GaussianSDE, denoise: bool | None = False) -> tuple[Ours, ...]:
 
 def deterministic(sde: GaussianSDE) -> tuple[Ours, ...]:
     """Return those that draw no noise."""
-    return tuple(way for way in presets(sde) if not way.random)
+    return tuple(method for method in presets(sde) if not method.random)

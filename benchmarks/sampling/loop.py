@@ -1,15 +1,16 @@
 """What a loop costs beside the network, in units of one in-place axpy on the state.
 
-The state is 64 × 3 × 32 × 32 in float32, the network free: it returns a tensor made before. Told is
-the time of a run of 50 steps, per step, over that of ``x.add_(y, alpha=a)``; smallest of several
-interleaved repetitions, by the wall and by the CPU clock. Ours is the whole of `sample` with a
-ScoreModel that predicts noise, every conversion to x̂ included, or with a Score that gives x̂ as it
-is; peers are their schedulers' steps. All allocate: where the C library hands freed memory back to
-the system and asks for it again, a state costs 192 page faults, some 10 axpys, and whether it does
-depends on what the process did before, so that figures of several runs differ by 5.
+The state is 64 × 3 × 32 × 32 in float32, and the network returns a constant tensor at no cost. The
+table gives the time per step of a run of 50 steps, relative to that of ``x.add_(y, alpha=a)``: the
+smallest of several interleaved repetitions, of wall time and of CPU time. For our samplers it
+includes all of `sample`, with a ScoreModel that predicts noise, so that conversions to x̂ are
+included, or with a Score that returns x̂; for others, the steps of their schedulers. All allocate
+memory: if the C library returns freed memory to the system, the next state costs 192 page faults,
+some 10 axpys. Whether it does depends on the history of the process, so that results of several
+runs differ by 5.
 
-Reads and writes of the device are counted per step on PyTorch's meta device, where a read raises:
-a tensor value asked for by the host, and a tensor carried from the host to the device.
+Reads from and writes to the device are counted per step on PyTorch's meta device, where a read
+raises: the host needs the value of a tensor, or copies a tensor to the device.
 """
 
 from __future__ import annotations
@@ -28,44 +29,44 @@ from sampling.lineup import DEFAULT, PRESETS
 from sampling.peers import PEERS, Diffusers
 from sampling.tables import table
 from scoresde import NOISE, VESDE, VPSDE, GaussianSDE, Score, ScoreModel
-from scoresde.samplers import Sampler, sample, walk
+from scoresde.samplers import Sampler, iterate, sample
 
 SHAPE = (64, 3, 32, 32)
 
 
 class FreeNetwork(nn.Module):
-    """A network that costs nothing."""
+    """A network of no cost."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
-        self.register_buffer("answer", answer)
+        self.register_buffer("output_value", answer)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Return what was made before."""
-        return self.answer
+        """Return the constant."""
+        return self.output_value
 
 
 class FreeScore(Score):
-    """A score whose x̂ costs nothing."""
+    """A score whose x̂ has no cost."""
 
     def __init__(self, sde: GaussianSDE, answer: Tensor) -> None:
         super().__init__(sde)
-        self.answer = answer
+        self.output_value = answer
 
     def denoised(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return what was made before."""
-        return self.answer
+        """Return the constant."""
+        return self.output_value
 
 
 class Traffic(TorchDispatchMode):
-    """Counts what goes between host and device, the device being 'meta'."""
+    """Counts transfers between the host and the device 'meta'."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reads = self.writes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at one operation."""
+        """Count the transfers of one operation."""
         result = func(*args, **(kwargs or {}))
         name = func.__name__.split(".")[0]
         if name in ("_to_copy", "copy_"):
@@ -92,11 +93,11 @@ def ours(sampler: Sampler, score: Score, x: Tensor) -> Run:
     return run
 
 
-def scheduler(way: Diffusers, answer: Tensor, x: Tensor) -> Run:
+def scheduler(method: Diffusers, answer: Tensor, x: Tensor) -> Run:
     """Return the loop of a scheduler of diffusers."""
 
     def run(steps: int) -> Tensor:
-        made, state = way.make(), x
+        made, state = method.make(), x
         made.set_timesteps(steps)
         for t in made.timesteps:
             state = made.step(answer, t, state).prev_sample
@@ -118,7 +119,7 @@ def per_step(runs: dict[str, Run], steps: int, rounds: int) -> dict[str, list[fl
 
 
 def axpys(x: Tensor, y: Tensor) -> Run:
-    """Return the unit."""
+    """Return the loop of the unit, one axpy per step."""
     state = x.clone()
 
     def run(steps: int) -> Tensor:
@@ -138,14 +139,14 @@ def traffic(sampler: Sampler, sde: GaussianSDE) -> str:
         try:
             with torch.no_grad(), Traffic() as seen:
                 times = sampler.times(sde, steps)
-                deque(walk(score, x, times, sampler, torch.zeros_like), maxlen=0)
+                deque(iterate(score, x, times, sampler, torch.zeros_like), maxlen=0)
         except (RuntimeError, NotImplementedError) as failure:
             return f"reads ({str(failure).splitlines()[0][:40]})"
         counts.append((seen.reads, seen.writes))
     return " / ".join(f"{(b - a) / 4:g}" for a, b in zip(*counts, strict=True))
 
 
-def run(quick: bool, out: Path | None) -> str:
+def run(quick: bool, _out: Path | None) -> str:
     """Measure, and return the report."""
     generator = torch.Generator().manual_seed(0)
     x, answer = (torch.randn(SHAPE, generator=generator) for _ in range(2))
@@ -158,9 +159,9 @@ def run(quick: bool, out: Path | None) -> str:
         for name, sampler in samplers.items():
             runs[f"{name}, {kind}, network"] = ours(sampler, network, x)
             runs[f"{name}, {kind}, x̂"] = ours(sampler, FreeScore(sde, answer), x)
-    for way in PEERS:
-        if isinstance(way, Diffusers) and not way.random:
-            runs[way.name] = scheduler(way, answer, x)
+    for method in PEERS:
+        if isinstance(method, Diffusers) and not method.random:
+            runs[method.name] = scheduler(method, answer, x)
     runs["axpy"] = axpys(x, answer)
     seconds = per_step(runs, steps, rounds)
     unit = seconds["axpy"]
@@ -173,10 +174,12 @@ def run(quick: bool, out: Path | None) -> str:
             for view in ("network", "x̂")
         ]
         rows.append([name, *cells, traffic(sampler, VPSDE())])
-    for way in PEERS:
-        if way.name in seconds:
-            wall, cpu = seconds[way.name]
-            rows.append([way.name, f"{wall / unit[0]:.0f} ({cpu / unit[1]:.0f})", "", "", "", ""])
+    for method in PEERS:
+        if method.name in seconds:
+            wall, cpu = seconds[method.name]
+            rows.append(
+                [method.name, f"{wall / unit[0]:.0f} ({cpu / unit[1]:.0f})", "", "", "", ""]
+            )
     views = [f"{kind}, {view}" for kind in ("VP", "VE") for view in ("network", "x̂")]
     head = ["axpys per step: wall (CPU)", *views, "reads / writes per step"]
     return f"One axpy: {1e6 * unit[0]:.0f} µs.\n\n{table(head, rows)}"

@@ -1,7 +1,7 @@
 """Samplers of other libraries, fed the exact denoiser in their own conventions.
 
-Each is run as its library runs it, on its own schedule. Where a library rounds the time a network
-is told, it gets the value at the time it computes with, which favours it.
+Each is run as its library runs it, on its own schedule. If a library rounds the time that it passes
+to the network, the denoiser is evaluated at the time of the step instead, to its advantage.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from diffusers import (
 from flow_matching.solver import ODESolver
 from torch import Tensor
 
+from sampling.methods import Counted, Method, Outcome, karras, multistep_2m
 from sampling.problems import Problem
-from sampling.ways import Counted, Outcome, Way, karras, multistep_2m
 
 
 @dataclass(frozen=True)
-class Diffusers(Way):
+class Diffusers(Method):
     """A scheduler of diffusers on the linear betas of DDPM, 1e-4 to 0.02 in 1000."""
 
     name: str
@@ -55,7 +55,7 @@ class Diffusers(Way):
 
 
 @dataclass(frozen=True)
-class DiffusersEDM(Way):
+class DiffusersEDM(Method):
     """EDMDPMSolverMultistepScheduler of diffusers, σ from 80 to 0.002."""
 
     name: str
@@ -80,7 +80,7 @@ class DiffusersEDM(Way):
 
 
 @dataclass(frozen=True)
-class KDiffusion(Way):
+class KDiffusion(Method):
     """DPM-Solver++(2M) as k-diffusion runs it: Karras' grid from 80 to 0.002, then to 0."""
 
     name: str = "k-diffusion dpmpp_2m"
@@ -96,7 +96,7 @@ class KDiffusion(Way):
 
 
 @dataclass(frozen=True)
-class KDiffusionHeun(Way):
+class KDiffusionHeun(Method):
     """Algorithm 1 of EDM, literally, as in k-diffusion's sample_heun: σ from 80 to 0.002 to 0.
 
     References:
@@ -137,7 +137,7 @@ class _AzulaDenoiser(Denoiser):
 
 
 @dataclass(frozen=True)
-class Azula(Way):
+class Azula(Method):
     """A multistep sampler of azula on its rectified schedule, ρ from 1000 to 0.001."""
 
     name: str
@@ -156,7 +156,7 @@ class Azula(Way):
 
 
 @dataclass(frozen=True)
-class FlowMatching(Way):
+class FlowMatching(Method):
     """A solver of flow_matching on the straight path x_t = t x_1 + (1 − t) x_0, from .001 to .999.
 
     Its own ends, 0 and 1, are where the velocity of an exact denoiser is not defined.
@@ -211,7 +211,7 @@ DIFFUSERS_2M = (
     Diffusers("diffusers DPM++2M (Lu)", _linear(_DPM, use_lu_lambdas=True)),
     Diffusers("diffusers DPM++2M (Karras)", _linear(_DPM, use_karras_sigmas=True)),
 )
-PEERS: tuple[Way, ...] = (
+PEERS: tuple[Method, ...] = (
     Diffusers(
         "diffusers DDIM (trailing)",
         _linear(DDIMScheduler, timestep_spacing="trailing", clip_sample=False),

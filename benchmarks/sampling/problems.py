@@ -1,8 +1,8 @@
-r"""Mixtures whose score is known, and the flow through them to ten digits.
+r"""Mixtures with a known score, and their probability flow to ten digits.
 
-Everything is told in VE coordinates, y = x/α and ρ = σ/α, in which all Gaussian diffusions have one
-flow, dy/dρ = (y − D(y; ρ))/ρ with D = E[x_0 | y]: VP, sub-VP and VE differ in where it begins and
-ends, peers with other schedules likewise.
+Everything is written in VE coordinates, y = x/α and ρ = σ/α, in which all Gaussian diffusions have
+one flow, dy/dρ = (y − D(y; ρ))/ρ with D = E[x_0 | y]: VP, sub-VP and VE, and the schedules of other
+libraries, differ in its first and last ρ.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from scoresde import EDMSDE, GaussianMixture, GaussianSDE
 
 _SMALL = 1e-4
-"""Below this ρ the flow is a half step away from its end, to more digits than are asked for."""
+"""From this ρ on, a half step to ρ = 0 is more accurate than the integration."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A mixture, and how many samples judge a law.
+    """A mixture, and the number of samples of the distribution tests.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         parts: weights ``(K,)``, means ``(K, d)``, covariances ``(K, d, d)``.
-        samples: N of the tests of the law.
+        samples: N of the distribution tests.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Problem:
         return self.mixture(EDMSDE(sigma_min=1e-9, sigma_max=1e4))
 
     def denoised(self, y: Tensor, ratio: float | Tensor) -> Tensor:
-        """Return D(y; ρ), what every way gets, in the dtype of ``y`` ``(n, d)``.
+        """Return D(y; ρ), which all methods evaluate, in the dtype of ``y`` ``(n, d)``.
 
         D = y − ρ² Σ_k r_k (C_k + ρ²)⁻¹ (y − m_k), with r_k(y) the responsibilities.
         """
@@ -60,11 +60,11 @@ class Problem:
         total = values + float(ratio) ** 2
         precisions = ((vectors / total.unsqueeze(1)) @ vectors.mT).to(y.dtype)
         heights = (torch.log(weights) - 0.5 * total.log().sum(1)).to(y.dtype)
-        centred = y.unsqueeze(0) - means.to(y.dtype).unsqueeze(1)
-        pulls = centred @ precisions  # (K, n, d)
-        logits = heights.unsqueeze(1) - 0.5 * (centred * pulls).sum(2)
+        centered = y.unsqueeze(0) - means.to(y.dtype).unsqueeze(1)
+        whitened = centered @ precisions  # (K, n, d)
+        logits = heights.unsqueeze(1) - 0.5 * (centered * whitened).sum(2)
         weights_at = torch.softmax(logits, dim=0)
-        return y - float(ratio) ** 2 * torch.einsum("kn,knd->nd", weights_at, pulls)
+        return y - float(ratio) ** 2 * torch.einsum("kn,knd->nd", weights_at, whitened)
 
     @cached_property
     def _spectra(self) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def grid25() -> Problem:
-    """Return 25 narrow modes on a grid in the plane, unequally heavy."""
+    """Return 25 narrow modes on a grid in the plane, with unequal weights."""
     line = torch.arange(-2.0, 3.0, dtype=torch.float64)
     weights = 0.5 + torch.rand(25, generator=_seeded(0), dtype=torch.float64)
     covariances = 0.05**2 * torch.eye(2, dtype=torch.float64).expand(25, 2, 2)
@@ -102,15 +102,15 @@ def lr64() -> Problem:
 
 
 def held_out() -> tuple[Problem, ...]:
-    """Return problems that no setting was chosen on: other scales, widths and dimensions."""
+    """Return problems that were not used to choose settings, with other scales and widths."""
     generator = _seeded(7)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     eye = torch.eye(8, dtype=torch.float64)
-    turned = torch.linalg.qr(normal(6, 8, 8))[0]
-    wide = turned @ torch.diag(torch.logspace(-1.5, 0, 8, dtype=torch.float64) ** 2) @ turned.mT
+    rotation = torch.linalg.qr(normal(6, 8, 8))[0]
+    wide = rotation @ torch.diag(torch.logspace(-1.5, 0, 8, dtype=torch.float64) ** 2) @ rotation.mT
     angle = torch.arange(12, dtype=torch.float64) * (math.tau / 12)
     ring = torch.stack([angle.cos(), angle.sin()], dim=1)
     return (
@@ -129,7 +129,7 @@ class Reference:
     """The flow of a problem from given starts, by SciPy's DOP853 at 1e-10.
 
     Attributes:
-        problem: whose flow.
+        problem: the problem.
         noise: the starts are y = ρ_T · ``noise``, ``(n, d)``.
     """
 
@@ -139,12 +139,12 @@ class Reference:
 
     def __call__(self, start: float, end: float) -> Tensor:
         """Return where the paths from ρ = ``start`` are at ρ = ``end``, 0 included."""
-        marks = self.known.setdefault(start, {start: start * self.noise})
+        states = self.known.setdefault(start, {start: start * self.noise})
         target = max(end, _SMALL)
-        if target not in marks:
-            nearest = min(ratio for ratio in marks if ratio > target)
-            marks[target] = self._integrate(marks[nearest], nearest, target)
-        y = marks[target]
+        if target not in states:
+            nearest = min(ratio for ratio in states if ratio > target)
+            states[target] = self._integrate(states[nearest], nearest, target)
+        y = states[target]
         slope = (self.problem.denoised(y, target) - y) / target**2
         return y + 0.5 * (target**2 - end**2) * slope
 

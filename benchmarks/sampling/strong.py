@@ -1,7 +1,7 @@
-"""Strong error: how far a way ends from where the exact flow takes the same start.
+"""Strong error: the distance from the end of the exact flow with the same start.
 
-The median over 512 paths (128 where everyone is told) of the root-mean-square error per coordinate,
-in VE coordinates y = x/α, against DOP853 at 1e-10 from the way's own start to its own end.
+The median over 512 paths (128 for all samplers) of the root-mean-square error per coordinate, in VE
+coordinates y = x/α, against DOP853 at 1e-10 between the first and the last time of the method.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from sampling.lineup import DEFAULT, SDES, default_on, deterministic, label
+from sampling.methods import DPMSolver2M, Method, karras, uniform_logsnr, uniform_time
 from sampling.peers import DIFFUSERS_2M, PEERS
 from sampling.problems import PROBLEMS, Problem, Reference, held_out
 from sampling.tables import number, table
-from sampling.ways import DPMSolver2M, Way, karras, uniform_logsnr, uniform_time
 from scoresde import GaussianSDE
 
 BUDGETS = (5, 10, 20, 50)
@@ -25,9 +25,9 @@ ORDERS = (50, 200, 400)
 GRIDS = {"log-SNR": uniform_logsnr, "Karras": karras, "uniform t": uniform_time}
 
 
-def error(way: Way, reference: Reference, evaluations: int) -> tuple[int, float]:
+def error(method: Method, reference: Reference, evaluations: int) -> tuple[int, float]:
     """Return the evaluations made and the median error; infinite where it cannot or blows up."""
-    outcome = way(reference.problem, reference.noise, evaluations)
+    outcome = method(reference.problem, reference.noise, evaluations)
     if outcome is None:
         return evaluations, math.inf
     off = outcome.y - reference(outcome.start, outcome.end)
@@ -42,16 +42,16 @@ def make_reference(problem: Problem, paths: int) -> Reference:
     return Reference(problem, noise)
 
 
-def rivals(sde: GaussianSDE) -> tuple[Way, ...]:
+def rivals(sde: GaussianSDE) -> tuple[Method, ...]:
     """Return DPM-Solver++(2M) on every published grid and end, from the start of a diffusion."""
     start, own = (math.exp(-float(sde.half_logsnr(t))) for t in (sde.T, sde.t_min))
     ends = sorted({0.01, 0.002, own})
-    ways = [
+    methods = [
         DPMSolver2M(f"2M, {name} to {end:.2g}", spacing, start, end)
         for name, spacing in GRIDS.items()
         for end in ends
     ]
-    return (*ways, *(DIFFUSERS_2M if label(sde) == "VP" else ()))
+    return (*methods, *(DIFFUSERS_2M if label(sde) == "VP" else ()))
 
 
 def headline(problems: Sequence[Problem], paths: int) -> str:
@@ -65,7 +65,8 @@ def headline(problems: Sequence[Problem], paths: int) -> str:
                 for kind in ratios
             }
             theirs = [
-                min((error(way, reference, n)[1], way.name) for way in rivals(sde)) for n in BUDGETS
+                min((error(method, reference, n)[1], method.name) for method in rivals(sde))
+                for n in BUDGETS
             ]
             for kind, errors in ours.items():
                 for n, mine, (best, _) in zip(BUDGETS, errors, theirs, strict=True):
@@ -95,25 +96,25 @@ def headline(problems: Sequence[Problem], paths: int) -> str:
     return table(head, rows)
 
 
-def everyone(problems: Sequence[Problem], paths: int, orders: bool = True) -> str:
-    """Return the table of all deterministic ways, ours under VP and the peers' on their own."""
+def all_samplers(problems: Sequence[Problem], paths: int, orders: bool = True) -> str:
+    """Return the table of all deterministic methods, ours under VP."""
     references = [make_reference(problem, paths) for problem in problems]
     rows = []
-    for way in (*deterministic(SDES[0]), *(peer for peer in PEERS if not peer.random)):
+    for method in (*deterministic(SDES[0]), *(peer for peer in PEERS if not peer.random)):
         cells = [
-            " / ".join(number(error(way, reference, n)[1]) for n in BUDGETS)
+            " / ".join(number(error(method, reference, n)[1]) for n in BUDGETS)
             for reference in references
         ]
-        rows.append([way.name, *cells, _orders(way, references[-1]) if orders else "–"])
+        rows.append([method.name, *cells, _orders(method, references[-1]) if orders else "–"])
         print(" | ".join(rows[-1]), flush=True)
     spans = ", ".join(f"{a}→{b}" for a, b in pairwise(ORDERS))
-    head = ["way", *(p.name for p in problems), f"order {spans} ({problems[-1].name})"]
+    head = ["method", *(p.name for p in problems), f"order {spans} ({problems[-1].name})"]
     return table(head, rows)
 
 
-def _orders(way: Way, reference: Reference) -> str:
+def _orders(method: Method, reference: Reference) -> str:
     few = Reference(reference.problem, reference.noise[:64])
-    points = [error(way, few, n) for n in ORDERS]
+    points = [error(method, few, n) for n in ORDERS]
     slopes = []
     for (n, coarse), (m, fine) in pairwise(points):
         known = 0 < fine < math.inf and coarse < math.inf
@@ -126,16 +127,16 @@ def _geometric(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def run(quick: bool, out: Path | None) -> str:
+def run(quick: bool, _out: Path | None) -> str:
     """Measure, and return the report."""
     problems = PROBLEMS[:2] if quick else PROBLEMS
     paths = 32 if quick else 512
     parts = [
         f"### One default, no tuning: `{DEFAULT}`\n",
         headline(problems, paths),
-        "\nThe same on problems on which nothing was chosen:\n",
+        "\nThe same on problems that were not used to choose any setting:\n",
         headline(held_out()[:1] if quick else held_out(), paths),
-        "\n### Everyone, error at " + " / ".join(map(str, BUDGETS)) + " evaluations\n",
-        everyone(problems[:1] if quick else problems, 32 if quick else 128, orders=not quick),
+        "\n### All samplers, error at " + " / ".join(map(str, BUDGETS)) + " evaluations\n",
+        all_samplers(problems[:1] if quick else problems, 32 if quick else 128, orders=not quick),
     ]
     return "\n".join(parts)

@@ -1,7 +1,7 @@
-"""Ways from noise to data, ours and the literal DPM-Solver++(2M), at a given number of evaluations.
+"""Sampling methods at a given number of evaluations: ours and a literal DPM-Solver++(2M).
 
-A way is run from y = ρ_T · noise and says where it ended and at which ρ; evaluations of the
-denoiser are counted as they happen, the last one of a denoised result included.
+A method starts at y = ρ_T · noise, and returns its last state and the ρ there. Evaluations of the
+denoiser are counted during the run, the one of the final denoising included.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from scoresde.samplers import Sampler, sample
 
 
 class Outcome(NamedTuple):
-    """Where a way went."""
+    """The result of a method."""
 
     start: float
     """ρ_T"""
     end: float
-    """The ρ it ended at; 0 where it claims to have arrived at the data."""
+    """The last ρ; 0 if the result is a sample of the data."""
     y: Tensor
-    """The end, in VE coordinates."""
+    """The last state, in VE coordinates."""
     evaluations: int
 
 
@@ -37,7 +37,7 @@ Spacing = Callable[[float, float, int], list[float]]
 
 
 class Counted:
-    """A denoiser D(y; ρ) that counts how often it is asked."""
+    """A denoiser D(y; ρ) that counts its evaluations."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -49,7 +49,7 @@ class Counted:
         return self.problem.denoised(y, ratio)
 
 
-class Way(ABC):
+class Method(ABC):
     """A method with its settings; ``random`` if it draws noise, so that it has no strong error."""
 
     name: str
@@ -74,15 +74,15 @@ def counted_score(problem: Problem, sde: GaussianSDE, moments: bool = True) -> F
 
 
 @dataclass(frozen=True)
-class Ours(Way):
+class Ours(Method):
     """A sampler of this library, run by `sample` under a diffusion, on its own grid.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         sampler: the sampler.
         sde: the diffusion.
         denoise: as of `sample`.
-        moments: whether the score knows the data's mean and covariance.
+        moments: whether the score has the mean and covariance of the data.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Ours(Way):
         fixed, each = self._cost(problem)
         steps = (evaluations - fixed) // each
         while steps > 0 and self._count(problem, steps) > evaluations:
-            steps -= 1  # where the end costs one more for many steps than for few
+            steps -= 1  # the end may need one more evaluation with many steps than with few
         if steps < 1:
             return None
         score = counted_score(problem, self.sde, self.moments)
@@ -133,7 +133,7 @@ class Ours(Way):
 
 
 @dataclass(frozen=True)
-class DPMSolver2M(Way):
+class DPMSolver2M(Method):
     """The recursion of DPM-Solver++(2M), literally, on any grid of falling ρ.
 
         y' = (ρ'/ρ) y − (e^{−h} − 1) ((1 + 1/2r) D − D₋/2r),      h = ln ρ/ρ',   r = h₋/h
@@ -157,15 +157,15 @@ class DPMSolver2M(Way):
 
 def multistep_2m(denoised: Counted, y: Tensor, ratios: Sequence[float]) -> Tensor:
     """Run DPM-Solver++(2M) down ``ratios``; a last ratio of 0 is a step of first order."""
-    before = None
+    previous = None
     for i in range(len(ratios) - 1):
-        here, there = ratios[i], ratios[i + 1]
-        now = value = denoised(y, here)
-        if before is not None and there > 0:
-            r = math.log(ratios[i - 1] / here) / math.log(here / there)
-            value = (1 + 1 / (2 * r)) * now - before / (2 * r)
-        y = there / here * y + (1 - there / here) * value
-        before = now
+        start, end = ratios[i], ratios[i + 1]
+        now = value = denoised(y, start)
+        if previous is not None and end > 0:
+            r = math.log(ratios[i - 1] / start) / math.log(start / end)
+            value = (1 + 1 / (2 * r)) * now - previous / (2 * r)
+        y = end / start * y + (1 - end / start) * value
+        previous = now
     return y
 
 
