@@ -36,8 +36,10 @@ SEPARATE = {("inverse_problems", "guidance")}  # (importer, imported): further f
 
 EXTENSION_POINTS = {  # what users bring: check_instance may require one of these, and nothing else
     "Coordinates",
+    "Dequantization",
     "GaussianMeasurement",
     "GaussianSDE",
+    "Grid",
     "LinearOperator",
     "Measurement",
     "Method",
@@ -296,6 +298,7 @@ def type_violations(modules: list[Source]) -> list[str]:
             origin = origin_of(name, bound)
             leaf = origin.rpartition(".")[2]
             is_ours = leaf in ours and (name in local or origin.startswith(f"{PACKAGE}."))
+            is_ours = is_ours and not leaf.endswith("Error")  # exceptions are caught by their type
             if is_ours and not (verb.startswith("requires") and leaf in EXTENSION_POINTS):
                 found.append(f"{module.name}:{expression.lineno} {verb} {leaf}")
     return found
@@ -583,6 +586,11 @@ def test_comparing_with_types_of_others_is_allowed() -> None:
         "isinstance(x, Uniform), isinstance(x, torch.Tensor), isinstance(x, (int, float))"
     )
     assert type_violations(package(training="class Uniform: ...", scores=text)) == []
+
+
+def test_comparing_with_exceptions_is_allowed() -> None:
+    text = "class SamplingError(RuntimeError): ...\nisinstance(error, SamplingError)"
+    assert type_violations(package(samplers=text)) == []
 
 
 def test_an_unexported_member_is_found() -> None:

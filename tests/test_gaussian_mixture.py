@@ -17,7 +17,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from scoresde import VESDE, VPSDE, GaussianMixture, SubVPSDE
 from scoresde.sdes import MEMBERS
 
-MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
+EACH_SDE = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 EVENTS = [(), (5,), (1, 8, 8), (3, 4, 4, 4)]
 
 
@@ -61,10 +61,10 @@ def test_density_score_and_divergence_against_torch(name, data):
     sde, (t,) = data.draw(sde_and_times(STRATEGIES[name]))
     mixture = random_mixture(sde, seed=data.draw(st.integers(0, 10**6)))
     t = data.draw(st.sampled_from([0.0, t, sde.T]))
-    law = by_torch(mixture, t)
+    density = by_torch(mixture, t)
     for x in mixture.sample(3, t, dtype=torch.float64):
         x.requires_grad_()
-        log_prob = law.log_prob(x)
+        log_prob = density.log_prob(x)
         (score,) = torch.autograd.grad(log_prob, x, create_graph=True)
         trace = sum(torch.autograd.grad(score[i], x, retain_graph=True)[0][i] for i in range(2))
         x = x.detach()[None]
@@ -87,7 +87,7 @@ def test_density_against_scipy():
     np.testing.assert_allclose(mixture.log_prob(x).numpy(), np.log(density), rtol=1e-10)
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.parametrize("event", EVENTS, ids=str)
 def test_every_event_shape(member, event, device):
     """Against one multivariate normal per component on flattened states."""
@@ -143,7 +143,7 @@ def test_densities_integrate_to_one(t):
 # --- the hub
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.parametrize("part", [0.02, 0.3, 1.0])
 def test_tweedie(member, part):
     """E[x_0 | x_t] by quadrature over x_0 in one dimension."""
@@ -259,9 +259,9 @@ def test_buffers_keep_float64():
 # --- samples, moments, gradients
 
 
-@MEMBERS
+@EACH_SDE
 @pytest.mark.parametrize("part", [0.0, 0.4])
-def test_samples_have_the_law(member, part):
+def test_samples_have_the_right_distribution(member, part):
     """Kolmogorov–Smirnov on two projections of 4000 samples; 32 such tests, of which one fails by
     chance once in 60 000 runs."""
     sde = member()
@@ -321,7 +321,7 @@ def test_gradients_flow_through():
     torch.testing.assert_close(trace, mixture.divergence(x.detach(), 0.3))
 
 
-def test_weights_are_normalised():
+def test_weights_are_normalized():
     means, covariances = torch.zeros(2, 1), torch.ones(2, 1, 1)
     mixture = GaussianMixture(torch.tensor([2, 6]), means, covariances, VPSDE())
     assert mixture.weights.tolist() == [0.25, 0.75]

@@ -1,4 +1,4 @@
-"""The Gaussian stand-in for the data: estimates, whitening, density."""
+"""The Gaussian approximation of the data: estimates, whitening, density."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_estimates_against_numpy(event):
     np.testing.assert_allclose(covariance(moments, d), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_large_events_keep_the_variances_alone():
+def test_large_events_have_variances_alone():
     x = torch.randn(50, 1025) * torch.linspace(0.1, 2.0, 1025)
     moments = Moments.of(x)
     assert moments.basis is None
@@ -57,7 +57,7 @@ def test_more_coordinates_than_samples():
 @pytest.mark.parametrize("kind", ["unknown", "diagonal", "full"])
 @pytest.mark.parametrize("each", [False, True], ids=["shared t", "own t"])
 def test_whitening_and_density(event, kind, each):
-    """Against torch's multivariate normal; whitening and colouring are inverse."""
+    """Against torch's multivariate normal; ``unwhiten`` inverts ``whiten``."""
     d, n = math.prod(event), 4
     moments = {
         "unknown": Moments(),
@@ -75,11 +75,11 @@ def test_whitening_and_density(event, kind, each):
     eye = torch.eye(d, dtype=torch.float64)
     for row in range(n):
         a, s = (v[row] if each else v for v in (alpha, sigma))
-        law = MultivariateNormal(
+        normal = MultivariateNormal(
             a * moments.mean.reshape(-1).expand(d), a**2 * covariance(moments, d) + s**2 * eye
         )
         one = moments.log_prob(x[row : row + 1], a, s)
-        torch.testing.assert_close(one[0], law.log_prob(x[row].reshape(d)))
+        torch.testing.assert_close(one[0], normal.log_prob(x[row].reshape(d)))
         torch.testing.assert_close(moments.log_prob(x, alpha, sigma)[row], one[0])
     logs = torch.atleast_1d(moments.log_det(alpha, sigma, d))
     volume = 0.5 * torch.logdet(alpha.flatten()[0] ** 2 * covariance(moments, d) + 0.09 * eye)
@@ -112,7 +112,7 @@ def test_buffers_move(device):
     assert moments.log_prob(x, alpha, alpha).device.type == device.type
 
 
-def test_a_guess_is_not_knowledge():
+def test_the_default_is_not_known():
     assert not Moments().known
     assert "known=False" in repr(Moments())
     assert "full covariance of shape (3,)" in repr(Moments.of(torch.randn(9, 3)))

@@ -1,4 +1,4 @@
-"""Parametrisations: every target tells the same data, noise, score and velocity; labels."""
+"""Parametrizations: every target gives the same data, noise, score and velocity; labels."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from scoresde.scores.labels import LogSNRLabel, TimeLabel, by_ratio
 from scoresde.scores.predictions import DENOISER, Prediction
 from scoresde.sdes import MEMBERS
 
-MEMBERS = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
+EACH_SDE = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__qualname__)
 SIGMA_DATA = 0.6
 ROUNDING = 4e-15
 """Of x and αx̂, whose difference is σε: 4e-9 for sub-VP at t = 1e-5, below 1e-10 elsewhere."""
 
 
 class Truth:
-    """Clean data and noise, and what a perfect network of each parametrisation would put out.
+    """Clean data and noise, and the output of a perfect network in each parametrization.
 
     Written from the definitions in the papers, with no use of the library's coefficients.
     """
@@ -56,7 +56,7 @@ class Truth:
         ratio = self.sigma / self.alpha
         c_skip = SIGMA_DATA**2 / (ratio**2 + SIGMA_DATA**2)
         c_out = ratio * SIGMA_DATA / torch.sqrt(SIGMA_DATA**2 + ratio**2)
-        # x_0 − c_skip (x_0 + ρ ε), with 1 − c_skip told without cancellation
+        # x_0 − c_skip (x_0 + ρ ε), with 1 − c_skip written without cancellation
         missing = ratio**2 / (ratio**2 + SIGMA_DATA**2) * self.data - c_skip * ratio * self.noise
         self.inner = missing / c_out
 
@@ -82,7 +82,7 @@ def draw(sde: GaussianSDE, t: Tensor) -> Truth:
 
 
 class Fixed(nn.Module):
-    """A perfect network: it puts out what it was given, and keeps what it saw."""
+    """A perfect network: its output is fixed, and it stores its inputs."""
 
     def __init__(self, out: Tensor) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def sizes(truth: Truth) -> dict[str, Tensor]:
     }
 
 
-@MEMBERS
+@EACH_SDE
 @SOURCES
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 def test_every_view_comes_back_from_every_target(member, source, target, dtype):
@@ -136,10 +136,10 @@ def test_every_view_comes_back_from_every_target(member, source, target, dtype):
             assert (error <= (1e-10 + ROUNDING / truth.sigma) * largest).all(), view
 
 
-@MEMBERS
+@EACH_SDE
 @SOURCES
 def test_targets_come_back_from_the_data(member, source, target):
-    """From x̂ through the inverse of each parametrisation to its target."""
+    """From x̂ through the inverse of each parametrization to its target."""
     sde = member()
     truth = draw(sde, times(sde))
     score = FunctionScore(lambda x, t: truth.data, sde, DATA)
@@ -149,9 +149,9 @@ def test_targets_come_back_from_the_data(member, source, target):
     assert ((value - expected).abs() <= bound).all()
 
 
-@MEMBERS
+@EACH_SDE
 def test_near_the_data_end_float32_keeps_the_data(member):
-    """x̂ from ε̂ in float32 at t_min: no digit of x is lost, since the skip is told around 1/α."""
+    """x̂ from ε̂ in float32 at t_min: no digit of x is lost, since k is the difference from 1/α."""
     sde = member()
     t = torch.full((3,), max(sde.t_min, 1e-5), dtype=torch.float64)
     truth = draw(sde, t)
@@ -163,7 +163,7 @@ def test_near_the_data_end_float32_keeps_the_data(member):
             assert (error <= 4e-7 * (1 + truth.x.abs() + truth.data.abs())).all()
 
 
-@MEMBERS
+@EACH_SDE
 def test_the_edm_network_sees_inputs_and_targets_of_unit_size(member):
     """Over data N(0, σ_d²): E|c_in y|² = E|F|² = 1; 6 standard errors of 20 000 draws."""
     sde, n = member(), 20_000
@@ -188,11 +188,11 @@ def test_the_flow_of_rectified_flow_is_noise_minus_data():
     torch.testing.assert_close(truth.flow, truth.noise - truth.data)
 
 
-@MEMBERS
+@EACH_SDE
 @SOURCES
 @pytest.mark.parametrize("part", [0.01, 0.4, 1.0])
-def test_a_network_that_knows_a_mixture_gives_its_score(member, source, target, part):
-    """The exact denoiser in each parametrisation, against autograd of torch's own log density."""
+def test_a_network_trained_on_a_mixture_gives_its_score(member, source, target, part):
+    """The exact denoiser in each parametrization, against autograd of torch's own log density."""
     sde = member()
     t = max(sde.t_min, part * sde.T)
     weights = torch.tensor([0.2, 0.8], dtype=torch.float64)
@@ -235,20 +235,20 @@ def test_labels():
 
 @pytest.mark.parametrize("label", [by_time, by_sigma, by_half_logsnr, TimeLabel(999.0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_network_is_told_one_label_per_sample(label, dtype):
-    """In its own dtype, float32 at least: bfloat16 knows 500 and 504, and nothing in between."""
+def test_a_network_receives_one_label_per_sample(label, dtype):
+    """In its own dtype, float32 at least: bfloat16 has 500 and 504, and nothing in between."""
     sde, network = VPSDE(), Fixed(torch.zeros(3, 2, dtype=dtype))
     model = ScoreModel(network, sde, label=label)
     x = torch.randn(3, 2)
     kinds = [0.5, torch.tensor(0.5), torch.full((3,), 0.5)]
     for t in kinds:
         assert model(x, t).dtype == torch.float32
-        seen, told = network.seen
+        seen, received = network.seen
         assert seen.dtype == dtype
-        assert told.shape == (3,)
-        assert told.dtype == torch.promote_types(dtype, torch.float32)
+        assert received.shape == (3,)
+        assert received.dtype == torch.promote_types(dtype, torch.float32)
         expected = label(sde, torch.full((3,), 0.5, dtype=torch.float64))
-        torch.testing.assert_close(told.double(), expected, rtol=1e-7, atol=0)
+        torch.testing.assert_close(received.double(), expected, rtol=1e-7, atol=0)
 
 
 def test_a_function_is_a_label_too():

@@ -1,4 +1,4 @@
-"""A network that knows its SDE: scores, what networks predict, and the moments of the data."""
+"""Scores: networks with their SDE and parametrization, and the moments of the data."""
 
 from scoresde.scores.base import PredictionScore, Score
 from scoresde.scores.chunked import ChunkedScore

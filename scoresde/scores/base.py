@@ -1,10 +1,10 @@
-r"""A score that knows its SDE.
+r"""Scores: the denoiser of a diffusion, and the quantities derived from it.
 
-The hub is the denoiser x̂(x, t) = E[x_0 | x_t = x]; for x_t = α x_0 + σ ε all else is linear in it,
+The denoiser is x̂(x, t) = E[x_0 | x_t = x]; for x_t = α x_0 + σ ε everything else is linear in it::
 
     noise ε̂ = (x − α x̂)/σ,      score s = ∇ log p_t = −ε̂/σ,      velocity v = α ε̂ − σ x̂,
 
-(Tweedie's formula), and so is every parametrization a network may have been trained in
+(Tweedie's formula), and so is every parametrization in which networks are trained
 (:mod:`scoresde.scores.predictions`).
 """
 
@@ -23,16 +23,17 @@ from scoresde.sdes import SDE, GaussianSDE
 
 
 class Score(nn.Module, ABC):
-    """A score that knows its diffusion: give :meth:`denoised`, and the other views follow.
+    """The score of a diffusion: define :meth:`denoised`, and the other quantities are derived.
 
     Wrappers (guidance, conditions, restrictions) are Scores again, so that samplers and likelihoods
-    take them as they take a network.
+    accept them like a network.
 
     Args:
         sde: the diffusion the score belongs to.
         moments: mean and covariance of the data, if known.
 
     Example:
+        >>> import torch
         >>> from scoresde import VPSDE
         >>> class Origin(Score):  # all data at 0
         ...     def denoised(self, x, t):
@@ -45,9 +46,7 @@ class Score(nn.Module, ABC):
 
     def __init__(self, sde: SDE, moments: Moments | None = None) -> None:
         super().__init__()
-        if not isinstance(sde, SDE):
-            raise TypeError(f"sde: expected an SDE such as VPSDE(), got {type(sde).__name__}")
-        self.sde: Any = sde
+        self.sde: Any = check_instance("sde", sde, SDE, "VPSDE()")
         self.moments = Moments() if moments is None else moments
 
     @abstractmethod
@@ -89,6 +88,7 @@ class Score(nn.Module, ABC):
             ValueError: if ``t`` lies outside [0, T] or does not fit the batch.
 
         Example:
+            >>> import torch
             >>> from scoresde import NOISE, VPSDE, FunctionScore
             >>> score = FunctionScore(lambda x, t: -x, VPSDE())
             >>> x = torch.ones(1, 2)
@@ -111,6 +111,7 @@ class Score(nn.Module, ABC):
             A score for batches of the selected samples.
 
         Example:
+            >>> import torch
             >>> from scoresde import MLP, VPSDE, ScoreModel
             >>> model = ScoreModel(MLP((2,), width=16, depth=1, classes=3), VPSDE())
             >>> score = model.given(classes=torch.tensor([0, 1, 2]))
@@ -136,7 +137,7 @@ class Score(nn.Module, ABC):
 
 
 class PredictionScore(Score):
-    """A score given in any parametrization: ``output`` in the terms of ``prediction``.
+    """A score given in any parametrization: :meth:`output` is in that of ``prediction``.
 
     Args:
         sde: the diffusion the score belongs to.
@@ -148,20 +149,20 @@ class PredictionScore(Score):
         self, sde: SDE, prediction: Prediction = NOISE, moments: Moments | None = None
     ) -> None:
         super().__init__(sde, moments)
-        if not isinstance(prediction, Prediction):
-            raise TypeError(
-                "prediction: expected NOISE, DATA, SCORE, VELOCITY, FLOW or edm(sigma_data), got "
-                f"{prediction!r}"
-            )
-        self.prediction = prediction
+        self.prediction = check_instance(
+            "prediction",
+            prediction,
+            Prediction,
+            "NOISE",
+            "pass NOISE, DATA, SCORE, VELOCITY, FLOW or edm(sigma_data)",
+        )
 
     @abstractmethod
     def output(self, x: Tensor, t: Time) -> Tensor:
-        """Return what ``prediction`` says it is, shaped like ``x``."""
+        """Return the network's or function's value, shaped like ``x``; see ``prediction``."""
 
     @final
     def denoised(self, x: Tensor, t: Time) -> Tensor:
-        """Return x̂ = E[x_0 | x_t = x], shaped like ``x``."""
         return self.predict(x, t, DATA)
 
     def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
@@ -171,16 +172,12 @@ class PredictionScore(Score):
 def _convert(
     source: Prediction, output: Tensor, target: Prediction, sde: SDE, x: Tensor, t: Time
 ) -> Tensor:
-    """Read an output in the terms of ``source`` as one in the terms of ``target``, through x̂."""
+    """Convert an output from the parametrization ``source`` to ``target``, through x̂."""
     direct = target.directly(source, output, x)
     if direct is not None:
         return direct
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(
-            f"sde: expected a GaussianSDE to turn {source} into {target}, got "
-            f"{type(sde).__name__}; a general SDE has only a score, no denoiser"
-        )
-    time = sde.interior(t)
+    hint = f"{source} cannot be converted to {target}: a general SDE has a score, but no denoiser"
+    time = check_instance("sde", sde, GaussianSDE, "VPSDE()", hint).interior(t)
     check_batch(time, x)
     source_residual, source_gain = source.coefficients(sde, time)
     target_residual, target_gain = target.coefficients(sde, time)

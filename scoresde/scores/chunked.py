@@ -1,4 +1,4 @@
-"""A score evaluated a few rows at a time, so that sampling fits into memory."""
+"""A score evaluated in chunks of the batch, to limit memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from scoresde.scores.predictions import Prediction
 
 
 class ChunkedScore(Score):
-    """The same score, evaluated on at most ``batch_size`` rows at a time.
+    """The same score, evaluated on at most ``batch_size`` samples at a time.
 
     Args:
         score: the score.
-        batch_size: how many rows a call of the network sees.
+        batch_size: the largest number of samples in one call of the network.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -34,11 +34,9 @@ class ChunkedScore(Score):
         self.batch_size = batch_size
 
     def denoised(self, x: Tensor, t: Time) -> Tensor:
-        """Return x̂, shaped like ``x``."""
         return self._map(lambda part, x, t: part.denoised(x, t), x, t)
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
-        """Return the score, shaped like ``x``."""
         return self._map(lambda part, x, t: part(x, t), x, t)
 
     @property
@@ -48,16 +46,15 @@ class ChunkedScore(Score):
         return partial(self._map, lambda part, x, t: part.log_prob(x, t))
 
     def select(self, index: Tensor | slice) -> ChunkedScore:
-        """Return the score of a part of the batch, evaluated a few rows at a time."""
         return ChunkedScore(self.score.select(index), self.batch_size)
 
     def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
         return self._map(lambda part, x, t: part.predict(x, t, prediction), x, t)
 
-    def _map(self, read: Callable[[Any, Tensor, Time], Tensor], x: Tensor, t: Time) -> Tensor:
+    def _map(self, evaluate: Callable[[Any, Tensor, Time], Tensor], x: Tensor, t: Time) -> Tensor:
         parts = []
         for first in range(0, x.shape[0], self.batch_size):
             rows = slice(first, first + self.batch_size)
             time = t[rows] if isinstance(t, Tensor) and t.ndim else t
-            parts.append(read(self.score.select(rows), x[rows], time))
+            parts.append(evaluate(self.score.select(rows), x[rows], time))
         return torch.cat(parts)

@@ -20,11 +20,11 @@ from scoresde.scores.moments import Moments
 
 _FORMAT = "scoresde.ScoreModel"
 _RECORDED = {"network": networks, "sde": sdes, "prediction": predictions, "label": labels}
-"""The parts of a model that metadata summarize, and the module whose classes each may name."""
+"""The parts of a model in the metadata, and the module whose classes each may name."""
 
 
 def write_model(model: Any, path: Path) -> None:
-    """Write a :class:`~scoresde.ScoreModel`: weights and buffers, and a record of its parts."""
+    """Write weights, buffers and a record of the parts of a :class:`~scoresde.ScoreModel`."""
     record = {
         name: _serialize_or_name(getattr(model, name), _classes(module))
         for name, module in _RECORDED.items()
@@ -41,7 +41,7 @@ def write_model(model: Any, path: Path) -> None:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file holds.
+    """The contents of a model file.
 
     Attributes:
         path: the file.
@@ -103,7 +103,7 @@ class ModelFile:
 
 
 def read_model(path: Path) -> ModelFile:
-    """Read a file written by :func:`write_model`.
+    """Return the contents of a file written by :func:`write_model`.
 
     Raises:
         ValueError: if the file is damaged or of another kind.
@@ -140,7 +140,7 @@ def _read_record(text: str, path: Path) -> dict[str, Any]:
 
 
 def _classes(module: ModuleType) -> dict[str, type]:
-    """The public classes of one of this library's modules: what a saved model may name."""
+    """Return the public classes of one of this library's modules: those a saved model may name."""
     return {
         name: vars(module)[name] for name in module.__all__ if isinstance(vars(module)[name], type)
     }

@@ -19,13 +19,14 @@ class FunctionScore(PredictionScore):
     The only Score that a general, non-Gaussian SDE can have; there, ``prediction`` must be SCORE.
 
     Args:
-        function: the score, or what ``prediction`` says, of ``x`` ``(batch, *event)`` and a float64
-            ``t`` ``()`` or ``(batch,)``.
+        function: the score, or another ``prediction``, as a function of ``x`` ``(batch, *event)``
+            and a float64 ``t`` ``()`` or ``(batch,)``.
         sde: the diffusion it belongs to.
-        prediction: what the function returns.
+        prediction: the parametrization of what the function returns.
         moments: mean and covariance of the data, if known.
 
     Example:
+        >>> import torch
         >>> from scoresde import VPSDE
         >>> score = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I) stay N(0, I)
         >>> score.denoised(torch.ones(1, 2), 1e-3)
@@ -45,7 +46,6 @@ class FunctionScore(PredictionScore):
         self.function = function
 
     def output(self, x: Tensor, t: Time) -> Tensor:
-        """Return the function's value, shaped like ``x``."""
         time = as_time(t, self.sde.T)
         check_batch(time, x)
         return check_like("function", self.function(x, time), x)

@@ -1,10 +1,10 @@
-r"""Scores known in closed form: the oracle of tests, benchmarks and tutorials.
+r"""Gaussian mixtures: scores and densities in closed form.
 
-If p_0 = Σ_k w_k N(m_k, C_k), every marginal of a Gaussian diffusion is a mixture again,
+If p_0 = Σ_k w_k N(m_k, C_k), every marginal of a Gaussian diffusion is a mixture again::
 
     p_t = Σ_k w_k N(α m_k, Σ_k),        Σ_k = α² C_k + σ² I,
 
-and with the responsibilities r_k(x) ∝ w_k N(x; α m_k, Σ_k) and s_k = −Σ_k^{-1}(x − α m_k)
+and with the responsibilities r_k(x) ∝ w_k N(x; α m_k, Σ_k) and s_k = −Σ_k^{-1}(x − α m_k)::
 
     s = Σ_k r_k s_k,        ∇·s = Σ_k r_k (|s_k − s|² − tr Σ_k^{-1}).
 """
@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from scoresde._core.checks import check_floating, check_integer, check_positive, check_state
+from scoresde._core.checks import (
+    check_floating,
+    check_instance,
+    check_integer,
+    check_positive,
+    check_state,
+)
 from scoresde._core.modules import FixedDtypeModule
 from scoresde._core.random import normal, uniform
 from scoresde._core.shapes import Time, as_time, check_batch, check_data, flatten
@@ -29,8 +35,8 @@ from scoresde.scores.predictions import SCORE
 from scoresde.sdes import GaussianSDE
 
 
-class _Parts(NamedTuple):
-    """Everything about the components at a point, in their own eigenbases; float64."""
+class _Components(NamedTuple):
+    """Densities and scores of the components at the points of a batch; float64."""
 
     log_weighted: Tensor  # (batch, K)   log w_k N(x; α m_k, Σ_k)
     scores: Tensor  # (batch, K, d)      s_k
@@ -38,13 +44,13 @@ class _Parts(NamedTuple):
 
 
 class GaussianMixture(FixedDtypeModule, PredictionScore):
-    r"""A mixture of Gaussians under any Gaussian diffusion, with everything known exactly.
+    r"""A mixture of Gaussians under any Gaussian diffusion: exact score, density and samples.
 
-    Computed in float64 whatever the dtype of ``x``, in the log domain, so that far points and tiny
-    components keep their digits; results come back in the dtype of ``x``.
+    All is computed in float64 and in the log domain, accurate for points far from the data and for
+    components of tiny weight; results have the dtype of ``x``.
 
     Args:
-        weights: ``(K,)``, positive; normalised to sum to one.
+        weights: ``(K,)``, positive; normalized to sum to one.
         means: ``(K, D)``, or ``(K, *event)`` for other event shapes, with D the number of elements.
         covariances: ``(K, D, D)``, symmetric and positive definite.
         sde: the diffusion.
@@ -80,8 +86,7 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
         _check_mixture(weights, means, covariances)
         weights = weights / weights.sum()
         super().__init__(sde, SCORE, _mixture_moments(weights, means, covariances))
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(f"sde: expected a GaussianSDE, got {type(sde).__name__}")
+        check_instance("sde", sde, GaussianSDE, "VPSDE()")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
         if not bool((eigenvalues > 0).all()):
             raise ValueError(
@@ -106,22 +111,22 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """Return log p_t(x) in nats ``(batch,)`` for ``x`` ``(batch, *event)``."""
         check_data("x", x)
-        return torch.logsumexp(self._parts(x, t).log_weighted, dim=1).to(x.dtype)
+        return torch.logsumexp(self._components(x, t).log_weighted, dim=1).to(x.dtype)
 
     def output(self, x: Tensor, t: Time) -> Tensor:
         """Return the score s = ∇ log p_t(x), shaped like ``x``; defined at t = 0 too."""
-        parts = self._parts(x, t)
-        responsibilities = torch.softmax(parts.log_weighted, dim=1)
-        score = torch.einsum("bk,bkd->bd", responsibilities, parts.scores)
+        components = self._components(x, t)
+        responsibilities = torch.softmax(components.log_weighted, dim=1)
+        score = torch.einsum("bk,bkd->bd", responsibilities, components.scores)
         return score.reshape(x.shape).to(x.dtype)
 
     def divergence(self, x: Tensor, t: Time) -> Tensor:
         """Return ∇·s = Δ log p_t(x), the trace of the score's Jacobian, ``(batch,)``."""
-        parts = self._parts(x, t)
-        responsibilities = torch.softmax(parts.log_weighted, dim=1)
-        mean = torch.einsum("bk,bkd->bd", responsibilities, parts.scores)
-        std = (parts.scores - mean.unsqueeze(1)).square().sum(2)
-        return (responsibilities * (std - parts.precision_trace)).sum(1).to(x.dtype)
+        components = self._components(x, t)
+        responsibilities = torch.softmax(components.log_weighted, dim=1)
+        mean = torch.einsum("bk,bkd->bd", responsibilities, components.scores)
+        deviation = (components.scores - mean.unsqueeze(1)).square().sum(2)
+        return (responsibilities * (deviation - components.precision_trace)).sum(1).to(x.dtype)
 
     def sample(
         self,
@@ -130,10 +135,10 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Draw ``n`` exact samples of p_t, ``(n, *event)``.
+        """Return ``n`` exact samples of p_t, ``(n, *event)``.
 
         Args:
-            n: how many.
+            n: their number.
             t: the time, in [0, T].
             generator: source of randomness; None for PyTorch's global one.
             dtype: of the result; PyTorch's default if None.
@@ -154,7 +159,9 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
         return x.reshape(n, *self.event_shape).to(dtype or torch.get_default_dtype())
 
     def posterior(self, operator: LinearOperator, y: Tensor, noise_std: float) -> GaussianMixture:
-        r"""Return the law of x_0 given y = A x_0 + σ_y n: a mixture again.
+        r"""Return the posterior of x_0 given y = A x_0 + σ_y n: a mixture again.
+
+        ::
 
             K_k = C_k Aᵀ S_k^{-1},    S_k = A C_k Aᵀ + σ_y² I,
             m_k ← m_k + K_k (y − A m_k),    C_k ← (1 − K_k A) C_k,    w_k ← w_k N(y; A m_k, S_k).
@@ -165,7 +172,7 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
             noise_std: σ_y > 0.
 
         Returns:
-            The mixture, under the same diffusion; weights that vanish in float64 are left out.
+            The mixture, under the same diffusion; components whose weight underflows are left out.
 
         Raises:
             ValueError: if y does not have the observed shape, or σ_y is not positive.
@@ -181,16 +188,15 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
             tensor([[0.3333, 0.3333]], dtype=torch.float64)
         """
         check_floating("y", y)
-        a, spreads, log_weighted = self._observe(operator, y.unsqueeze(0), noise_std)
+        a, observed, log_weighted = self._observe(operator, y.unsqueeze(0), noise_std)
         weights = torch.softmax(log_weighted[0], 0)
-        pull = torch.linalg.solve(spreads, a @ self.covariances).mT  # K
+        gain = torch.linalg.solve(observed, a @ self.covariances).mT  # the Kalman gain K_k
         means = flatten(self.means)
-        means = means + torch.einsum(
-            "kdm,km->kd", pull, flatten(y.to(a).unsqueeze(0)) - means @ a.T
-        )
-        # Joseph's form, a sum of squares, stays positive in floating point
-        kept = torch.eye(a.shape[1], dtype=a.dtype, device=a.device) - pull @ a
-        covariances = kept @ self.covariances @ kept.mT + noise_std**2 * pull @ pull.mT
+        innovation = flatten(y.to(a).unsqueeze(0)) - means @ a.T
+        means = means + torch.einsum("kdm,km->kd", gain, innovation)
+        # Joseph's form, a sum of squares, is positive in floating point too
+        rest = torch.eye(a.shape[1], dtype=a.dtype, device=a.device) - gain @ a  # 1 − K_k A
+        covariances = rest @ self.covariances @ rest.mT + noise_std**2 * gain @ gain.mT
         likely = weights > 0
         return GaussianMixture(
             weights[likely],
@@ -228,20 +234,17 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
         self, operator: LinearOperator, y: Tensor, noise_std: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return A ``(m, d)``, S_k ``(K, m, m)`` and log w_k N(y; A m_k, S_k) ``(batch, K)``."""
-        if not isinstance(operator, LinearOperator):
-            raise TypeError(
-                f"operator: expected a LinearOperator such as Mask(mask), got {operator!r}"
-            )
+        check_instance("operator", operator, LinearOperator, "Mask(mask)")
         check_positive("noise_std", noise_std, "take a small one: y then has a density")
         check_state("y", y, operator.observed_shape(self.event_shape))
         a = operator.matrix(self.event_shape)
-        spreads = a @ self.covariances @ a.T
-        spreads = 0.5 * (spreads + spreads.mT) + noise_std**2 * torch.eye(len(a)).to(a)
-        laws = MultivariateNormal(flatten(self.means) @ a.T, spreads)
-        log_prob = laws.log_prob(flatten(y).to(a).unsqueeze(1))
-        return a, spreads, self._log_weights + log_prob
+        observed = a @ self.covariances @ a.T
+        observed = 0.5 * (observed + observed.mT) + noise_std**2 * torch.eye(len(a)).to(a)
+        evidence = MultivariateNormal(flatten(self.means) @ a.T, observed)
+        log_prob = evidence.log_prob(flatten(y).to(a).unsqueeze(1))
+        return a, observed, self._log_weights + log_prob
 
-    def _parts(self, x: Tensor, t: Time) -> _Parts:
+    def _components(self, x: Tensor, t: Time) -> _Components:
         time = as_time(t, self.sde.T)
         check_batch(time, x)
         if x.shape[1:] != self.event_shape:
@@ -253,15 +256,15 @@ class GaussianMixture(FixedDtypeModule, PredictionScore):
         alpha = self.sde.alpha(time).to(x.device).reshape(-1, 1, 1)
         sigma = self.sde.sigma(time).to(x.device).reshape(-1, 1, 1)
         means = self.means.reshape(len(self.weights), -1)
-        centred = flatten(x).to(torch.float64).unsqueeze(1) - alpha * means
-        rotated = torch.einsum("bkd,kde->bke", centred, self._eigenvectors)
+        centered = flatten(x).to(torch.float64).unsqueeze(1) - alpha * means
+        rotated = torch.einsum("bkd,kde->bke", centered, self._eigenvectors)
         variance = alpha**2 * self._eigenvalues + sigma**2
-        pulled = rotated / variance
-        quadratic = (rotated * pulled).sum(2)
-        normaliser = variance.log().sum(2) + means.shape[1] * math.log(2 * math.pi)
-        return _Parts(
-            self._log_weights - 0.5 * (quadratic + normaliser),
-            -torch.einsum("bke,kde->bkd", pulled, self._eigenvectors),
+        solved = rotated / variance
+        quadratic = (rotated * solved).sum(2)
+        log_volume = variance.log().sum(2) + means.shape[1] * math.log(2 * math.pi)
+        return _Components(
+            self._log_weights - 0.5 * (quadratic + log_volume),
+            -torch.einsum("bke,kde->bkd", solved, self._eigenvectors),
             (1 / variance).sum(2),
         )
 
@@ -289,6 +292,6 @@ def _check_mixture(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
 
 def _mixture_moments(weights: Tensor, means: Tensor, covariances: Tensor) -> Moments:
     mean = torch.einsum("k,k...->...", weights, means)
-    centred = (means - mean).reshape(len(weights), -1)
-    between = torch.einsum("k,kd,ke->de", weights, centred, centred)
+    centered = (means - mean).reshape(len(weights), -1)
+    between = torch.einsum("k,kd,ke->de", weights, centered, centered)
     return Moments.from_covariance(mean, torch.einsum("k,kde->de", weights, covariances) + between)

@@ -1,4 +1,4 @@
-"""Labels: the function of time that a network receives beside the state."""
+"""Labels: the functions of time that are inputs of networks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Label(ABC):
-    """How a network is told the time: a function (sde, t) -> label, shaped like ``t``."""
+    """The time input of a network: a function ``(sde, t) -> label``, shaped like ``t``."""
 
     @abstractmethod
     def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class SigmaLabel(Label):
 
 @dataclass(frozen=True)
 class RatioLabel(Label):
-    """The label is ρ = σ/α, the noise level that EDM's and k-diffusion's denoisers are told."""
+    """The label is ρ = σ/α, the noise level that EDM's and k-diffusion's denoisers take."""
 
     def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
         """Return ρ(t)."""
@@ -76,7 +76,7 @@ class LogSNRLabel(Label):
 
 @dataclass(frozen=True)
 class IndexLabel(Label):
-    """The label is the index 0 … N−1 of the SDE's table, linear and unrounded between its knots."""
+    """The label is the index 0 … N−1 of the SDE's table, linearly interpolated."""
 
     def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
         """Return the table's index at ``t``."""

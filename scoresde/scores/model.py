@@ -1,4 +1,4 @@
-r"""A network that knows its SDE, what it predicts, and how it is conditioned."""
+r"""A network as a score: with its SDE, parametrization, label and condition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import networks, sdes
-from scoresde._core.checks import check_file
+from scoresde._core.checks import check_file, check_instance
 from scoresde._core.shapes import Time, check_batch, check_like, expand, per_sample
 from scoresde.scores import labels, predictions
 from scoresde.scores.base import PredictionScore, Score
@@ -21,22 +21,21 @@ from scoresde.scores.moments import Moments
 from scoresde.scores.predictions import NOISE, Prediction
 from scoresde.sdes import GaussianSDE
 
-_APART = object()
-"""What two values of a condition are that no batch can hold both of."""
+_INCOMPATIBLE = object()
+"""Marks two values of a condition that cannot be concatenated in one batch."""
 
 LabelFunction = Callable[[GaussianSDE, Tensor], Tensor]
 
 
 class ScoreModel(PredictionScore):
-    r"""A network with its diffusion, what it predicts, and the label it is told the time by.
+    r"""A network with its diffusion, its parametrization, and the label it receives for the time.
 
-    The network sees ``network(c_in x, label)`` in its own dtype, with ``label`` of shape
-    ``(batch,)`` and at least in float32, since half precision would merge neighbouring times; the
-    result comes back in the dtype of ``x``. All coefficients are float64 until the last
-    multiplication.
+    The network is called as ``network(c_in x, label)`` in its own dtype, with ``label`` of shape
+    ``(batch,)`` and at least in float32, since half precision does not resolve adjacent times; the
+    result has the dtype of ``x``. All coefficients are float64 until the last multiplication.
 
     Args:
-        network: any module called as ``network(x, label, **condition)`` that returns x-shaped.
+        network: any module called as ``network(x, label, **condition)`` whose result is x-shaped.
         sde: a Gaussian diffusion.
         prediction: NOISE, DATA, SCORE, VELOCITY, FLOW or edm(sigma_data).
         label: by_time, by_sigma, by_half_logsnr, by_index, or any function ``(sde, t) -> label``.
@@ -67,11 +66,8 @@ class ScoreModel(PredictionScore):
         moments: Moments | None = None,
     ) -> None:
         super().__init__(sde, prediction, moments)
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(
-                f"sde: expected a GaussianSDE, whose predictions are defined by α and σ, got "
-                f"{type(sde).__name__}; for a general SDE use FunctionScore(network, sde)"
-            )
+        hint = "predictions are defined by α and σ; for a general SDE use FunctionScore"
+        check_instance("sde", sde, GaussianSDE, "VPSDE()", hint)
         if not callable(network):
             raise TypeError(
                 f"network: expected a module called as (x, label), got {type(network).__name__}"
@@ -84,7 +80,6 @@ class ScoreModel(PredictionScore):
         _check_condition(network, self.condition)
 
     def output(self, x: Tensor, t: Time) -> Tensor:
-        """Return the network's raw output, shaped like ``x``."""
         time = self.sde.interior(t)
         check_batch(time, x)
         scale = self.prediction.input(self.sde, time)
@@ -115,24 +110,23 @@ class ScoreModel(PredictionScore):
         return self._with(bound)
 
     def select(self, index: Tensor | slice) -> ScoreModel:
-        """Return the score of a part of the batch, with its rows of the condition."""
         if not self.condition:
             return self
         return self._with({key: _take(value, index) for key, value in self.condition.items()})
 
     def concatenate(self, other: Score, rows: int, others: int) -> ScoreModel | None:
-        """Return one model for both parts of a batch, if they differ by their conditions alone."""
+        """Return one model for both batches if network, SDE, label and prediction are the same."""
         ours, theirs = self.condition, getattr(other, "condition", {})
-        alike = all(
+        same = all(
             getattr(other, name, None) is getattr(self, name)
             for name in ("network", "sde", "label")
         )
-        if not alike or getattr(other, "prediction", None) != self.prediction:
+        if not same or getattr(other, "prediction", None) != self.prediction:
             return None
         if ours.keys() != theirs.keys():
             return None
         both = {key: _join(ours[key], theirs[key], rows, others) for key in ours}
-        return None if any(value is _APART for value in both.values()) else self._with(both)
+        return None if any(value is _INCOMPATIBLE for value in both.values()) else self._with(both)
 
     def _with(self, condition: Mapping[str, Any]) -> ScoreModel:
         model = ScoreModel(
@@ -142,11 +136,11 @@ class ScoreModel(PredictionScore):
         return model
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one safetensors file whose JSON metadata tell how to rebuild it.
+        """Write the model as one safetensors file, with JSON metadata to rebuild it.
 
-        Networks and SDEs of this library are rebuilt from the file alone; of others the weights and
-        the name are kept, and the object has to be handed to :meth:`load`. A bound condition is not
-        part of the model and is not written.
+        Networks and SDEs of this library are rebuilt from the file alone; of others the file has
+        the weights and the class name, and the object is an argument of :meth:`load`. A bound
+        condition is not part of the model and is not written.
 
         Args:
             path: the file to write.
@@ -227,12 +221,12 @@ def _per_row(value: Any, rows: int, device: torch.device | None = None) -> Any:
 
 
 def _join(ours: Any, theirs: Any, rows: int, others: int) -> Any:
-    """Return what stands for two values of a condition, one after the other, or ``_APART``."""
+    """Return two values of a condition concatenated, or ``_INCOMPATIBLE``."""
     ours, theirs = _per_row(ours, rows), _per_row(theirs, others)
     if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)):
-        return ours if ours is theirs else _APART
+        return ours if ours is theirs else _INCOMPATIBLE
     if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
-        return _APART
+        return _INCOMPATIBLE
     return torch.cat([ours, theirs.to(ours.device)])
 
 

@@ -1,8 +1,8 @@
-r"""What is known of the data's first two moments, and the Gaussian they define.
+r"""Mean and covariance of the data, and the Gaussian they define.
 
-If the data have mean m and covariance C = E diag(c) Eᵀ, the best Gaussian stand-in for
-p(x_t) is N(α m, α² C + σ² I). Three places use it: coordinates in which the flow of Gaussian data
-stands still, the terminal law of a likelihood, and control variates of traces.
+If the data have mean m and covariance C = E diag(c) Eᵀ, the Gaussian closest to p(x_t) is
+N(α m, α² C + σ² I). It defines the coordinates in which the flow of Gaussian data is constant, the
+terminal distribution of a likelihood, and control variates of traces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Moments(FixedDtypeModule):
         mean: m, a number for all coordinates or a tensor of the event's shape.
         variance: c >= 0, a number or a tensor ``(d,)``: per coordinate, or per column of ``basis``.
         basis: E, orthonormal columns ``(d, d)``; None for the coordinate axes.
-        known: whether the numbers come from data; ``Moments()`` is the guess (0, 1), not known.
+        known: whether the numbers come from data; ``Moments()`` is the default (0, 1), not known.
 
     Raises:
         ValueError: if a variance is negative, or the shapes do not fit each other.
@@ -81,8 +81,8 @@ class Moments(FixedDtypeModule):
     def of(cls, data: Tensor) -> Moments:
         """Estimate the moments of ``data`` ``(n, *event)``.
 
-        The whole covariance where d <= 1024 (eigenvectors included), the variance of each
-        coordinate above.
+        The full covariance, with its eigenvectors, if d <= 1024; otherwise the variance of each
+        coordinate.
 
         Args:
             data: samples ``(n, *event)``, floating point, n >= 2.
@@ -96,33 +96,33 @@ class Moments(FixedDtypeModule):
                 f"data: expected at least 2 samples, got {data.shape[0]}; one has no variance"
             )
         mean = data.double().mean(0)
-        centred = flatten(data.double() - mean)
-        if centred.shape[1] > _LARGEST_BASIS:
-            return cls(mean, centred.square().sum(0) / (len(centred) - 1), known=True)
-        return cls.from_covariance(mean, centred.T @ centred / (len(centred) - 1))
+        centered = flatten(data.double() - mean)
+        if centered.shape[1] > _LARGEST_BASIS:
+            return cls(mean, centered.square().sum(0) / (len(centered) - 1), known=True)
+        return cls.from_covariance(mean, centered.T @ centered / (len(centered) - 1))
 
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> Moments:
-        """Make moments from a mean of the event's shape and a covariance ``(d, d)``."""
+        """Return the moments of a mean of the event's shape and a covariance ``(d, d)``."""
         variance, basis = torch.linalg.eigh(covariance.to(torch.float64))
         return cls(mean, variance.clamp(min=0.0), basis, known=True)
 
     def check_event(self, name: str, event_shape: Sequence[int]) -> None:
-        """Refuse states of another event shape than the mean's.
+        """Check that the event shape of states is the mean's.
 
         Raises:
-            ValueError: if a mean of some shape is known, and the states do not have it.
+            ValueError: if the mean has a shape, and the states another one.
         """
-        known = tuple(self.mean.shape)
-        if known and known != tuple(event_shape):
+        expected = tuple(self.mean.shape)
+        if expected and expected != tuple(event_shape):
             raise ValueError(
-                f"{name}: expected shape (batch, {', '.join(map(str, known))}), that of the data "
-                f"whose moments the score knows, got an event of shape {tuple(event_shape)}"
+                f"{name}: expected shape (batch, {', '.join(map(str, expected))}), that of the "
+                f"score's data moments, got an event of shape {tuple(event_shape)}"
             )
 
     @property
     def std(self) -> float:
-        """√(mean variance), the scale of the data as a whole; 1 if unknown or zero."""
+        """√(mean variance), one scale for all coordinates; 1 if unknown or zero."""
         std = float(self.variance.mean().sqrt())
         return std if std > 0 else 1.0
 
@@ -144,11 +144,13 @@ class Moments(FixedDtypeModule):
 
         α and σ are float64, ``()`` or ``(batch,)``.
         """
-        centred = flatten(x) - alpha.unsqueeze(-1) * self.mean.reshape(-1)
-        return self.rotate(centred) / self.scale(alpha, sigma)
+        centered = flatten(x) - alpha.unsqueeze(-1) * self.mean.reshape(-1)
+        return self.rotate(centered) / self.scale(alpha, sigma)
 
-    def unwhiten(self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]) -> Tensor:
-        """Return x = α m + E S z ``(batch, *event)`` for ``z`` ``(batch, d)``: undo ``whiten``."""
+    def unwhiten(
+        self, z: Tensor, alpha: Tensor, sigma: Tensor, event_shape: Sequence[int]
+    ) -> Tensor:
+        """Return x = α m + E S z ``(batch, *event)``, the inverse of :meth:`whiten`."""
         flat = self.rotate_back(z * self.scale(alpha, sigma))
         x = flat + alpha.unsqueeze(-1) * self.mean.reshape(-1)
         return x.reshape(z.shape[0], *event_shape)
@@ -162,10 +164,9 @@ class Moments(FixedDtypeModule):
         """Return log N(x; α m, α² C + σ² I) in nats ``(batch,)`` for ``x`` ``(batch, *event)``."""
         z = self.whiten(x.double(), alpha, sigma)
         dimension = z.shape[1]
-        normaliser = 0.5 * dimension * math.log(2 * math.pi) + self.log_det(alpha, sigma, dimension)
-        return -0.5 * z.square().sum(1) - normaliser
+        log_volume = self.log_det(alpha, sigma, dimension)
+        return -0.5 * (z.square().sum(1) + dimension * math.log(2 * math.pi)) - log_volume
 
     def extra_repr(self) -> str:
-        """Show what is known."""
         kind = "diagonal" if self.basis is None else "full"
         return f"known={self.known}, {kind} covariance of shape {tuple(self.variance.shape)}"

@@ -1,22 +1,24 @@
-r"""What a network predicts, and the label it is told the time by.
+r"""What a network predicts: parametrizations of the denoiser.
 
-Every parametrisation in use is linear in the state, the network's output y and the denoised
-x̂ = E[x_0 | x_t]. Written around the hub x̂ it is three coefficients,
+Every parametrization in use is linear in the state, the network's output y and the denoised
+x̂ = E[x_0 | x_t]. Solved for x̂ it is three coefficients::
 
     x̂ = x/α + k x + c y,        y = network(c_in x, label),
 
-and converting between any two is one composition. The skip is told as its difference k from 1/α,
-so that no conversion cancels near the data end, where x̂ ≈ x/α.
+and converting between any two is one composition. The skip coefficient is stored as its difference
+k from 1/α, so that no conversion cancels near the data end, where x̂ ≈ x/α.
 
-| prediction | y | k | c | c_in |
-|---|---|---|---|---|
-| NOISE | ε̂ = (x − αx̂)/σ | 0 | −σ/α | 1 |
-| SCORE | s = −ε̂/σ | 0 | σ²/α | 1 |
-| DATA | x̂ | −1/α | 1 | 1 |
-| VELOCITY | v = αε̂ − σx̂ | −σ²/(α(α²+σ²)) | −σ/(α²+σ²) | 1 |
-| FLOW | u = dx/dt of the probability flow | 2fσ²/(αg²) | −2σ²/(αg²) | 1 |
-| edm(σ_d) | F of EDM, ρ = σ/α, S² = σ_d²+ρ² | −ρ²/(αS²) | σ_d ρ/S | 1/(αS) |
-| DENOISER | D of EDM, x̂ from x/α | −1/α | 1 | 1/α |
+==========  =================================  ==============  ==========  ======
+prediction  y                                  k               c           c_in
+==========  =================================  ==============  ==========  ======
+NOISE       ε̂ = (x − αx̂)/σ                   0               −σ/α        1
+SCORE       s = −ε̂/σ                          0               σ²/α        1
+DATA        x̂                                 −1/α            1           1
+VELOCITY    v = αε̂ − σx̂                      −σ²/(α(α²+σ²))  −σ/(α²+σ²)  1
+FLOW        u = dx/dt of the probability flow  2fσ²/(αg²)      −2σ²/(αg²)  1
+edm(σ_d)    F of EDM, ρ = σ/α, S² = σ_d²+ρ²    −ρ²/(αS²)       σ_d ρ/S     1/(αS)
+DENOISER    D of EDM, x̂ from x/α              −1/α            1           1/α
+==========  =================================  ==============  ==========  ======
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction(ABC):
-    """A parametrisation of the denoiser, as three coefficients of time (see the module's table)."""
+    """A parametrization of the denoiser, as three coefficients of time (see the module's table)."""
 
     def input(self, sde: GaussianSDE, t: Tensor) -> Tensor | None:
-        """Return c_in, shaped like ``t``; None, as here, where the network sees x as it is."""
+        """Return c_in, shaped like ``t``; None, as here, where the network's input is x itself."""
         return None
 
     @abstractmethod
@@ -71,7 +73,7 @@ class Prediction(ABC):
         """Return k and c at float64 times in (0, T], shaped like ``t``."""
 
     def directly(self, source: Prediction, output: Tensor, x: Tensor) -> Tensor | None:
-        """Return an output of ``source`` at x in these terms, if no function of time is needed."""
+        """Return an output of ``source`` at x in these terms, if that needs no coefficient."""
         return output if source == self else None
 
 
@@ -131,7 +133,7 @@ class FlowPrediction(Prediction):
     """The network predicts the probability flow's own velocity u = dx/dt = f x − ½ g² s.
 
     For :class:`~scoresde.sdes.RectifiedFlow` that is E[ε − x_0 | x_t], what flow matching learns
-    (its sign is turned where time runs from noise to data).
+    (with the opposite sign where time runs from noise to data).
 
     References:
         Lipman et al. 2022, arXiv:2210.02747, eq. 10.
@@ -178,9 +180,9 @@ class EDMPrediction(Prediction):
 
 @dataclass(frozen=True)
 class DenoiserPrediction(Prediction):
-    """The network is a denoiser D(x/α, ρ) = x̂ of EDM's kind, for data without a fading signal.
+    """The network is a denoiser D(x/α, ρ) = x̂ as in EDM, of the rescaled state x/α.
 
-    Every Gaussian diffusion is one of these after division by α; tell it ρ by ``by_ratio``.
+    Every Gaussian diffusion is variance exploding after division by α; the label is ``by_ratio``.
 
     References:
         Karras et al. 2022, arXiv:2206.00364, eqs. 2 and 3.

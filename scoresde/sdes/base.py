@@ -1,11 +1,11 @@
 """General SDEs and their reversals.
 
-An Itô diffusion with a scalar, state-independent noise level,
+An Itô diffusion with a scalar, state-independent noise level::
 
     dx = f(x, t) dt + g(t) dw,        t in [0, T], data at t = 0, noise at t = T,
 
 has for a known score s = ∇ log p_t a family of reversals with the same marginals
-(Anderson 1982; Song et al. 2021, eqs. 6 and 13; Huang et al. 2021),
+(Anderson 1982; Song et al. 2021, eqs. 6 and 13; Huang et al. 2021)::
 
     dx = [f(x, t) − ½(1 + η²) g² s(x, t)] dt + η g dw̄,
 

@@ -13,6 +13,8 @@ from scoresde.sdes.gaussian import GaussianSDE, log_complement
 class CosineSDE(GaussianSDE):
     r"""The variance-preserving diffusion with the cosine schedule.
 
+    ::
+
         α(t) = cos(θ_t) / cos(θ_0),   θ_t = (π/2)(t + s)/(1 + s),   σ² = 1 − α².
 
     At t = 1 the signal is zero and log α = −∞; the diffusion therefore ends a little earlier, at

@@ -1,7 +1,7 @@
 r"""DDPM and NCSN: Gaussian diffusions given by a table.
 
 A chain x_0 → x_1 → … → x_N of Gaussian steps is a diffusion at the timesteps t_i = i T/N whose
-curves interpolate those of the chain:
+curves interpolate those of the chain::
 
     DDPM   x_i = √(1−β_i) x_{i−1} + √β_i ε          log α(t_i) = ½ Σ log(1−β_j), σ² = 1 − α²
     NCSN   x_i = x_{i−1} + √(σ_i² − σ_{i−1}²) ε     α = 1, σ(t_i) = σ_i
@@ -94,6 +94,8 @@ class _Table(GaussianSDE):
 
 class DDPM(_Table):
     r"""The diffusion of DDPM: variance preserving, with the rate β_i in step i.
+
+    ::
 
         log α(t_i) = ½ Σ_{j<=i} log(1 − β_j),      σ² = 1 − α².
 
@@ -213,6 +215,8 @@ class DDPM(_Table):
 
 class NCSN(_Table):
     r"""The diffusion of NCSN (SMLD): a sequence of noise levels on clean data.
+
+    ::
 
         α = 1,      σ(t_i) = σ_i,      σ(0) = σ_0²/σ_1.
 

@@ -1,8 +1,10 @@
 r"""Diffusions with a Gaussian kernel: two curves, log α(t) and log σ(t), and what follows.
 
+::
+
     x_t = α(t) x_0 + σ(t) ε,        λ = log α − log σ,        ρ = σ/α = e^{−λ}.
 
-The linear SDE dx = f x dt + g dw with this kernel has
+The linear SDE dx = f x dt + g dw with this kernel has::
 
     f = (log α)′,        g² = (σ²)′ − 2 f σ² = −2 σ² λ′,
 

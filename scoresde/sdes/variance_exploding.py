@@ -23,6 +23,8 @@ def _check_noise_levels(sigma_min: float, sigma_max: float) -> None:
 class VESDE(GaussianSDE):
     r"""The variance-exploding SDE, the continuous limit of NCSN (SMLD).
 
+    ::
+
         dx = σ(t) √(2 ln(σ_max/σ_min)) dw,      α = 1,   σ(t) = σ_min (σ_max/σ_min)^t.
 
     Time 0 is the noise level σ_min, small enough to be negligible in the data.

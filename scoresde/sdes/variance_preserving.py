@@ -42,6 +42,8 @@ class _LinearRate(GaussianSDE):
 class VPSDE(_LinearRate):
     r"""The variance-preserving SDE, the continuous limit of DDPM.
 
+    ::
+
         dx = −½ β(t) x dt + √β(t) dw,      α = e^{−B/2},   σ² = 1 − e^{−B},
         β(t) = β_min + (β_max − β_min) t,  B(t) = ∫₀ᵗ β.
 
@@ -87,6 +89,8 @@ class VPSDE(_LinearRate):
 
 class SubVPSDE(_LinearRate):
     r"""The sub-VP SDE: the mean of VP with a smaller variance, made for likelihoods.
+
+    ::
 
         dx = −½ β(t) x dt + √(β(t)(1 − e^{−2B})) dw,      α = e^{−B/2},   σ = 1 − e^{−B}.
 
