@@ -1,4 +1,4 @@
-"""Divergence estimators are unbiased, as noisy as theory says, and leave batch and graph in order.
+"""Divergence estimators are unbiased, with the variance of theory, and keep batch and graph intact.
 
 Statistical tests run on fixed seeds and compare z-scores with 5 (false alarm 6e-7 each). The oracle
 of a divergence is the trace of the autograd Jacobian, of an estimator a literal transcription.
@@ -18,7 +18,7 @@ from scoresde import VESDE, VPSDE, GaussianMixture, Moments, log_likelihood, tra
 from scoresde._core.counter_rng import CounterRNG
 from scoresde.flow.probability_flow import GeneralProbabilityFlow
 from scoresde.likelihood import FlowIntegral, LikelihoodSettings
-from scoresde.likelihood.log_likelihood import _trace_for
+from scoresde.likelihood.log_likelihood import _default_trace
 from scoresde.solvers import TorchDiffEq
 from scoresde.traces import (
     MEMBERS,
@@ -79,11 +79,11 @@ def draws(trace, J, n, seed=0):
     return trace(linear(J), x, rng(n, seed))[1].mean(1)
 
 
-# --- beside the laws that test_testing_families.py looks at
+# --- beside the properties that test_testing_families.py checks
 
 
 @EACH_MEMBER
-def test_members_print_as_they_are_made(trace):
+def test_repr_reconstructs_the_member(trace):
     assert eval(repr(trace), vars(traces)) == trace
 
 
@@ -92,7 +92,7 @@ def test_members_print_as_they_are_made(trace):
     [*MEMBERS[:2], *MEMBERS[5:], Hutchinson(2, Sphere()), Hutchinson(1, Orthogonal())],
     ids=repr,
 )
-def test_one_dimension_leaves_no_noise(trace):
+def test_one_dimension_is_exact(trace):
     x = randn(5, 1)
     value, estimates = trace(lambda x: x**3, x, rng(5))
     torch.testing.assert_close(value, x**3)
@@ -100,7 +100,7 @@ def test_one_dimension_leaves_no_noise(trace):
 
 
 def test_gaussian_probes_in_one_dimension_are_unbiased():
-    """E v² = 1 only: the one law that is noisy even there."""
+    """v² is random: the only distribution that is noisy even in one dimension."""
     values = draws(Hutchinson(2, Gaussian()), torch.tensor([[2.0]], dtype=torch.float64), 4000)
     assert abs(values.mean() - 2) < LIMIT * values.std() / 4000**0.5
     assert abs(values.var() - 4.0) < 0.5  # 2 J²/k with k = 2
@@ -122,7 +122,7 @@ def test_fields_that_do_not_depend_on_x_have_no_divergence(trace, differentiable
 
 
 @EACH_MEMBER
-def test_works_where_gradients_are_off(trace):
+def test_works_under_no_grad(trace):
     field, x, s = curved(), randn(3, D), rng(3)
     expected = trace(field, x, s)[1]
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_works_where_gradients_are_off(trace):
 
 
 @EACH_MEMBER
-def test_parameters_receive_no_gradient_unless_asked(trace):
+def test_parameters_receive_no_gradient_by_default(trace):
     layer = nn.Linear(D, D).double()
     trace(layer, randn(3, D), rng(3))
     assert all(p.grad is None for p in layer.parameters())
@@ -199,7 +199,7 @@ def test_gradients_with_a_constant_basis_are_unbiased(trace):
 
 
 @EACH_MEMBER
-def test_parameters_learn_from_the_divergence(trace):
+def test_the_gradient_for_parameters_is_unbiased(trace):
     """d/dW of tr ∂(xWᵀ)/∂x = tr W is the identity, of which the estimate's gradient is unbiased."""
     n, W = 4000, randn(D, D).requires_grad_()
     _, estimates = trace(linear(W), torch.zeros(n, D).double(), rng(n), differentiable=True)
@@ -208,7 +208,7 @@ def test_parameters_learn_from_the_divergence(trace):
     assert (gradient - torch.eye(D).double()).abs().max() <= noise + 1e-10
 
 
-def test_the_gradient_survives_a_jacobian_of_no_rank():
+def test_the_gradient_is_finite_for_a_jacobian_of_rank_zero():
     for trace in MEMBERS:
         x = torch.zeros(2, D, dtype=torch.float64, requires_grad=True)
         _, estimates = trace(lambda x: x**3, x, rng(2), differentiable=True)
@@ -216,7 +216,7 @@ def test_the_gradient_survives_a_jacobian_of_no_rank():
         assert torch.equal(gradient, torch.zeros_like(x))
 
 
-# --- laws of the noise
+# --- the variance of the noise
 
 
 def check_variance(values, variance):
@@ -227,7 +227,7 @@ def check_variance(values, variance):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_variance_of_each_law(symmetric):
+def test_variance_of_each_distribution(symmetric):
     J = randn(D, D, seed=3)
     J = J + J.T if symmetric else J
     S, n = (J + J.T) / 2, 20_000
@@ -238,11 +238,11 @@ def test_variance_of_each_law(symmetric):
     sphere = 2 * D / (D + 2) * shear.square().sum()
     check_variance(draws(Hutchinson(1, Sphere()), J, n), sphere)
     check_variance(draws(Hutchinson(1, Orthogonal()), J, n), sphere)
-    # the k columns of a Haar matrix: independent ones, less the part that the others have seen
+    # k columns of a Haar matrix: independent ones, with the finite-population correction
     check_variance(draws(Hutchinson(3, Orthogonal()), J, n), sphere / 3 * (D - 3) / (D - 1))
 
 
-def test_no_noise_where_the_law_has_none():
+def test_no_noise_where_the_distribution_has_none():
     diagonal, identity = randn(D).diag(), 1.7 * torch.eye(D, dtype=torch.float64)
     for trace, J in (
         (Hutchinson(), diagonal),
@@ -252,15 +252,37 @@ def test_no_noise_where_the_law_has_none():
         torch.testing.assert_close(draws(trace, J, 50), J.trace().expand(50))
 
 
-@pytest.mark.parametrize("law", [Rademacher(), Gaussian(), Sphere(), Orthogonal()], ids=repr)
-def test_probes_have_unit_second_moments(law):
+DISTRIBUTIONS = {
+    "rademacher": Rademacher(),
+    "gaussian": Gaussian(),
+    "sphere": Sphere(),
+    "orthogonal": Orthogonal(),
+}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=repr)
+def test_probes_have_unit_second_moments(distribution):
     n, k = 4000, 3
-    v = law.draw(rng(n), k, D)
+    v = distribution.draw(rng(n), k, D)
     assert (v.shape, v.dtype) == ((n, k, D), torch.float64)
     moments = torch.einsum("nki,nkj->nkij", v, v)
     score = (moments.mean(0) - torch.eye(D)) / moments.std(0).clamp(min=1e-12) * n**0.5
     assert score.abs().max() < LIMIT
     assert (v.mean(0) * n**0.5).abs().max() < LIMIT
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_name_is_the_distribution_of_that_name(name):
+    trace, expected = Hutchinson(probes=2, law=name), DISTRIBUTIONS[name]
+    assert trace == Hutchinson(probes=2, law=expected)
+    assert repr(trace) == f"Hutchinson(probes=2, law={expected!r})"
+    assert trace.distribution == expected
+    field, x = curved(), randn(3, D)
+    v = expected.draw(rng(3), 2, D)
+    forms = torch.einsum("mki,mij,mkj->mk", v, jacobian(field, x), v)
+    if name == "orthogonal":
+        forms = forms.mean(1, keepdim=True)
+    torch.testing.assert_close(trace(field, x, rng(3))[1], forms)
 
 
 @pytest.mark.parametrize("k", [1, 2, D])
@@ -341,8 +363,8 @@ RANKS = [
 
 
 @pytest.mark.parametrize(("trace", "d", "rank"), RANKS, ids=str)
-def test_the_rank_that_is_promised_is_the_largest_without_noise(trace, d, rank):
-    assert trace.resolved(d) == rank
+def test_the_exact_rank_is_the_largest_without_noise(trace, d, rank):
+    assert trace.exact_rank(d) == rank
 
     def scatter(r):
         left, right = (
@@ -360,7 +382,7 @@ def test_the_rank_that_is_promised_is_the_largest_without_noise(trace, d, rank):
 
 
 @pytest.mark.parametrize("trace", [HutchPlusPlus(12), XTrace(12)], ids=repr)
-def test_a_steep_spectrum_is_told_better_than_by_hutchinson(trace):
+def test_a_fast_decay_of_singular_values_reduces_the_noise(trace):
     q = torch.linalg.qr(randn(30, 30)).Q
     J = q @ (0.5 ** torch.arange(30.0, dtype=torch.float64)).diag() @ q.T
     assert draws(trace, J, 500).std() < 0.3 * draws(Hutchinson(12), J, 500).std()
@@ -371,7 +393,7 @@ def test_a_steep_spectrum_is_told_better_than_by_hutchinson(trace):
 
 @DTYPES
 @pytest.mark.parametrize("chunk", [1, 2, 4, 7, 100])
-def test_chunks_do_not_matter(chunk, dtype):
+def test_the_result_does_not_depend_on_the_chunk(chunk, dtype):
     d, field = 7, curved(d=7, dtype=dtype)
     x = randn(3, d, dtype=dtype)
     value, estimates = ExactTrace(chunk)(field, x, rng(3))
@@ -382,7 +404,7 @@ def test_chunks_do_not_matter(chunk, dtype):
 @pytest.mark.parametrize(
     "trace", [*MEMBERS, ExactTrace(chunk=D), ExactTrace(chunk=D - 1)], ids=repr
 )
-def test_a_jacobian_that_comes_for_nothing_is_the_jacobian(trace):
+def test_linearize_returns_the_jacobian(trace):
     field, x, s = curved(), randn(3, D), rng(3)
     value, estimates, matrix = trace.linearize(field, x, s)
     torch.testing.assert_close((value, estimates), trace(field, x, s))
@@ -392,7 +414,7 @@ def test_a_jacobian_that_comes_for_nothing_is_the_jacobian(trace):
 
 
 class Sizes(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
+    """Records the size of the largest tensor of any operation."""
 
     largest = 0
 
@@ -405,7 +427,7 @@ class Sizes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
-def test_memory_of_the_exact_trace_grows_with_the_chunk_alone(chunk):
+def test_memory_of_the_exact_trace_grows_only_with_the_chunk(chunk):
     """At d = 3072 no tensor is larger than chunk × batch × d, far below the d × d of a Jacobian."""
     m, d, width = 2, 3072, 8
     A, B = randn(d, width, dtype=torch.float32) / d**0.5, randn(width, d, dtype=torch.float32)
@@ -485,21 +507,21 @@ def test_second_derivatives_through_attention(trace):
         torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-6)
 
 
-def test_kernels_are_given_back_when_a_field_fails():
+def test_kernels_are_restored_after_an_exception_of_the_field():
     def field(x):
-        raise RuntimeError("out of paper")
+        raise RuntimeError("error of the field")
 
     before = backends()
-    with pytest.raises(RuntimeError, match="out of paper"):
+    with pytest.raises(RuntimeError, match="error of the field"):
         ExactTrace()(field, randn(2, 3), rng(2))
     assert backends() == before
 
 
 @pytest.mark.parametrize("probes", [1, 2])
 def test_only_a_single_product_goes_through_the_fused_kernel(probes, device):
-    """It has no batched derivative; a single first derivative is what it is made for."""
+    """It has a first derivative, but no batched one."""
     if device.type != "cpu":
-        pytest.skip("which fused kernel there is depends on the device")
+        pytest.skip("the fused kernel depends on the device")
     names = []
 
     class Names(TorchDispatchMode):
@@ -522,7 +544,13 @@ def test_only_a_single_product_goes_through_the_fused_kernel(probes, device):
         (lambda: ExactTrace(chunk=0), ValueError, "chunk: expected an integer, at least 1"),
         (lambda: ExactTrace(chunk=1.5), TypeError, "chunk: expected an integer"),
         (lambda: Hutchinson(probes=0), ValueError, "probes: expected an integer, at least 1"),
-        (lambda: Hutchinson(law="rademacher"), TypeError, "law: expected a law of probes"),
+        (
+            lambda: Hutchinson(law="uniform"),
+            ValueError,
+            'law: .* "rademacher", "gaussian", "sphere", "orthogonal", got \'uniform\'',
+        ),
+        (lambda: Hutchinson(law=2), TypeError, "law: expected a ProbeDistribution"),
+        (lambda: Hutchinson(law=Gaussian), TypeError, r"law: .* pass an instance, Gaussian\("),
         (lambda: HutchPlusPlus(budget=2), ValueError, "budget: expected an integer, at least 3"),
         (lambda: XTrace(budget=1), ValueError, "budget: expected an integer, at least 2"),
     ],
@@ -533,7 +561,7 @@ def test_bad_arguments(make, error, message):
 
 
 class Unbatched(torch.autograd.Function):
-    """An operation without a rule for batched gradients, as those of compiled extensions are."""
+    """An operation without a batching rule for gradients, as in compiled extensions."""
 
     @staticmethod
     def forward(context, x):
@@ -547,20 +575,20 @@ class Unbatched(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(probes=3)], ids=str)
-def test_operations_without_a_rule_for_batches(trace):
+def test_operations_without_a_batching_rule(trace):
     x = randn(4, D)
     found = trace(Unbatched.apply, x, rng(4))[1]
     torch.testing.assert_close(found, (3 * x**2).sum(1, keepdim=True).expand_as(found))
 
 
-# --- what they are for: log p
+# --- in a likelihood
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=repr)
 @pytest.mark.parametrize("d", [16, 64, 196])
 def test_fresh_probes_have_a_third_of_the_noise_at_equal_cost(d, sde):
-    """Against one fixed probe along dopri5's steps in t, the usual way; 300 repeats each.
+    """Against one fixed probe along dopri5's steps in t, as is common; 300 repeats each.
 
     A ratio of standard deviations is known to 6 %: with a true ratio up to 0.28, a false alarm has
     a chance of 1e-3.
@@ -571,9 +599,9 @@ def test_fresh_probes_have_a_third_of_the_noise_at_equal_cost(d, sde):
         Normal(torch.zeros(d).double(), torch.tensor(sde.prior_scale()).double()), 1
     )
     flow, solver = GeneralProbabilityFlow(score, (d,)), TorchDiffEq(rtol=1e-5, atol=1e-5)
-    query = LikelihoodSettings(flow, Hutchinson(), solver, 1e-3, prior, rng(300, 2))
+    settings = LikelihoodSettings(flow, Hutchinson(), solver, 1e-3, prior, rng(300, 2))
     with torch.no_grad():
-        usual = FlowIntegral()(query, x, torch.arange(300))
+        usual = FlowIntegral()(settings, x, torch.arange(300))
     cost = int(usual.evaluations.max())
     ours = log_likelihood(score, x[:1], trace=Hutchinson(), generator=generator(3))
     probes = max(1, cost // int(ours.evaluations.max()))
@@ -596,10 +624,10 @@ def test_two_standard_errors_cover(d, trace):
     assert 0.90 <= covered.double().mean() <= 0.99
 
 
-def test_known_moments_take_their_part_of_the_noise():
-    """The PCA control variate: Gaussian data leave no noise, though their Jacobian is not flat."""
-    turned = torch.linalg.qr(randn(8, 8))[0]
-    covariance = turned @ torch.logspace(-2, 1, 8).double().diag() @ turned.mT
+def test_known_moments_are_a_control_variate():
+    """For Gaussian data with a Jacobian that is not a multiple of I, there is no noise at all."""
+    axes = torch.linalg.qr(randn(8, 8))[0]
+    covariance = axes @ torch.logspace(-2, 1, 8).double().diag() @ axes.mT
     score = GaussianMixture(torch.ones(1), torch.ones(1, 8), covariance[None], VPSDE())
     x = score.sample(1, 1e-5, generator(1), dtype=torch.float64).expand(50, 8).contiguous()
     with_moments = log_likelihood(score, x, trace=Hutchinson(), generator=generator(2))
@@ -613,46 +641,46 @@ def test_known_moments_take_their_part_of_the_noise():
     ("d", "tolerance", "exact"),
     [(64, 1.0, True), (65, 1e-2, False), (400, 1e-3, True), (450, 1e-3, False), (784, 4e-4, True)],
 )
-def test_the_trace_that_is_chosen(d, tolerance, exact):
+def test_the_default_trace(d, tolerance, exact):
     """Exact where √0.7 d is below 0.35/tolerance: fewer products than the noise would take."""
-    assert _trace_for(d, tolerance).exact == exact
+    assert _default_trace(d, tolerance).exact == exact
 
 
 def stretched(d, sde):
     """Four modes with standard deviations from 0.05 to 0.5 in directions of their own."""
     g = generator(d)
     means = 0.5 * torch.randn(4, d, generator=g, dtype=torch.float64)
-    turned = torch.linalg.qr(torch.randn(4, d, d, generator=g, dtype=torch.float64))[0]
+    axes = torch.linalg.qr(torch.randn(4, d, d, generator=g, dtype=torch.float64))[0]
     stds = torch.logspace(math.log10(0.05), math.log10(0.5), d, dtype=torch.float64)
-    return GaussianMixture(torch.ones(4), means, turned @ torch.diag(stds**2) @ turned.mT, sde)
+    return GaussianMixture(torch.ones(4), means, axes @ torch.diag(stds**2) @ axes.mT, sde)
 
 
-def fourth_moments(law, d):
-    """E v_i v_j v_k v_l, by pairing (Isserlis) for directions without preference."""
+def fourth_moments(distribution, d):
+    """E v_i v_j v_k v_l of an isotropic distribution, by pairing (Isserlis)."""
     one = torch.eye(d, dtype=torch.float64)
     pairs = sum(
         torch.einsum(f"{a},{b}->ijkl", one, one)
         for a, b in (("ij", "kl"), ("ik", "jl"), ("il", "jk"))
     )
-    return pairs if isinstance(law, Gaussian) else pairs * d / (d + 2)
+    return pairs if isinstance(distribution, Gaussian) else pairs * d / (d + 2)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 @pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("law", [Gaussian(), Sphere(), Orthogonal()], ids=repr)
-def test_variances_are_those_of_the_fourth_moments(law, k, d):
-    """Of k orthogonal directions each two have covariance −V/(d − 1): all d tell the trace."""
+@pytest.mark.parametrize("distribution", [Gaussian(), Sphere(), Orthogonal()], ids=repr)
+def test_variances_are_those_of_the_fourth_moments(distribution, k, d):
+    """Two orthogonal directions have covariance −V/(d − 1), because all d give the trace."""
     A = torch.randn((d, d), dtype=torch.float64)
-    V = torch.einsum("ij,kl,ijkl->", A, A, fourth_moments(law, d)) - A.trace() ** 2
-    covariance = -V / (d - 1) if isinstance(law, Orthogonal) and d > 1 else 0.0 * V
+    V = torch.einsum("ij,kl,ijkl->", A, A, fourth_moments(distribution, d)) - A.trace() ** 2
+    covariance = -V / (d - 1) if isinstance(distribution, Orthogonal) and d > 1 else 0.0 * V
     k = min(k, d)
     expected = V / k + (k - 1) / k * covariance
-    torch.testing.assert_close(law.variance(A, k), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(distribution.variance(A, k), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 @pytest.mark.parametrize("k", [1, 3])
-def test_variances_of_signs_are_those_of_all_of_them(k, d):
+def test_the_variance_of_signs_is_that_over_all_of_them(k, d):
     A = torch.randn((d, d), dtype=torch.float64)
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * d)
     forms = torch.einsum("ni,ij,nj->n", *[signs.reshape(-1, d), A, signs.reshape(-1, d)])
