@@ -1,14 +1,15 @@
-"""DDPM and NCSN trained beside their continuous parents, on 8x8 digits.
+"""DDPM and NCSN trained like their continuous limits, on 8x8 digits.
 
-One small U-Net, one preconditioning, one objective (the plain error of the noise) and one budget;
-only the diffusion and the law of the times differ: 1000 knots of a table, or the whole interval.
+One small U-Net, one preconditioning, one objective (the unweighted error of the noise) and one
+budget; only the diffusion and the distribution of the times differ: 1000 timesteps of a table, or
+the entire interval.
 
-1. Learned from dequantized digits. For held-out ones, all as bits/dim of the levels under uniform
+1. Trained on dequantized digits. For held-out ones, all as bits/dim of the levels under uniform
    dequantization: the variational bound of the chain with 1000 steps, that in continuous time, and
    the density of the probability flow with exact traces.
-2. The children learned from the levels themselves, as DDPM was published: the bound on −log₂ P by
-   the discretised decoder.
-3. Samples of the first, drawn in 1000 steps, beside the held-out digits.
+2. The chains trained on the levels themselves, as DDPM was published: the bound on −log₂ P by the
+   discretized decoder.
+3. Samples of the first, drawn in 1000 steps, compared with the held-out digits.
 
     python benchmarks/discrete.py            # about 10 minutes on one core
     python benchmarks/discrete.py --quick    # a minute, tiny networks: the numbers mean nothing
@@ -16,19 +17,18 @@ only the diffusion and the law of the times differ: 1000 knots of a table, or th
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from common import parser, table, write_page
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from scoresde import VESDE, VPSDE, GaussianSDE, UNet, bits_per_dim, fit, sample
-from scoresde.commands.data import Bins, digits, evaluation_set, training_set
+from scoresde.commands.data import Quantization, digits, evaluation_set, training_set
 from scoresde.commands.train import LABEL_SCALE, count_parameters, new_model
 from scoresde.likelihood import discrete_bound, log_likelihood, variational_bound
 from scoresde.plots import figure, sample_grid, style
@@ -44,14 +44,14 @@ from scoresde.scores import ScoreModel
 from scoresde.traces import ExactTrace
 from scoresde.training.losses import Simple, Stratified, TableTimes, TimeSampler
 
-LEVELS = Bins(17)
+LEVELS = Quantization(17)
 SHAPE = (1, 8, 8)
 VP, VE = VPSDE(), VESDE(0.01, 20.0)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done of everything."""
+    """Sizes of the experiment."""
 
     N: int = 1000
     width: int = 16
@@ -65,15 +65,15 @@ QUICK = Effort(N=20, width=4, steps=20, evaluated=4, samples=8)
 
 @dataclass(frozen=True)
 class Case:
-    """A diffusion, how its times are drawn in training, and how it is sampled.
+    """A diffusion, the times of its training, and its samplers.
 
     Attributes:
         name: of the diffusion.
         sde: the diffusion.
-        time_sampler: of the times in training.
-        times: the knots of the chain whose bound is told.
-        samplers: ways to draw samples, by name.
-        is_chain: whether the diffusion is the chain itself, or its parent.
+        time_sampler: distribution of the times in training.
+        times: the timesteps of the chain of the bound.
+        samplers: the samplers, by name.
+        is_chain: whether the diffusion is the chain itself, or its continuous limit.
     """
 
     name: str
@@ -85,18 +85,18 @@ class Case:
 
 
 def cases(N: int) -> list[Case]:
-    """Return the chains with N steps, each before its parent."""
-    found = []
+    """Return the chains with N steps, each followed by its continuous limit."""
+    made = []
     for name, chain, parent in (("DDPM", VP.discretize(N), VP), ("NCSN", VE.discretize(N), VE)):
-        knots, other = chain.times, type(parent).__name__
+        times, other = chain.times, type(parent).__name__
         own = {name: Scheduled(Ancestral(1.0), Timesteps(), N - 1)}
-        even = {other: Scheduled(Ancestral(1.0), UniformTime(end=float(knots[0])), N - 1)}
-        found.append(Case(name, chain, Stratified(TableTimes(knots)), knots, own, True))
-        found.append(Case(other, parent, Stratified(), knots, even, False))
+        even = {other: Scheduled(Ancestral(1.0), UniformTime(end=float(times[0])), N - 1)}
+        made.append(Case(name, chain, Stratified(TableTimes(times)), times, own, True))
+        made.append(Case(other, parent, Stratified(), times, even, False))
     levels = min(100, N - 1)
     langevin = annealed_langevin(0.16, corrections=10, grid=Timesteps(), steps=levels)
-    found[2].samplers[f"NCSN, annealed Langevin ({levels} levels, 10 each)"] = langevin
-    return found
+    made[2].samplers[f"NCSN, annealed Langevin ({levels} levels, 10 each)"] = langevin
+    return made
 
 
 def learn(case: Case, data: TensorDataset, effort: Effort) -> tuple[ScoreModel, float]:
@@ -129,29 +129,29 @@ def in_bits(log_prob: Tensor) -> Tensor:
 
 
 def mean(bits: Tensor) -> str:
-    """Show a mean with its standard error over the digits."""
+    """Return a mean with its standard error over the digits."""
     return f"{float(bits.mean()):.3f} ± {float(bits.std()) / math.sqrt(len(bits)):.3f}"
 
 
-def dequantized_row(case: Case, model: ScoreModel, x: Tensor) -> str:
+Row = tuple[str, ...]
+
+
+def dequantized_row(case: Case, model: ScoreModel, x: Tensor) -> Row:
     """Return chain, continuous bound and exact density of points, in bits/dim."""
     chain = discrete_bound(model, x, times=case.times, generator=torch.Generator().manual_seed(1))
     first = {"t_min": float(case.times[0]), "generator": torch.Generator().manual_seed(2)}
     bound = variational_bound(model, x, samples=512, **first)
     exact = log_likelihood(model, x, trace=ExactTrace(), **first)
-    found = [in_bits(result.log_prob) for result in (chain, bound, exact)]
-    difference = (found[0] - found[1]).mean()
+    bits = [in_bits(result.log_prob) for result in (chain, bound, exact)]
+    difference = (bits[0] - bits[1]).mean()
     evaluations = float(exact.evaluations.double().mean())
-    return (
-        f"| {case.name} | {' | '.join(map(mean, found))} | {float(difference):+.4f} | "
-        f"{evaluations:.0f} |"
-    )
+    return case.name, *map(mean, bits), f"{float(difference):+.4f}", f"{evaluations:.0f}"
 
 
-def level_rows(case: Case, model: ScoreModel, levels: Tensor) -> list[str]:
-    """Return the bound on −log₂ P of levels and its parts, for all of a chain and for its rest.
+def level_rows(case: Case, model: ScoreModel, levels: Tensor) -> list[Row]:
+    """Return the bound on −log₂ P of levels and its parts, for a chain and for its later part.
 
-    The rest begins where the noise is a quarter of a bin, and its decoder has that width.
+    The later part starts where the noise is a quarter of a bin, and its decoder has that width.
     """
     sigma = torch.exp(-case.sde.half_logsnr(case.times))
     start = int((sigma < 0.25 * LEVELS.scale / LEVELS.levels).sum())
@@ -169,7 +169,7 @@ def level_rows(case: Case, model: ScoreModel, levels: Tensor) -> list[str]:
 
 def level_row(
     name: str, model: ScoreModel, levels: Tensor, times: Tensor, decoder: float | None
-) -> str:
+) -> Row:
     """Return the bound on −log₂ P of levels by one chain, and its parts."""
     cells = []
     for variance in (1.0, 0.0):
@@ -186,9 +186,9 @@ def level_row(
         )
         unit = math.prod(SHAPE) * math.log(2)
         parts = (bound.decoder, bound.steps.sum(1), bound.prior)
-        told = " + ".join(f"{float(part.mean()) / unit:.3f}" for part in parts)
-        cells.append(f"{mean(bound.bits_per_dim)} = {told}")
-    return f"| {name} | {' | '.join(cells)} |"
+        terms = " + ".join(f"{float(part.mean()) / unit:.3f}" for part in parts)
+        cells.append(f"{mean(bound.bits_per_dim())} = {terms}")
+    return name, *cells
 
 
 # --- samples
@@ -209,79 +209,79 @@ def sliced(x: Tensor, y: Tensor) -> float:
 
 
 class Classifier:
-    """Logistic regression on the training digits: how sure it is of what a sample shows."""
+    """Logistic regression on the training digits: how confident it is about a sample."""
 
     def __init__(self, x: Tensor, labels: Tensor) -> None:
         from sklearn.linear_model import LogisticRegression
 
         self.model = LogisticRegression(max_iter=2000, C=0.1).fit(x.flatten(1).numpy(), labels)
 
-    def sure(self, x: Tensor) -> float:
-        """Return the part of samples that are given a class with a probability above 0.9."""
+    def confident(self, x: Tensor) -> float:
+        """Return the fraction of samples with a class of probability above 0.9."""
         highest = self.model.predict_proba(x.flatten(1).double().numpy()).max(1)
         return float((highest > 0.9).mean())
 
 
-def sample_row(name: str, x: Tensor, seen: Tensor, unseen: Tensor, judge: Classifier) -> str:
+def sample_row(name: str, x: Tensor, seen: Tensor, unseen: Tensor, judge: Classifier) -> Row:
     """Return statistics of samples."""
     return (
-        f"| {name} | {float(x.mean()):.3f} | {float(x.std()):.3f} | {nearest(x, seen):.2f} | "
-        f"{sliced(x, unseen):.3f} | {judge.sure(x):.2f} |"
+        name,
+        f"{float(x.mean()):.3f}",
+        f"{float(x.std()):.3f}",
+        f"{nearest(x, seen):.2f}",
+        f"{sliced(x, unseen):.3f}",
+        f"{judge.confident(x):.2f}",
     )
 
 
 def draw(case: Case, model: ScoreModel, count: int) -> dict[str, Tensor]:
-    """Return new digits in all the ways of a case."""
+    """Return new digits by all samplers of a case."""
     return {
-        name: sample(model, (count, *SHAPE), way, generator=torch.Generator().manual_seed(4))
-        for name, way in case.samplers.items()
+        name: sample(model, (count, *SHAPE), sampler, generator=torch.Generator().manual_seed(4))
+        for name, sampler in case.samplers.items()
     }
 
 
-# --- all of it
+# --- main
 
 
 def main() -> None:
-    """Make the tables and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="run through it in a minute")
-    parser.add_argument("--out", type=Path, help="folder for discrete.md and discrete.png")
-    options = parser.parse_args()
+    """Make the tables and the figure."""
+    options = parser(__doc__, out="folder for discrete.md and discrete.png").parse_args()
     torch.set_num_threads(1)
     effort = QUICK if options.quick else Effort()
     began = time.perf_counter()
     seen, unseen = digits("digits-train").read(), digits("digits-test").read()
     points, held_out = evaluation_set(seen, LEVELS), evaluation_set(unseen, LEVELS)
-    centres = (seen.float() + 0.5) * (LEVELS.scale / LEVELS.levels) + LEVELS.low
+    centers = (seen.float() + 0.5) * (LEVELS.scale / LEVELS.levels) + LEVELS.low
     judge = Classifier(points, class_labels())
 
-    tables: dict[str, list[str]] = {"dequantized": [], "levels": [], "samples": []}
+    tables: dict[str, list[Row]] = {"dequantized": [], "levels": [], "samples": []}
     pictures = {"held-out digits": held_out}
     statistics = [sample_row("held-out digits", held_out, points, points, judge)]
     for case in cases(effort.N):
         model, seconds = learn(case, training_set(seen, LEVELS), effort)
-        print(f"{case.name}: learned in {seconds:.0f} s", flush=True)
+        print(f"{case.name}: trained in {seconds:.0f} s", flush=True)
         row = dequantized_row(case, model, held_out[: effort.evaluated])
         tables["dequantized"].append(row)
-        print(row, flush=True)
+        print(*row, sep=" | ", flush=True)
         for name, x in draw(case, model, effort.samples).items():
             pictures[name] = x
             statistics.append(sample_row(name, x, points, held_out, judge))
-            print(statistics[-1], flush=True)
+            print(*statistics[-1], sep=" | ", flush=True)
         if case.is_chain:
-            model, _ = learn(case, TensorDataset(centres), effort)
+            model, _ = learn(case, TensorDataset(centers), effort)
             tables["levels"] += level_rows(case, model, unseen[: effort.evaluated])
             print(*tables["levels"][-2:], sep="\n", flush=True)
     text = report(tables["dequantized"], tables["levels"], statistics, effort, model)
-    print(text, f"\n{time.perf_counter() - began:.0f} s in all")
+    write_page(options.out, "discrete.md", text)
+    print(f"{time.perf_counter() - began:.0f} s in total")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "discrete.md").write_text(text, encoding="utf-8")
         picture(pictures).savefig(options.out / "discrete.png")
 
 
 def class_labels() -> Tensor:
-    """Return what the training digits show."""
+    """Return the classes of the training digits."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -293,56 +293,61 @@ def class_labels() -> Tensor:
     )
 
 
+DEQUANTIZED = (
+    "model",
+    "chain",
+    "continuous bound",
+    "flow",
+    "chain − continuous",
+    "evaluations of the flow",
+)
+SAMPLES = ("samples", "mean", "standard deviation", "nearest", "sliced W2", "confident")
+
+
 def report(
-    dequantized: list[str],
-    levels: list[str],
-    statistics: list[str],
+    dequantized: list[Row],
+    levels: list[Row],
+    statistics: list[Row],
     effort: Effort,
     model: ScoreModel,
 ) -> str:
     """Return the tables as Markdown."""
-    return f"""# DDPM and NCSN beside their continuous parents
+    return f"""# DDPM and NCSN compared with their continuous limits
 
 Made by `python benchmarks/discrete.py` on one core. 8x8 digits, 17 levels; a U-Net with
-{count_parameters(model.network):,} parameters, {effort.steps} steps of 64 digits, the plain error
-of the noise as the loss, averaged weights. DDPM and NCSN have {effort.N} steps and learn at their
-knots alone; VPSDE and VESDE at all times. {effort.evaluated} held-out digits, the same noise for
-all; ± is the standard error over digits.
+{count_parameters(model.network):,} parameters, {effort.steps} steps of 64 digits, the
+unweighted error of the noise as the loss, averaged weights. DDPM and NCSN have {effort.N} steps and
+are trained at their timesteps only; VPSDE and VESDE at all times. {effort.evaluated} held-out
+digits, the same noise for all; ± is the standard error over digits.
 
-## Learned from dequantized digits, bits/dim
+## Trained on dequantized digits, bits/dim
 
-Chain: the variational bound with {effort.N} steps, fixed large variance, one draw each.
-Continuous: the bound without discretisation, 512 draws. Flow: the density itself, exact traces.
-All take the digits for samples at t_1, where the chains begin.
+Chain: the variational bound with {effort.N} steps, fixed large variance, one sample each.
+Continuous: the bound without discretization, 512 samples. Flow: the density itself, exact traces.
+All take the digits as samples at t_1, where the chains start.
 
-| model | chain | continuous bound | flow | chain − continuous | evaluations of the flow |
-|---|---|---|---|---|---|
-{chr(10).join(dequantized)}
+{table(DEQUANTIZED, dequantized)}
 
-## Learned from the levels, bits/dim by the discretised decoder
+## Trained on the levels, bits/dim by the discretized decoder
 
-Each is the sum L_0 (decoder) + (L_1 + … + L_{{N−1}}) + L_N (prior), of the whole chain, and of the
-chain that begins where the noise is a quarter of a bin. Knowing nothing, a level costs
+Each is the sum L_0 (decoder) + (L_1 + … + L_{{N−1}}) + L_N (prior), of the entire chain, and of the
+chain that starts where the noise is a quarter of a bin. Without a model, a level costs
 {math.log2(LEVELS.levels):.2f} bits.
 
-| chain | fixed large | fixed small |
-|---|---|---|
-{chr(10).join(levels)}
+{table(("chain", "fixed large", "fixed small"), levels)}
 
 ## Samples of the first models, {effort.samples} each
 
-Ancestral sampling in {effort.N - 1} steps and a last denoising. Nearest: median distance to the
-nearest training digit. Sliced W2: to the held-out digits (of these, to the training digits). Sure:
-how often logistic regression, which knows the training digits, gives a class more than 0.9.
+Ancestral sampling in {effort.N - 1} steps and a final denoising. Nearest: median distance to the
+nearest training digit. Sliced W2: to the held-out digits (of these, to the training digits).
+Confident: how often logistic regression on the training digits gives a class more than 0.9.
 
-| samples | mean | standard deviation | nearest | sliced W2 | sure |
-|---|---|---|---|---|---|
-{chr(10).join(statistics)}
+{table(SAMPLES, statistics)}
 """
 
 
 def picture(samples: dict[str, Tensor]) -> Figure:
-    """Draw samples of all models side by side."""
+    """Draw samples of all models next to each other."""
     with style():
         canvas = figure(2.4 * len(samples), 3.4)
         for ax, (name, x) in zip(canvas.subplots(1, len(samples)), samples.items(), strict=True):

@@ -1,6 +1,6 @@
 """Peak memory and time of the exact trace at d = 3072, by chunk.
 
-Each chunk is measured in a process of its own, as the growth of its peak resident set over the
+Each chunk is measured in its own process, as the growth of the peak resident set over the
 evaluation of the network alone. The network is a residual convolution on 3 × 32 × 32 images.
 """
 
@@ -22,7 +22,7 @@ EVENT = (3, 32, 32)
 DIMENSION = 3072
 
 
-class Field(nn.Module):
+class ConvolutionalField(nn.Module):
     """Two convolutions around a nonlinearity, on flattened images."""
 
     def __init__(self, channels: int = 16) -> None:
@@ -36,15 +36,15 @@ class Field(nn.Module):
 
 
 def peak() -> float:
-    """Peak resident set of this process so far, in MiB."""
+    """Return the peak resident set of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(chunk: int, batch: int) -> None:
-    """Print what one exact trace costs."""
+    """Print the cost of one exact trace."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    field, x = Field(), torch.randn(batch, DIMENSION)
+    field, x = ConvolutionalField(), torch.randn(batch, DIMENSION)
     torch.autograd.grad(field(x.requires_grad_()).sum(), x)
     before, start = peak(), time.perf_counter()
     _, divergence = ExactTrace(chunk)(field, x.detach(), CounterRNG.draw(batch, None))
@@ -54,7 +54,7 @@ def measure(chunk: int, batch: int) -> None:
 
 
 def main() -> None:
-    """Measure a ladder of chunks."""
+    """Measure several chunks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024])
     parser.add_argument("--batch", type=int, default=2)

@@ -1,4 +1,4 @@
-"""What comes out by default: errors in both precisions, and whether the budget covers them."""
+"""Default settings: errors in float64 and float32, and how often the budget covers them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from common import table
 from density import problems
 from density.problems import Problem
-from density.tables import table
-from density.work import lineup
+from density.work import all_problems
 
 from scoresde import Likelihood, log_likelihood
 
 FEW, MANY = 4, 128
-"""How many points trained MLPs get."""
+"""Number of points for trained MLPs."""
 
 
 def problems_of(quick: bool) -> Iterator[Problem]:
-    """Yield those whose costs are compared, and networks at many points."""
-    yield from lineup(quick)
+    """Yield the problems whose costs are compared, and trained MLPs at many points."""
+    yield from all_problems(quick)
     for d in (2,) if quick else (2, 16):
-        yield problems.learnt(d, FEW if quick else MANY, quick)
+        yield problems.trained(d, FEW if quick else MANY, quick)
 
 
-def run(quick: bool, out: Path | None) -> str:
-    """Evaluate every problem as it comes."""
+def run(quick: bool, _: Path | None) -> str:
+    """Evaluate every problem with the default settings."""
     rows, covered, total, worst = [], 0, 0, {torch.float64: 0.0, torch.float32: 0.0}
     for problem in problems_of(quick):
         cells: list[object] = []
@@ -35,9 +35,9 @@ def run(quick: bool, out: Path | None) -> str:
             )
             error = float(problem.bits_off(result.log_prob).max())
             worst[dtype] = max(worst[dtype], error)
-            inside = within_budget(problem, result)
-            cells += [f"{error:.1e}", f"{inside} of {len(result)}"]
-            covered, total = covered + inside, total + len(result)
+            within = within_budget(problem, result)
+            cells += [f"{error:.1e}", f"{within} of {len(result)}"]
+            covered, total = covered + within, total + len(result)
         cells.append(f"{result.evaluations.double().mean():.0f}")
         rows.append((problem.name, *cells))
         print(*rows[-1], flush=True)
@@ -45,11 +45,10 @@ def run(quick: bool, out: Path | None) -> str:
     more = ("float32: largest error", "within the budget", "evaluations")
     double, single = worst.values()
     return (
-        "`log_likelihood(score, x)` with its default tolerance of 1e-3 bits/dim, the true law at T "
-        "and an exact trace; at d = 784 by one product, which the score makes exact. Networks "
-        "are trained; their truth is SciPy's DOP853 at 1e-9 in float64. The budget is "
-        "`Likelihood.error`, and the resolution of the dtype of "
-        "log p.\n\n"
+        "`log_likelihood(score, x)` with its default tolerance of 1e-3 bits/dim, the exact "
+        "distribution at T and an exact trace; at d = 784 by one product, exact for this score. "
+        "Networks are trained; their reference is SciPy's DOP853 at 1e-9 in float64. The budget is "
+        "`Likelihood.error` plus the resolution of the dtype of log p.\n\n"
         f"Largest error of all: {double:.1e} bits/dim in float64, {single:.1e} in float32; "
         f"within the budget: {covered} of {total} ({100 * covered / total:.1f} %).\n\n"
         + table((*heads, *more), rows)

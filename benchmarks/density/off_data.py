@@ -1,4 +1,4 @@
-"""Points off the data, where the flow is stiff: who arrives, how right, and what it takes."""
+"""Points off the data, where the flow is stiff: convergence, errors and evaluations."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from common import geometric_mean, number, table
 from density import problems
+from density.libraries import OURS, OtherLibrary, ScoreSDE, TorchDiffEq
 from density.problems import Problem
-from density.tables import geometric_mean, number, table
-from density.ways import OURS, Peer, ScoreSDE, TorchDiffEq
 from torch import Tensor
 
 from scoresde import VESDE, VPSDE
 
-CAP, PATIENCE, FEW = 2000, 4000, 2
-RIGHT = 1e-3
-"""What counts as right: error over the larger of |log p| and one bit per dimension."""
+OURS_AT_MOST, OTHERS_AT_MOST, FEW = 2000, 4000, 2
+ACCURATE = 1e-3
+"""Relative error, to the larger of |log p| and one bit per dimension, that counts as accurate."""
 
-PEERS: tuple[Peer, ...] = (TorchDiffEq(), ScoreSDE())
+OTHERS: tuple[OtherLibrary, ...] = (TorchDiffEq(), ScoreSDE())
 """The cheapest here: zuko takes more evaluations than either, torchode as many."""
 
-
 MIXTURES = {"hard": {2: 12, 16: 12, 64: 12}, "aniso": {16: 12, 64: 12, 128: 6}}
-"""How many points, by kind and dimension."""
+"""Number of points, by kind and dimension."""
 
 
 def cases(quick: bool) -> Iterator[Problem]:
@@ -45,7 +44,7 @@ def cases(quick: bool) -> Iterator[Problem]:
 
 
 def points(data: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield data moved by noise, and points of a cube."""
+    """Yield data with added noise, and points of a cube."""
     noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     cube = torch.rand(data.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     for scale in (0.1, 0.5):
@@ -59,27 +58,27 @@ def relative(problem: Problem, log_prob: Tensor) -> Tensor:
     return problem.bits_off(log_prob) / bits.clamp(min=1.0)
 
 
-def alone(problem: Problem, peer: Peer) -> tuple[float, float]:
-    """Return mean evaluations and largest error, points one by one, at the first tolerance right.
+def one_by_one(problem: Problem, library: OtherLibrary) -> tuple[float, float]:
+    """Return mean evaluations and largest error at the first accurate tolerance, point by point.
 
-    A point that spends its patience counts as that much; no tolerance beyond it is tried.
+    A point that exceeds the limit counts as the limit, and no smaller tolerance is tried.
     """
     cost = error = math.nan
     for tolerance in (1e-4, 1e-5, 1e-6):
-        counts, found = [], []
+        counts, errors = [], []
         for i in range(len(problem.x)):
             point = problem.part(slice(i, i + 1))
-            outcome = peer.solve(point, tolerance, cap=PATIENCE)
+            outcome = library.solve(point, tolerance, limit=OTHERS_AT_MOST)
             counts.append(outcome.evaluations)
-            found.append(float(relative(point, outcome.log_prob)))
-        cost, error = sum(counts) / len(counts), max(found)
-        if error <= RIGHT or max(counts) >= PATIENCE:
+            errors.append(float(relative(point, outcome.log_prob)))
+        cost, error = sum(counts) / len(counts), max(errors)
+        if error <= ACCURATE or max(counts) >= OTHERS_AT_MOST:
             break
     return cost, error
 
 
-def run(quick: bool, out: Path | None) -> str:
-    """Follow stiff flows."""
+def run(quick: bool, _: Path | None) -> str:
+    """Integrate stiff flows."""
     rows, ratios, sums = [], [], torch.zeros(4, dtype=torch.int64)
     for problem in cases(quick):
         ours = OURS.solve(problem, 1e-3)
@@ -87,25 +86,25 @@ def run(quick: bool, out: Path | None) -> str:
         assert result is not None
         count = len(problem.x)
         off = relative(problem, ours.log_prob)
-        missed = (ours.log_prob.double() - problem.truth).abs()
-        honest = (missed <= result.error) | ~result.converged
+        error = (ours.log_prob.double() - problem.truth).abs()
+        correct = (error <= result.error) | ~result.converged
         sums += torch.tensor(
             [
                 count,
-                int(honest.sum()),
+                int(correct.sum()),
                 int(result.converged.sum()),
-                int((result.evaluations <= CAP).sum()),
+                int((result.evaluations <= OURS_AT_MOST).sum()),
             ]
         )
         few = problem.part(slice(1 if quick else FEW))
-        theirs = {peer: alone(few, peer) for peer in PEERS}
-        right = [n for n, error in theirs.values() if error <= RIGHT]
+        theirs = {library: one_by_one(few, library) for library in OTHERS}
+        accurate = [n for n, error in theirs.values() if error <= ACCURATE]
         own = float(result.evaluations[: len(few.x)].double().mean())
-        ratios.append(own / min(right) if right else math.nan)
+        ratios.append(own / min(accurate) if accurate else math.nan)
         rows.append(
             (
                 problem.name,
-                f"{int(honest.sum())} / {int(result.converged.sum())} of {count}",
+                f"{int(correct.sum())} / {int(result.converged.sum())} of {count}",
                 f"{ours.evaluations:.0f} (at most {int(result.evaluations.max())})",
                 f"{float(off.max()):.0e}",
                 *(f"{n:.0f}, {error:.0e}" for n, error in theirs.values()),
@@ -113,23 +112,24 @@ def run(quick: bool, out: Path | None) -> str:
             )
         )
         print(*rows[-1], sep=" | ", flush=True)
-    total, honest_points, converged, within = sums.tolist()
+    total, correct_points, converged, within = sums.tolist()
     heads = (
         "points",
         "within budget or flagged / converged",
         "evaluations",
         "largest error",
-        *(f"{peer.name}: evaluations, largest error" for peer in PEERS),
-        "ours / best that is right, on those",
+        *(f"{library.name}: evaluations, largest error" for library in OTHERS),
+        "ours / best accurate one, on those",
     )
     return (
-        "Mixtures with an exact trace, and trained MLPs, whose truth is SciPy's DOP853 at 1e-9. "
-        f"Errors are relative to the larger of |log p| and one bit per dimension; right is below "
-        f"{RIGHT:g}. The others go through the first {FEW} points, one by one, and tighten their "
-        f"tolerance from 1e-4 until all are right or one has spent {PATIENCE} evaluations.\n\n"
-        f"Of {total} points, {honest_points} are within the reported budget or flagged, "
-        f"{converged} converged, {within} took at most {CAP} evaluations. Geometric mean of "
-        "evaluations, ours over the best of the others that is right: "
+        "Mixtures with an exact trace, and trained MLPs, whose reference is SciPy's DOP853 at "
+        "1e-9. Errors are relative to the larger of |log p| and one bit per dimension; accurate is "
+        f"below {ACCURATE:g}. The others integrate the first {FEW} points, one by one, with "
+        "tolerances from 1e-4 downwards until all are accurate or one exceeds "
+        f"{OTHERS_AT_MOST} evaluations.\n\n"
+        f"Of {total} points, {correct_points} are within the reported budget or flagged, "
+        f"{converged} converged, {within} took at most {OURS_AT_MOST} evaluations. Geometric mean "
+        "of evaluations, ours over the best accurate one of the others: "
         f"{geometric_mean(ratios):.2f}, over {sum(map(math.isfinite, ratios))} of {len(ratios)} "
-        "cases; in the rest none is right.\n\n" + table(heads, rows)
+        "cases; in the others none is accurate.\n\n" + table(heads, rows)
     )

@@ -1,4 +1,4 @@
-"""Scores whose log-density is known, points on and off the data, and a trained network."""
+"""Scores with known log-density, points on and off the data, and trained networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE = Path(__file__).parent / ".cache"
 SDES: tuple[SDE, ...] = (VPSDE(), SubVPSDE(), VESDE())
 KINDS = ("smooth", "hard", "aniso")
 POINTS = {2: 16, 16: 16, 64: 16, 784: 4}
-"""How many points a mixture gets, by its dimension."""
+"""Number of points of a mixture, by dimension."""
 
 
 class OneProductTrace(Hutchinson):
@@ -36,7 +36,7 @@ class OneProductTrace(Hutchinson):
 
 
 def traced(score: Score, divergence: Callable[[Tensor, Tensor], Tensor]) -> FunctionScore:
-    """Return the same score with vᵀJ := v ∇·s/d: any estimator, of any library, becomes exact."""
+    """Return the same score with vᵀJ := v ∇·s/d: the estimators of all libraries become exact."""
 
     class Traced(torch.autograd.Function):
         @staticmethod
@@ -47,8 +47,8 @@ def traced(score: Score, divergence: Callable[[Tensor, Tensor], Tensor]) -> Func
         @staticmethod
         def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
             x, t = ctx.saved_tensors
-            share = divergence(x, t) / math.prod(x.shape[1:])
-            return v * share.to(v.dtype).reshape(-1, *(1,) * (v.ndim - 1)), None
+            mean = divergence(x, t) / math.prod(x.shape[1:])
+            return v * mean.to(v.dtype).reshape(-1, *(1,) * (v.ndim - 1)), None
 
     return FunctionScore(Traced.apply, score.sde, moments=score.moments)
 
@@ -68,7 +68,7 @@ def jacobian_trace(score: Score) -> Callable[[Tensor, Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class Terminal:
-    """The true law at T of a mixture, where a prior is expected."""
+    """The exact distribution at T of a mixture, as a prior."""
 
     score: GaussianMixture
 
@@ -79,14 +79,14 @@ class Terminal:
 
 @dataclass(frozen=True)
 class Problem:
-    """A score, points, and the truth.
+    """A score, points, and their exact log-densities.
 
     Attributes:
-        name: what it is called in tables.
-        score: what the library gets.
-        traced: the same for libraries with a stochastic trace, of which one probe is then exact.
-        trace: what the library is told to use; None for its default.
-        prior: the law at T under which ``truth`` holds.
+        name: the name in tables.
+        score: the score for our library.
+        traced: the same for libraries with a stochastic trace, exact with one probe.
+        trace: the trace for our library; None for its default.
+        prior: the distribution at T of ``truth``.
         x: the points, ``(batch, *event)``, float32 numbers in float64.
         truth: log p_{t_min} there, in nats ``(batch,)``.
     """
@@ -110,7 +110,7 @@ class Problem:
         return error.nan_to_num(torch.inf)
 
     def part(self, rows: slice) -> Problem:
-        """Return the same at some of the points."""
+        """Return the problem at some of the points."""
         return replace(self, x=self.x[rows], truth=self.truth[rows])
 
     def at(self, x: Tensor) -> Problem:
@@ -138,67 +138,69 @@ def mixture(kind: str, d: int, sde: SDE, points: int) -> Problem:
         wide = max(1, d // 8)
         stds = torch.full((count, d), 0.03, dtype=torch.float64)
         stds[:, :wide] = torch.logspace(0, -1, wide, dtype=torch.float64)
-    turned = torch.linalg.qr(torch.randn(count, d, d, generator=generator, dtype=torch.float64))[0]
-    covariances = turned @ torch.diag_embed(stds**2) @ turned.mT
-    law = GaussianMixture(torch.ones(count), means, (covariances + covariances.mT) / 2, sde)
-    x = law.sample(
+    rotation = torch.linalg.qr(torch.randn(count, d, d, generator=generator, dtype=torch.float64))[
+        0
+    ]
+    covariances = rotation @ torch.diag_embed(stds**2) @ rotation.mT
+    score = GaussianMixture(torch.ones(count), means, (covariances + covariances.mT) / 2, sde)
+    x = score.sample(
         points, sde.t_min, torch.Generator().manual_seed(1), dtype=torch.float32
     ).double()
-    closed = traced(law, law.divergence)
-    large = d > 400  # an exact trace in one product, as if the network came with it
+    exact = traced(score, score.divergence)
+    large = d > 400  # an exact trace in one product, as if the network had one
     return Problem(
         f"{type(sde).__name__} {kind} d={d}",
-        closed if large else law,
-        closed,
+        exact if large else score,
+        exact,
         OneProductTrace() if large else None,
-        Terminal(law),
+        Terminal(score),
         x,
-        law.log_prob(x, sde.t_min),
+        score.log_prob(x, sde.t_min),
     )
 
 
 def model(quick: bool = False) -> ScoreModel:
-    """Return a small U-Net that has learnt 8 × 8 digits; trained once, then kept."""
+    """Return a small U-Net trained on 8 × 8 digits, cached."""
     path = CACHE / ("quick.safetensors" if quick else "digits.safetensors")
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         effort = demo.Effort(width=4, steps=50) if quick else demo.Effort(width=8, steps=1000)
-        demo.learn(digits("digits-train").read(), effort, seed=0).score.save(path)
+        demo.train(digits("digits-train").read(), effort, seed=0).score.save(path)
     return ScoreModel.load(path)
 
 
 def perceptron(d: int, quick: bool = False) -> ScoreModel:
-    """Return an MLP that has learnt the anisotropic mixture; trained once, then kept."""
+    """Return an MLP trained on the anisotropic mixture, cached."""
     path = CACHE / f"{'quick' if quick else 'mlp'}{d}.safetensors"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        law = mixture("aniso", d, VPSDE(), 1).score
-        data = law.sample(20_000, 0.0, torch.Generator().manual_seed(2), dtype=torch.float32)
+        source = mixture("aniso", d, VPSDE(), 1).score
+        data = source.sample(20_000, 0.0, torch.Generator().manual_seed(2), dtype=torch.float32)
         torch.manual_seed(0)
         score = ScoreModel(MLP((d,), width=64, depth=2), VPSDE())
         fit(score, data, steps=50 if quick else 2000, progress=False).score.save(path)
     return ScoreModel.load(path)
 
 
-def learnt(d: int, points: int, quick: bool = False) -> Problem:
-    """Return the trained MLP at new points of what it has learnt."""
-    law = mixture("aniso", d, VPSDE(), points)
-    return converged(f"MLP d={d}", perceptron(d, quick), perceptron(d, quick), law.x, quick)
+def trained(d: int, points: int, quick: bool = False) -> Problem:
+    """Return the trained MLP at new points of its data."""
+    x = mixture("aniso", d, VPSDE(), points).x
+    return converged(f"MLP d={d}", perceptron(d, quick), perceptron(d, quick), x, quick)
 
 
 def network(points: int, quick: bool = False) -> Problem:
     """Return the trained U-Net on held-out digits."""
-    x = evaluation_set(digits("digits-test").read()[:points], demo.LEVELS).float().double()
+    x = evaluation_set(digits("digits-test").read()[:points], demo.QUANTIZATION).float().double()
     return converged("digits U-Net d=64", model(quick), model(quick), x, quick)
 
 
 def converged(name: str, single: Score, copy: Score, x: Tensor, quick: bool) -> Problem:
-    """Return a problem whose truth is a solve in float64 by another method that has converged."""
+    """Return a problem whose reference is a converged solve in float64 by another method."""
     double = copy.double()
     prior = double.sde.prior(x.shape[1:], dtype=torch.float64)
     exact = traced(double, jacobian_trace(double))
     rtol = 1e-6 if quick else 1e-9
-    query = LikelihoodSettings(
+    settings = LikelihoodSettings(
         GeneralProbabilityFlow(exact, x.shape[1:]),
         OneProductTrace(),
         SciPy("DOP853", rtol=rtol, atol=rtol, coupled=True),
@@ -207,6 +209,6 @@ def converged(name: str, single: Score, copy: Score, x: Tensor, quick: bool) -> 
         CounterRNG.draw(len(x), torch.Generator().manual_seed(0)),
     )
     with torch.no_grad():
-        truth = FlowIntegral()(query, x, torch.arange(len(x))).log_prob
+        truth = FlowIntegral()(settings, x, torch.arange(len(x))).log_prob
     faster = traced(single, jacobian_trace(single))
     return Problem(name, single, faster, None, prior, x, truth)

@@ -1,17 +1,16 @@
-"""Wall time of a whole solve over that of its bare network calls."""
+"""Wall time of a solve over that of its network calls alone."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from common import seconds, table
+from density.libraries import OTHERS, OURS, Library, ScoreSDE, TorchDiffEq
 from density.problems import OneProductTrace, Problem
-from density.tables import table
-from density.ways import OURS, PEERS, ScoreSDE, TorchDiffEq, Way
 from torch import Tensor, nn
 
 from scoresde import VPSDE, ScoreModel
@@ -19,8 +18,8 @@ from scoresde.networks import UNet
 from scoresde.traces import Hutchinson
 
 
-class Recorded(nn.Module):
-    """A network that notes how it is called."""
+class RecordingNetwork(nn.Module):
+    """A network that records its calls."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -28,12 +27,12 @@ class Recorded(nn.Module):
         self.calls: list[tuple[Tensor, Tensor, bool]] = []
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Note the input and whether a gradient will be asked for."""
+        """Record the input and whether gradients are enabled."""
         self.calls.append((x.detach().clone(), label.detach().clone(), torch.is_grad_enabled()))
         return self.network(x, label)
 
 
-def bare(network: nn.Module, calls: list[tuple[Tensor, Tensor, bool]]) -> None:
+def repeat(network: nn.Module, calls: list[tuple[Tensor, Tensor, bool]]) -> None:
     """Repeat calls, each with one product if it came with gradients."""
     for x, label, backward in calls:
         with torch.set_grad_enabled(backward):
@@ -42,75 +41,70 @@ def bare(network: nn.Module, calls: list[tuple[Tensor, Tensor, bool]]) -> None:
                 torch.autograd.grad(y, x, torch.ones_like(y))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Time one call."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def run(quick: bool, out: Path | None) -> str:
+def run(quick: bool, _: Path | None) -> str:
     """Time every library on two networks, and the same calls without it."""
     small, larger = (8, (3, 8, 8), 4), (16, (3, 8, 8), 4)
     if not quick:
         small, larger = (16, (3, 16, 16), 8), (32, (3, 32, 32), 8)
-    peers = [way for way in PEERS if isinstance(way, TorchDiffEq | ScoreSDE)]
+    some = [library for library in OTHERS if isinstance(library, TorchDiffEq | ScoreSDE)]
     return "\n\n".join(
         (
-            "Part of what a solve takes beyond its calls is memory that a call gives back to the "
-            "system and the next one asks for again. The bare calls, whose last result lives on, "
-            "have a third of the page faults; without any (`MALLOC_TRIM_THRESHOLD_` and "
-            "`MALLOC_MMAP_THRESHOLD_` set high) calls in a solve take as long as bare ones.",
-            section(*small, (OURS, *PEERS), 1 if quick else 5),
-            section(*larger, (OURS, *peers), 1 if quick else 2),
+            "Part of the time of a solve beyond its calls is memory that a call returns to the "
+            "system and the next one allocates again. The calls alone, whose last result is not "
+            "freed, have a third of the page faults; without any (`MALLOC_TRIM_THRESHOLD_` and "
+            "`MALLOC_MMAP_THRESHOLD_` set high) calls in a solve take as long as those alone.",
+            section(*small, (OURS, *OTHERS), 1 if quick else 5),
+            section(*larger, (OURS, *some), 1 if quick else 2),
         )
     )
 
 
 def section(
-    width: int, event: tuple[int, ...], size: int, ways: Sequence[Way], repeats: int
+    width: int, event: tuple[int, ...], size: int, libraries: Sequence[Library], repeats: int
 ) -> str:
     """Time libraries on a U-Net."""
     torch.manual_seed(0)
-    network = Recorded(UNet(event[0], width=width))
+    network = RecordingNetwork(UNet(event[0], width=width))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
     model = ScoreModel(network, VPSDE())
     x = torch.randn(size, *event, generator=torch.Generator().manual_seed(1))
     prior = model.sde.prior(event, dtype=torch.float64)
     problem = Problem("U-Net", model, model, None, prior, x, torch.zeros(size, dtype=torch.float64))
-    rows = [row(way, problem, network, repeats) for way in ways]
-    heads = ("library", "evaluations", "network calls", "solve, s", "bare calls, s", "ratio")
+    rows = [row(library, problem, network, repeats) for library in libraries]
+    heads = ("library", "evaluations", "network calls", "solve, s", "calls alone, s", "ratio")
     parameters = sum(p.numel() for p in network.parameters())
     return (
         f"A U-Net of {parameters:,} parameters on {size} images of shape {event} in float32, one "
-        f"probe, untrained; least of {repeats} times each, taken in turn.\n\n" + table(heads, rows)
+        f"probe, untrained; minimum of {repeats} alternating runs each.\n\n" + table(heads, rows)
     )
 
 
-def row(way: Way, problem: Problem, network: Recorded, repeats: int) -> tuple[str, ...]:
+def row(
+    library: Library, problem: Problem, network: RecordingNetwork, repeats: int
+) -> tuple[str, ...]:
     """Time one library."""
-    trace = Hutchinson() if way is OURS else OneProductTrace()
-    tolerance = 1e-3 if way is OURS else 1e-4
+    trace = Hutchinson() if library is OURS else OneProductTrace()
+    tolerance = 1e-3 if library is OURS else 1e-4
 
     def solve() -> None:
-        outcome.append(way.solve(problem, tolerance, trace).evaluations)
+        outcome.append(library.solve(problem, tolerance, trace).evaluations)
 
     outcome: list[float] = []
     solve()
     network.calls.clear()
-    whole, calls = math.inf, math.inf
+    solving, calls = math.inf, math.inf
     for _ in range(repeats):
         network.calls.clear()
-        whole = min(whole, seconds(solve))
+        solving = min(solving, seconds(solve))
         recorded = list(network.calls)
-        again = partial(bare, network.network, recorded)
-        calls = min(calls, seconds(again))
+        calls_alone = partial(repeat, network.network, recorded)
+        calls = min(calls, seconds(calls_alone))
     return (
-        way.name,
+        library.name,
         f"{outcome[-1]:.0f}",
         str(len(recorded)),
-        f"{whole:.2f}",
+        f"{solving:.2f}",
         f"{calls:.2f}",
-        f"{whole / calls:.2f}",
+        f"{solving / calls:.2f}",
     )

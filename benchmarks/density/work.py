@@ -1,29 +1,29 @@
-"""What an error costs: evaluations and their price, at every tolerance of every library."""
+"""The cost of an error: evaluations of every library at every tolerance, and their cost."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
 import torch
+from common import geometric_mean, number, table
 from density import problems
+from density.libraries import LIBRARIES, OURS, Library, ScoreSDE
 from density.problems import CACHE, KINDS, POINTS, SDES, Problem
-from density.tables import cheapest, geometric_mean, number, table
-from density.ways import OURS, WAYS, ScoreSDE, Way
 
 from scoresde.networks import UNet
-from scoresde.plots import COLOURS, figure, style
+from scoresde.plots import COLORS, figure, style
 
 THRESHOLDS = (1e-2, 1e-3, 1e-4)
 Sweeps = dict[str, dict[str, list[tuple[float, float]]]]
-"""(evaluations, largest error in bits/dim) by problem and by way."""
+"""(evaluations, largest error in bits/dim) by problem and library."""
 
 
-def lineup(quick: bool) -> Iterator[Problem]:
+def all_problems(quick: bool) -> Iterator[Problem]:
     """Yield all problems."""
     for sde, kind, d in product(
         SDES[:1] if quick else SDES, KINDS[:1] if quick else KINDS, (2,) if quick else POINTS
@@ -32,32 +32,41 @@ def lineup(quick: bool) -> Iterator[Problem]:
     yield problems.network(2 if quick else 4, quick)
 
 
-def sweep(way: Way, problem: Problem, settings: int) -> list[tuple[float, float]]:
-    """Tighten the tolerance until the error is below the smallest threshold.
-
-    What other libraries do to a mixture does not change with ours, and is kept.
-    """
-    if way is OURS or problem.prior is None:
-        return fresh_sweep(way, problem, settings)
-    path = CACHE / f"{problem.name} {len(problem.x)} {settings} {way.name}.json".replace(" ", "_")
+def sweep(library: Library, problem: Problem, settings: int) -> list[tuple[float, float]]:
+    """Return `fresh_sweep`, from a cache for other libraries on mixtures."""
+    if library is OURS or problem.prior is None:
+        return fresh_sweep(library, problem, settings)
+    path = CACHE / f"{problem.name} {len(problem.x)} {settings} {library.name}.json".replace(
+        " ", "_"
+    )
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(fresh_sweep(way, problem, settings)), encoding="utf-8")
+        path.write_text(json.dumps(fresh_sweep(library, problem, settings)), encoding="utf-8")
     return [(cost, error) for cost, error in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def fresh_sweep(way: Way, problem: Problem, settings: int) -> list[tuple[float, float]]:
-    """Return evaluations and largest error at every tolerance."""
-    found: list[tuple[float, float]] = []
-    for tolerance in way.tolerances[:settings]:
-        outcome = way.solve(problem, tolerance)
-        found.append((outcome.evaluations, float(problem.bits_off(outcome.log_prob).max())))
-        if found[-1][1] < THRESHOLDS[-1]:
+def fresh_sweep(library: Library, problem: Problem, settings: int) -> list[tuple[float, float]]:
+    """Return evaluations and largest error, by tolerance, until the smallest threshold."""
+    points: list[tuple[float, float]] = []
+    for tolerance in library.tolerances[:settings]:
+        outcome = library.solve(problem, tolerance)
+        points.append((outcome.evaluations, float(problem.bits_off(outcome.log_prob).max())))
+        if points[-1][1] < THRESHOLDS[-1]:
             break
-    return found
+    return points
 
 
-def product_price(repeats: int = 20) -> float:
+def cheapest(sweep: Iterable[tuple[float, float]], threshold: float) -> float:
+    """Return the least cost from which on all errors are below a threshold, or infinity."""
+    best = math.inf
+    for cost, error in sorted(sweep, reverse=True):
+        if not error <= threshold:
+            break
+        best = cost
+    return best
+
+
+def product_cost(repeats: int = 20) -> float:
     """Time a forward pass with one product vᵀJ of a small U-Net, in forward passes, less one."""
     network = UNet(3, width=32)
     for parameter in network.parameters():
@@ -76,58 +85,61 @@ def product_price(repeats: int = 20) -> float:
 
 
 def run(quick: bool, out: Path | None) -> str:
-    """Sweep everything; return the tables."""
+    """Return the tables of all sweeps."""
     sweeps: Sweeps = {}
-    for problem in lineup(quick):
+    for problem in all_problems(quick):
         began = time.perf_counter()
-        sweeps[problem.name] = {way.name: sweep(way, problem, 2 if quick else 9) for way in WAYS}
+        sweeps[problem.name] = {
+            library.name: sweep(library, problem, 2 if quick else 9) for library in LIBRARIES
+        }
         print(f"{problem.name}: {time.perf_counter() - began:.0f} s", flush=True)
         print(*sweeps[problem.name].items(), sep="\n", flush=True)
-    price = product_price(3 if quick else 20)
+    cost = product_cost(3 if quick else 20)
     if out:
-        draw(sweeps, price).savefig(out / "likelihood_work.png")
-    return "\n\n".join((introduction(price), summary(sweeps, price), details(sweeps)))
+        draw(sweeps, cost).savefig(out / "likelihood_work.png")
+    return "\n\n".join((introduction(cost), summary(sweeps, cost), details(sweeps)))
 
 
-def introduction(price: float) -> str:
-    """Say what is counted."""
+def introduction(cost: float) -> str:
+    """Return the definition of the cost."""
     return (
         "Evaluations until the largest error of the batch stays below 1e-2 / 1e-3 / 1e-4 bits/dim, "
-        "with the exact divergence and the true law at T: every error is the solver's. Ours are "
-        "the mean over samples. One forward pass costs 1, one product vᵀJ "
-        f"{price:.2f} (measured in this run on a small U-Net); an evaluation costs "
-        f"{1 + price:.2f}, that of the score_sde recipe, with two forward passes, "
-        f"{2 + price:.2f}. Tolerances move in half decades for ours, in decades for the others; "
-        "what the others do is computed once and kept.\n\n"
+        "with the exact divergence and the exact distribution at T: every error is the solver's. "
+        "Ours are the mean over samples. One forward pass costs 1, one product vᵀJ "
+        f"{cost:.2f} (measured in this run on a small U-Net); an evaluation costs "
+        f"{1 + cost:.2f}, that of the score_sde recipe, with two forward passes, "
+        f"{2 + cost:.2f}. Tolerances change by half decades for ours, by decades for the "
+        "others; results of the others are computed once and cached.\n\n"
         "![error against cost](likelihood_work.png)"
     )
 
 
-def reach(sweeps: Sweeps, way: Way, threshold: float) -> list[float]:
-    """Return the evaluations of a way on every problem."""
-    return [cheapest(found[way.name], threshold) for found in sweeps.values()]
+def evaluations(sweeps: Sweeps, library: Library, threshold: float) -> list[float]:
+    """Return the evaluations of a library on every problem."""
+    return [cheapest(found[library.name], threshold) for found in sweeps.values()]
 
 
-def summary(sweeps: Sweeps, price: float) -> str:
+def summary(sweeps: Sweeps, cost: float) -> str:
     """Compare geometric means, and costs problem by problem."""
     rows = []
-    for way in WAYS:
+    for library in LIBRARIES:
         cells = []
         for threshold in THRESHOLDS:
-            costs = reach(sweeps, way, threshold)
+            costs = evaluations(sweeps, library, threshold)
             reached = sum(map(math.isfinite, costs))
             cells.append(f"{geometric_mean(costs):.0f} ({reached} of {len(costs)})")
-        rows.append((way.name, *cells))
+        rows.append((library.name, *cells))
     ratios = []
     for threshold in THRESHOLDS:
         costs = {
-            way: [c * way.weight(price) for c in reach(sweeps, way, threshold)] for way in WAYS
+            library: [c * library.weight(cost) for c in evaluations(sweeps, library, threshold)]
+            for library in LIBRARIES
         }
-        peers = [costs[way] for way in WAYS if way is not OURS]
-        recipe = next(costs[way] for way in WAYS if isinstance(way, ScoreSDE))
-        complete = [geometric_mean(c) for c in peers if all(map(math.isfinite, c))]
+        others = [costs[library] for library in LIBRARIES if library is not OURS]
+        recipe = next(costs[library] for library in LIBRARIES if isinstance(library, ScoreSDE))
+        complete = [geometric_mean(c) for c in others if all(map(math.isfinite, c))]
         mean = min(complete, default=math.nan)
-        best = [min(c) for c in zip(*peers, strict=True)]
+        best = [min(c) for c in zip(*others, strict=True)]
         ratios.append(
             (
                 f"{threshold:g}",
@@ -156,14 +168,17 @@ def details(sweeps: Sweeps) -> str:
     rows = [
         (
             name,
-            *(" / ".join(number(cheapest(found[w.name], t)) for t in THRESHOLDS) for w in WAYS),
+            *(
+                " / ".join(number(cheapest(found[w.name], t), 0) for t in THRESHOLDS)
+                for w in LIBRARIES
+            ),
         )
         for name, found in sweeps.items()
     ]
-    return table(("problem", *(way.name for way in WAYS)), rows)
+    return table(("problem", *(library.name for library in LIBRARIES)), rows)
 
 
-def draw(sweeps: Sweeps, price: float) -> object:
+def draw(sweeps: Sweeps, cost: float) -> object:
     """Draw error against cost, one panel per SDE and kind, at the largest dimension."""
     with style():
         canvas = figure(9.5, 8.0)
@@ -173,12 +188,12 @@ def draw(sweeps: Sweeps, price: float) -> object:
             if not names:
                 continue
             axes = panels[row][column]
-            for way, colour in zip(WAYS, (*COLOURS, "#888888"), strict=True):
-                found = sorted(sweeps[names[-1]][way.name])
-                costs = [cost * way.weight(price) for cost, _ in found]
-                errors = [error if math.isfinite(error) else math.nan for _, error in found]
-                width = 2.4 if way is OURS else 1.2
-                axes.loglog(costs, errors, ".-", color=colour, lw=width, label=way.name)
+            for library, color in zip(LIBRARIES, (*COLORS, "#888888"), strict=True):
+                points = sorted(sweeps[names[-1]][library.name])
+                costs = [n * library.weight(cost) for n, _ in points]
+                errors = [error if math.isfinite(error) else math.nan for _, error in points]
+                width = 2.4 if library is OURS else 1.2
+                axes.loglog(costs, errors, ".-", color=color, lw=width, label=library.name)
             axes.axhline(1e-3, color="#bbbbbb", lw=0.8, zorder=0)
             axes.set(title=names[-1], ylim=(1e-6, 1e1), xlim=(15, 1000))
             axes.set_xticks((20, 50, 100, 200, 500), labels=("20", "50", "100", "200", "500"))

@@ -1,7 +1,7 @@
-"""The ways through the probability flow that are compared: ours, and five of other libraries.
+"""The libraries whose densities of the probability flow are compared: ours and five others.
 
-The others integrate x and log p in the time t of the diffusion, the whole batch at once, as their
-documentation has it, with one tolerance for rtol and atol. Their right-hand side is one evaluation
+The others integrate x and log p in the time t of the diffusion, the entire batch at once, as in
+their documentation, with one tolerance for rtol and atol. Their right-hand side is one evaluation
 of the score and one product vᵀJ; that of score_sde evaluates the score twice.
 """
 
@@ -26,8 +26,8 @@ from scoresde.solvers import SciPy
 from scoresde.traces import Trace
 
 
-class Capped(Exception):  # noqa: N818
-    """The evaluations are spent."""
+class EvaluationLimitError(Exception):
+    """The limit of evaluations is exceeded."""
 
 
 class RightHandSide:
@@ -36,36 +36,36 @@ class RightHandSide:
     Args:
         score: the score.
         x: states ``(batch, *event)``.
-        trace: the estimator of the divergence; its probes are the same at every evaluation.
-        seed: of the probes.
-        cap: how many evaluations there can be.
+        trace: the divergence estimator; its probes are the same at every evaluation.
+        seed: seed of the probes.
+        limit: largest number of evaluations.
     """
 
     def __init__(
-        self, score: Score, x: Tensor, trace: Trace, seed: int = 0, cap: int = 20_000
+        self, score: Score, x: Tensor, trace: Trace, seed: int = 0, limit: int = 20_000
     ) -> None:
         self.flow = GeneralProbabilityFlow(score, x.shape[1:])
-        self.trace, self.left, self.count = trace, cap, 0
+        self.trace, self.limit, self.count = trace, limit, 0
         self.rng = CounterRNG.draw(len(x), torch.Generator().manual_seed(seed))
 
     def __call__(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return dx/dt ``(batch, d)`` and its divergence ``(batch,)``."""
-        if self.count == self.left:
-            raise Capped
+        if self.count == self.limit:
+            raise EvaluationLimitError
         self.count += 1
         time = torch.as_tensor(t, dtype=torch.float64).clamp(self.flow.start, self.flow.end)
-        found = self.flow.evaluate(time.expand(len(x)), x, slice(None), self.trace, self.rng)
-        return found.velocity.to(x), found.integrand.mean(1).to(x)
+        point = self.flow.evaluate(time.expand(len(x)), x, slice(None), self.trace, self.rng)
+        return point.velocity.to(x), point.integrand.mean(1).to(x)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one solve gave and took.
+    """Result of one solve.
 
     Attributes:
         log_prob: in nats ``(batch,)``; NaN where there is no value.
         evaluations: evaluations of score and divergence, the mean over samples.
-        likelihood: ours with its budget.
+        likelihood: of ours, with its error budget.
     """
 
     log_prob: Tensor
@@ -73,8 +73,8 @@ class Outcome:
     likelihood: Likelihood | None = None
 
 
-class Way(ABC):
-    """A library with its method."""
+class Library(ABC):
+    """A library with one of its methods."""
 
     name: str
     forwards: int = 1
@@ -87,17 +87,17 @@ class Way(ABC):
         tolerance: float,
         trace: Trace | None = None,
         seed: int = 0,
-        cap: int = 20_000,
+        limit: int = 20_000,
     ) -> Outcome:
         """Compute log p with a tolerance; the exact divergence if ``trace`` is None."""
 
     def weight(self, product: float) -> float:
-        """Return the price of an evaluation in forward passes, a product costing ``product``."""
+        """Return the cost of an evaluation in forward passes, for the cost of a product vᵀJ."""
         return self.forwards + product
 
 
-class Ours(Way):
-    """`log_likelihood`, as it comes but for its tolerance."""
+class Ours(Library):
+    """`log_likelihood` with default settings except the tolerance."""
 
     name = "scoresde"
     tolerances = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -108,9 +108,8 @@ class Ours(Way):
         tolerance: float,
         trace: Trace | None = None,
         seed: int = 0,
-        cap: int = 20_000,
+        limit: int = 20_000,
     ) -> Outcome:
-        """Compute log p (see :meth:`Way.solve`)."""
         result = log_likelihood(
             problem.score,
             problem.x,
@@ -122,7 +121,7 @@ class Ours(Way):
         return Outcome(result.log_prob, float(result.evaluations.double().mean()), result)
 
 
-class Peer(Way):
+class OtherLibrary(Library):
     """Another library: the states (x, log p) of a batch from t_min to T."""
 
     def solve(
@@ -131,18 +130,20 @@ class Peer(Way):
         tolerance: float,
         trace: Trace | None = None,
         seed: int = 0,
-        cap: int = 20_000,
+        limit: int = 20_000,
     ) -> Outcome:
-        """Compute log p (see :meth:`Way.solve`)."""
         score = problem.traced if trace is None else problem.score
-        rhs = RightHandSide(score, problem.x, trace or OneProductTrace(), seed, cap)
+        rhs = RightHandSide(score, problem.x, trace or OneProductTrace(), seed, limit)
         x = problem.x.flatten(1)
         try:
             with torch.no_grad():
                 latent, integral = self.integrate(rhs, x, tolerance)
             terminal = problem.prior.log_prob(latent.double().reshape(problem.x.shape))
             log_prob = terminal + integral
-        except (Capped, AssertionError):  # torchdiffeq asserts that its step is not too small
+        except (
+            EvaluationLimitError,
+            AssertionError,
+        ):  # torchdiffeq asserts that its step is not too small
             log_prob = torch.full_like(problem.truth, torch.nan)
         return Outcome(log_prob, rhs.count)
 
@@ -151,13 +152,12 @@ class Peer(Way):
         """Return x at T ``(batch, d)`` and the integral of the divergence ``(batch,)``."""
 
 
-class TorchDiffEq(Peer):
+class TorchDiffEq(OtherLibrary):
     """dopri5 of torchdiffeq."""
 
     name = "torchdiffeq dopri5"
 
     def integrate(self, rhs: RightHandSide, x: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Solve for the pair (x, log p)."""
         times = x.new_tensor([rhs.flow.start, rhs.flow.end])
         states = odeint(
             lambda t, y: rhs(t, y[0]),
@@ -170,13 +170,12 @@ class TorchDiffEq(Peer):
         return states[0][-1], states[1][-1]
 
 
-class Zuko(Peer):
+class Zuko(OtherLibrary):
     """odeint of zuko."""
 
     name = "zuko odeint"
 
     def integrate(self, rhs: RightHandSide, x: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Solve for the pair (x, log p)."""
         return zuko_odeint(
             lambda t, x, _: rhs(t, x),
             (x, x.new_zeros(len(x))),
@@ -187,13 +186,13 @@ class Zuko(Peer):
         )
 
 
-class TorchODE(Peer):
+class TorchODE(OtherLibrary):
     """tsit5 of torchode, with steps of its own for every sample."""
 
     name = "torchode tsit5"
 
     def integrate(self, rhs: RightHandSide, x: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Solve for x with log p behind it."""
+        """Solve for x with log p appended."""
 
         def slope(t: Tensor, y: Tensor) -> Tensor:
             velocity, divergence = rhs(t, y[:, :-1])
@@ -208,20 +207,20 @@ class TorchODE(Peer):
         return y[:, :-1], y[:, -1]
 
 
-class FlowMatching(Peer):
-    """ODESolver.compute_likelihood of flow_matching with dopri5; in float32, as it needs."""
+class FlowMatching(OtherLibrary):
+    """ODESolver.compute_likelihood of flow_matching with dopri5; in float32, as it requires."""
 
     name = "flow_matching dopri5"
     tolerances = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
     def integrate(self, rhs: RightHandSide, x: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Tell the flow as one from noise at time 0 to data at time 1."""
+        """Integrate the flow as one from noise at time 0 to data at time 1."""
         start, end = rhs.flow.start, rhs.flow.end
 
         class Velocity(ModelWrapper):
             def forward(self, x: Tensor, t: Tensor, **extras: object) -> Tensor:
-                if rhs.count == rhs.left:
-                    raise Capped
+                if rhs.count == rhs.limit:
+                    raise EvaluationLimitError
                 rhs.count += 1
                 time = (start + (1 - t.double()) * (end - start)).clamp(start, end)
                 image = x.reshape(-1, *rhs.flow.event_shape)
@@ -242,8 +241,8 @@ class FlowMatching(Peer):
             )
 
 
-class ScoreSDE(Peer):
-    """The recipe of score_sde: SciPy's RK45 with one norm for the batch, two forwards each time."""
+class ScoreSDE(OtherLibrary):
+    """The recipe of score_sde: SciPy's RK45, one norm for the batch, two forward passes each."""
 
     name = "score_sde recipe"
     forwards = 2
@@ -256,11 +255,11 @@ class ScoreSDE(Peer):
             return velocity, divergence.unsqueeze(1), None
 
         solver = SciPy("RK45", rtol=tolerance, atol=tolerance, coupled=True, max_evaluations=10**6)
-        found = solver.solve(field, x, rhs.flow.start, rhs.flow.end, tolerance=tolerance)
-        integral = torch.where(found.status == 0, found.integral, torch.nan)
-        return found.state, integral
+        solution = solver.solve(field, x, rhs.flow.start, rhs.flow.end, tolerance=tolerance)
+        integral = torch.where(solution.status == 0, solution.integral, torch.nan)
+        return solution.state, integral
 
 
 OURS = Ours()
-PEERS: tuple[Peer, ...] = (TorchDiffEq(), Zuko(), TorchODE(), FlowMatching(), ScoreSDE())
-WAYS: tuple[Way, ...] = (OURS, *PEERS)
+OTHERS: tuple[OtherLibrary, ...] = (TorchDiffEq(), Zuko(), TorchODE(), FlowMatching(), ScoreSDE())
+LIBRARIES: tuple[Library, ...] = (OURS, *OTHERS)
