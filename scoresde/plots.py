@@ -1,8 +1,8 @@
-"""Pictures of diffusions: paths, samples, neighbours, likelihoods.
+"""Figures of diffusions: paths, samples, nearest neighbors, likelihoods.
 
-Every function draws into the axes it is given, or into a figure of its own, and returns the axes;
-``axes.figure.savefig("picture.png")`` writes it. Matplotlib's global state is left alone, so that
-all of it works in scripts, servers and notebooks alike. Images are ``(height, width)``,
+Every function draws into the axes it is given, or into a new figure, and returns the axes;
+``axes.figure.savefig("picture.png")`` writes it. Matplotlib's global state is not changed, so that
+the functions work in scripts, servers and notebooks alike. Images are ``(height, width)``,
 ``(1, height, width)`` or ``(3, height, width)``, with values in ``limits``.
 """
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from scoresde.sdes import GaussianSDE
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "figure",
     "forward_path",
     "likelihood_histogram",
-    "nearest_neighbours",
+    "nearest_neighbors",
     "path_strip",
     "sample_grid",
 ]
 
-COLOURS = ("#2a6f97", "#d1495b", "#edae49", "#66a182", "#6d597a")
-"""Colours of groups, in order; told apart by colour-blind eyes too."""
+COLORS = ("#2a6f97", "#d1495b", "#edae49", "#66a182", "#6d597a")
+"""Colors of groups, in order, from a palette for color-blind readers."""
 
 _STYLE: Any = {
     "font.size": 9.0,
@@ -55,16 +55,16 @@ _STYLE: Any = {
 }
 
 _SAMPLES_AT_ONCE = 256
-"""Rows of samples whose distances to all data are held at one time."""
+"""Number of samples whose distances to all data are in memory at one time."""
 
 
 def figure(width: float = 8.0, height: float = 5.0, dpi: float = 150.0) -> Figure:
-    """Return an empty figure that belongs to no window and no global state.
+    """Return an empty figure outside pyplot's global state.
 
     Args:
         width: in inches.
         height: in inches.
-        dpi: pixels per inch when it is written.
+        dpi: pixels per inch of the file.
 
     Raises:
         ModuleNotFoundError: if Matplotlib is not installed.
@@ -73,7 +73,8 @@ def figure(width: float = 8.0, height: float = 5.0, dpi: float = 150.0) -> Figur
         >>> figure(4.0, 3.0, dpi=100.0).get_size_inches().tolist()
         [4.0, 3.0]
     """
-    return _need("matplotlib.figure").Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    kind: type[Figure] = _import("matplotlib.figure").Figure
+    return kind(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def style() -> Any:
@@ -85,7 +86,7 @@ def style() -> Any:
         >>> axes.spines["top"].get_visible()
         False
     """
-    return _need("matplotlib").rc_context(_STYLE)
+    return _import("matplotlib").rc_context(_STYLE)
 
 
 def sample_grid(
@@ -103,9 +104,9 @@ def sample_grid(
         images: ``(n, height, width)`` or ``(n, channels, height, width)`` with 1 or 3 channels.
         columns: images per row; as many as there are rows if None.
         limits: values of black and white.
-        cmap: Matplotlib's name of the colours of one channel; ``"gray_r"`` is ink on paper.
-        title: what stands above.
-        ax: where to draw; a figure of its own if None.
+        cmap: Matplotlib's name of the color map of one channel; ``"gray_r"`` is black on white.
+        title: the title.
+        ax: where to draw; a new figure if None.
 
     Returns:
         The axes.
@@ -134,15 +135,15 @@ def path_strip(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Show how images change along the way: one row for each, one column for each time.
+    """Show images at successive times: one row for each image, one column for each time.
 
     Args:
-        states: ``(times, n, *image)``, such as the states of a sampler kept by a callback.
+        states: ``(times, n, *image)``, such as states recorded by a callback of a sampler.
         times: the time of each column.
-        limits: values of black and white; what is beyond is cut.
-        cmap: Matplotlib's name of the colours of one channel.
-        title: what stands above.
-        ax: where to draw; a figure of its own if None.
+        limits: values of black and white; values beyond are clamped.
+        cmap: Matplotlib's name of the color map of one channel.
+        title: the title.
+        ax: where to draw; a new figure if None.
 
     Returns:
         The axes, with the times below the columns.
@@ -165,7 +166,7 @@ def path_strip(
         )
     pixels = _pixels("states", states.flatten(0, 1), limits).unflatten(0, states.shape[:2])
     ax = _show(pixels.transpose(0, 1), cmap, title, ax)
-    ax.set_xticks(_centres(len(labels), pixels.shape[3]))
+    ax.set_xticks(_centers(len(labels), pixels.shape[3]))
     ax.set_xticklabels([f"{t:.2g}" for t in labels])
     ax.tick_params(axis="x", length=0)
     ax.set_xlabel("time t")
@@ -178,23 +179,25 @@ def forward_path(
     times: Sequence[float] | Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Draw one path of the diffusion for every sample, seen at the given times.
+    r"""Draw one path of the diffusion for every sample, at the given times.
+
+    Successive states are drawn from the transition kernel::
 
         x_t = (α_t/α_s) x_s + (σ_t² − (α_t/α_s)² σ_s²)^{1/2} ε,    s < t,
 
-    so that the states are those of one noise history, not of a new one at every time.
+    so that they share their noise; they are not independent given ``x0``.
 
     Args:
         sde: a Gaussian diffusion.
         x0: data ``(n, *event)``.
-        times: rising times in [0, T]; at 0 the data are seen themselves.
+        times: increasing times in [0, T]; the state at 0 is ``x0``.
         generator: source of the noise; None for PyTorch's global one.
 
     Returns:
         The states ``(times, n, *event)``.
 
     Raises:
-        ValueError: if the times do not rise.
+        ValueError: if the times do not increase.
 
     Example:
         >>> from scoresde import VPSDE
@@ -204,21 +207,22 @@ def forward_path(
     """
     check_tensor("x0", x0)
     states: list[Tensor] = []
-    x, before = x0, 0.0
+    x, previous = x0, 0.0
     for time in (float(t) for t in times):
-        if time < before or (time == before and states):
+        if time < previous or (time == previous and states):
             raise ValueError(
-                f"times: expected rising times, got {time:g} after {before:g}; sort them, each once"
+                f"times: expected increasing times, got {time:g} after {previous:g}; sort them "
+                "and drop repetitions"
             )
-        if time > before:
-            scale, std = sde.transition(before, time)
+        if time > previous:
+            scale, std = sde.transition(previous, time)
             x = scale.to(x) * x + std.to(x) * normal_like(x, generator)
         states.append(x)
-        before = time
+        previous = time
     return torch.stack(states)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     samples: Tensor,
     data: Tensor,
     *,
@@ -228,16 +232,16 @@ def nearest_neighbours(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Show samples, and below each the data point that is nearest to it: has it been copied?
+    """Show samples, and below each the nearest data point, to detect memorized data.
 
     Args:
         samples: images ``(n, *image)``.
         data: the training data ``(m, *image)``.
         columns: samples per row; all of them if None.
         limits: values of black and white.
-        cmap: Matplotlib's name of the colours of one channel.
-        title: what stands above.
-        ax: where to draw; a figure of its own if None.
+        cmap: Matplotlib's name of the color map of one channel.
+        title: the title.
+        ax: where to draw; a new figure if None.
 
     Returns:
         The axes.
@@ -248,7 +252,7 @@ def nearest_neighbours(
 
     Example:
         >>> data = torch.rand(10, 8, 8)
-        >>> axes = nearest_neighbours(data[3:5], data)
+        >>> axes = nearest_neighbors(data[3:5], data)
         >>> top, bottom = axes.images[0].get_array().data[1:].reshape(2, 9, 19)
         >>> bool((top[:8, 1:9] == bottom[:8, 1:9]).all())
         True
@@ -257,7 +261,7 @@ def nearest_neighbours(
     if samples.shape[1:] != data.shape[1:]:
         raise ValueError(
             f"samples, data: expected images of the same shape, got {tuple(samples.shape[1:])} and "
-            f"{tuple(data.shape[1:])}; compare samples with the data their model was trained on"
+            f"{tuple(data.shape[1:])}; pass the data that the model was trained on"
         )
     nearest = data[nearest_rows(samples, data)]
     columns = len(samples) if columns is None else check_integer("columns", columns, 1)
@@ -267,7 +271,7 @@ def nearest_neighbours(
     ]
     table = torch.stack(pairs, dim=1).flatten(0, 1)
     ax = _show(table, cmap, title, ax)
-    ax.set_yticks(_centres(len(table), table.shape[2]))
+    ax.set_yticks(_centers(len(table), table.shape[2]))
     ax.set_yticklabels(["sample", "nearest"] * (len(table) // 2))
     ax.tick_params(axis="y", length=0)
     return ax
@@ -289,16 +293,16 @@ def likelihood_histogram(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Show how likelihoods are spread, group by group, on common bins.
+    """Show histograms of likelihoods, one per group, on common bins.
 
     Args:
-        groups: name → values ``(n,)``; those that are not finite are left out and counted in the
+        groups: name → values ``(n,)``; those that are not finite are omitted, and counted in the
             legend.
         marks: name → a value to mark by a vertical line.
         bins: number of bins over the range of all groups.
-        unit: what the values are.
-        title: what stands above.
-        ax: where to draw; a figure of its own if None.
+        unit: label of the horizontal axis.
+        title: the title.
+        ax: where to draw; a new figure if None.
 
     Returns:
         The axes.
@@ -321,10 +325,10 @@ def likelihood_histogram(
     edges = torch.linspace(low - margin, high + margin, count, dtype=torch.float64).tolist()
     ax = figure().add_subplot() if ax is None else ax
     for k, (name, values) in enumerate(finite.items()):
-        lost = len(groups[name]) - len(values)
-        label = f"{name} ({lost} not finite)" if lost else name
-        colour = COLOURS[k % len(COLOURS)]
-        ax.hist(values.numpy(), edges, color=colour, alpha=0.75, label=label)
+        omitted = len(groups[name]) - len(values)
+        label = f"{name} ({omitted} not finite)" if omitted else name
+        color = COLORS[k % len(COLORS)]
+        ax.hist(values.numpy(), edges, color=color, alpha=0.75, label=label)
     for name, value in (marks or {}).items():
         ax.axvline(value, color="#555555", linewidth=1.0, linestyle="--")
         ax.annotate(
@@ -343,8 +347,8 @@ def likelihood_histogram(
     return ax
 
 
-def _need(module: str) -> Any:
-    """Return a module of Matplotlib, which is not needed before something is drawn."""
+def _import(module: str) -> Any:
+    """Import a module of Matplotlib, an optional dependency."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -370,13 +374,14 @@ def _pixels(name: str, images: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 def _rows_of(pixels: Tensor, columns: int) -> Tensor:
-    """Images in rows ``(rows, columns, …)``, the last filled up with blanks."""
+    """Images in rows ``(rows, columns, …)``, the last row padded with blanks."""
     blanks = torch.full((-len(pixels) % columns, *pixels.shape[1:]), torch.nan)
-    return torch.cat([pixels, blanks]).unflatten(0, (-1, columns))
+    rows: Tensor = torch.cat([pixels, blanks]).unflatten(0, (-1, columns))
+    return rows
 
 
-def _centres(count: int, size: int) -> list[float]:
-    """Where the centres of images lie that are ``size`` pixels wide, one pixel apart."""
+def _centers(count: int, size: int) -> list[float]:
+    """Centers of images that are ``size`` pixels wide, one pixel apart."""
     return [1 + k * (size + 1) + (size - 1) / 2 for k in range(count)]
 
 

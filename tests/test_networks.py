@@ -1,4 +1,4 @@
-"""What every network must do; a network enrols by its line in ``scoresde.networks.__all__``."""
+"""The properties of every network in ``scoresde.networks``, and those of single networks."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ from scoresde.networks.blocks import attention
 # PyTorch's forward mode compiles its own formulas with a function that it has deprecated itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
-# The vocabulary of the constructors; whatever a network takes of it makes it small.
+# Arguments of the constructors; those that a network has make it small.
 SMALL = {
     "event_shape": (2, 8, 8),
     "channels": 2,
@@ -73,7 +73,7 @@ def member(request):
 # --- the contract
 
 
-def test_the_folder_has_members():
+def test_the_package_has_members():
     assert {MLP, UNet} <= set(MEMBERS)
 
 
@@ -97,8 +97,8 @@ def test_finite_at_extreme_labels(member, device):
 def test_labels_of_other_dtypes_are_numbers_too(member):
     network = build(member)
     x, label = draw()
-    whole = torch.tensor([0, 7, 999])
-    torch.testing.assert_close(network(x, whole), network(x, whole.float()))
+    integers = torch.tensor([0, 7, 999])
+    torch.testing.assert_close(network(x, integers), network(x, integers.float()))
     label = label.double()
     torch.testing.assert_close(network(x, label), network(x, label.float()), rtol=1e-3, atol=1e-3)
 
@@ -111,7 +111,7 @@ def test_output_depends_on_label_and_state(member):
     assert (network(x * 0.5, label) - out).abs().max() > 1e-4
 
 
-def test_rows_do_not_know_each_other(member, device):
+def test_rows_are_independent(member, device):
     network = build(member).to(device)
     x, label = draw(5, device=device)
     together = network(x, label)
@@ -378,7 +378,7 @@ def test_channels_last(member, device):
 
 
 @pytest.mark.parametrize("attention", [(), (0,), (-1,), (0, 1)])
-def test_unet_attends_where_told(attention):
+def test_unet_has_attention_at_the_given_levels(attention):
     network = build(UNet, attention=attention)
     names = {name for name, _ in network.named_parameters() if "NIN" in name}
     assert bool(names) == bool(attention)
@@ -409,7 +409,7 @@ def test_no_class_is_the_null_class(conditional):
     assert torch.equal(conditional(x, label), conditional(x, label, torch.full((3,), 3)))
 
 
-def test_classes_in_vectorised_code(conditional):
+def test_classes_in_vectorized_code(conditional):
     x, label = draw()
     classes = torch.tensor([2, 0, 3])
     one = vmap(lambda x, label, k: conditional(x[None], label[None], k[None])[0])
@@ -576,7 +576,7 @@ def test_bad_embeddings_are_named(embedding, arguments):
         embedding(**({"dim": 8} | arguments))
 
 
-def test_nearby_and_large_labels_are_told_apart():
+def test_embeddings_of_nearby_and_large_labels_differ():
     embedding = PositionalEmbedding(64, scale=1000.0)
     labels = torch.tensor([0.0, 1e-3, 2e-3, 0.5, 0.501, 1.0, 500.0, 501.0, 999.0])
     distance = torch.cdist(embedding(labels), embedding(labels)) + 10 * torch.eye(len(labels))
@@ -603,7 +603,7 @@ def test_attention_compiles_for_inference():
         torch.testing.assert_close(compiled(q, q, q), attention(q, q, q))
 
 
-def test_attention_uses_the_fused_kernel_where_no_derivative_can_be_asked_for(monkeypatch):
+def test_attention_uses_the_fused_kernel_where_no_derivative_can_be_taken(monkeypatch):
     calls = []
     fused = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(

@@ -20,7 +20,7 @@ VE = {"fourier_scale": 16.0, "scale_by_sigma": True, "centered": False}
 DDPMPP = {"taps": None, "progressive_input": "none"}
 
 
-def moved(network, size=0.05):
+def perturbed(network, size=0.05):
     """The network with all parameters off their initial values, zeros included."""
     with torch.no_grad():
         for parameter in network.parameters():
@@ -91,7 +91,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
 def test_options_combine(options):
-    network = moved(NCSNpp(2, 8, (1, 2, 2), 1, (1, -1), 0.0, **options))
+    network = perturbed(NCSNpp(2, 8, (1, 2, 2), 1, (1, -1), 0.0, **options))
     x, label = torch.randn(2, 2, 6, 8), torch.tensor([1.0, 500.0])
     out = network(x, label)
     assert out.shape == x.shape
@@ -103,7 +103,7 @@ def test_options_combine(options):
 
 @pytest.mark.parametrize("options", [VE, {"progressive": "output_skip"}])
 def test_options_differentiate_both_ways(options):
-    network = moved(NCSNpp(2, 8, (1, 2), 1, **options)).double()
+    network = perturbed(NCSNpp(2, 8, (1, 2), 1, **options)).double()
     x, u, v = torch.randn(3, 2, 2, 4, 4, dtype=torch.float64)
     label = torch.tensor([0.1, 20.0], dtype=torch.float64)
     _, tangent = jvp(lambda x: network(x, label), (x,), (u,))
@@ -114,7 +114,7 @@ def test_options_differentiate_both_ways(options):
 def twins(**other):
     """Two networks with the same weights, the second with other arguments."""
     first, second = (NCSNpp(2, 8, (1, 2), 1, **arguments) for arguments in ({}, other))
-    second.load_state_dict(moved(first).state_dict())
+    second.load_state_dict(perturbed(first).state_dict())
     return first, second.eval()
 
 
@@ -127,7 +127,7 @@ def test_output_divided_by_sigma():
 
 
 def test_fourier_features_divide_by_the_label():
-    network = moved(NCSNpp(2, 8, (1, 2), 1, **VE))
+    network = perturbed(NCSNpp(2, 8, (1, 2), 1, **VE))
     x, label = torch.randn(3, 2, 8, 8), torch.tensor([1e-5, 0.3, 50.0])
     divided = network(x, label)
     network.scale_by_sigma = False
@@ -147,7 +147,7 @@ def test_label_scale():
 
 
 @pytest.mark.parametrize("label", [-1.0, 1000.0, float("nan")])
-def test_labels_beside_the_ladder_are_refused(label):
+def test_labels_out_of_range_are_refused(label):
     network = NCSNpp(2, 8, (1, 2), 1, scale_by_sigma=True)
     with pytest.raises(ValueError, match=r"^label: .* 0 … 999"):
         network(torch.rand(1, 2, 8, 8), torch.tensor([label]))
@@ -155,7 +155,7 @@ def test_labels_beside_the_ladder_are_refused(label):
         NCSNv2(2, 4, scales=10)(torch.rand(1, 2, 8, 8), torch.tensor([10]))
 
 
-def test_ladder_keeps_its_precision():
+def test_noise_levels_stay_in_double_precision():
     network = NCSNv2(2, 4, scales=10).half()
     assert network.sigmas.dtype == torch.float64
     assert network.begin_conv.weight.dtype == torch.float16
@@ -194,7 +194,7 @@ def test_filters_are_those_of_scipy(taps, shape):
         np.testing.assert_allclose(doubled[row, channel], full, atol=1e-6)
 
 
-def test_filters_keep_constants_inside():
+def test_filters_preserve_constants_away_from_the_border():
     x = torch.ones(1, 2, 8, 8)
     torch.testing.assert_close(Halve(TAPS)(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
     torch.testing.assert_close(Double(TAPS)(x)[..., 2:-2, 2:-2], torch.ones(1, 2, 12, 12))
@@ -207,7 +207,7 @@ def test_doubling_is_four_times_the_adjoint_of_halving(taps):
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
-def test_convolutions_after_filters_see_the_filtered_image_beyond_the_border():
+def test_convolutions_after_filters_use_the_filtered_image_beyond_the_border():
     x = torch.randn(1, 1, 6, 8, dtype=torch.float64)
     image = np.pad(x[0, 0].numpy(), 8)  # zeros around it stand for an infinite plane
     kernel = np.outer(TAPS, TAPS) / 64
@@ -238,7 +238,7 @@ def test_resampling_with_convolution_changes_sizes_by_two(taps):
 
 @pytest.mark.parametrize(("design", "halvings"), [(64, 1), (128, 2), (256, 3)])
 def test_ncsnv2_designs(design, halvings):
-    network = moved(NCSNv2(2, 4, design, scales=10)).double()
+    network = perturbed(NCSNv2(2, 4, design, scales=10)).double()
     sizes = []
     for module in network.modules():
         if isinstance(module, InstanceNormPlus):
@@ -250,8 +250,8 @@ def test_ncsnv2_designs(design, halvings):
     assert network(x[..., :5, :7], torch.tensor([0, 9])).shape == (2, 2, 5, 7)
 
 
-def test_ncsnv2_is_scaled_by_its_ladder_only():
-    network = moved(NCSNv2(2, 4, scales=10))
+def test_ncsnv2_depends_on_the_label_by_its_scale_only():
+    network = perturbed(NCSNv2(2, 4, scales=10))
     x = torch.rand(1, 2, 8, 8)
     first, last = network(x, torch.tensor([0])), network(x, torch.tensor([9]))
     torch.testing.assert_close(first * 50.0, last * 0.01)
@@ -279,8 +279,8 @@ def test_untrained_transformer_blocks_are_the_identity():
         assert torch.equal(block(h, features), h)
 
 
-def test_transformer_knows_where_patches_are():
-    network = moved(DiT(1, 16, 2, 2, patch=2))
+def test_transformer_depends_on_the_position_of_patches():
+    network = perturbed(DiT(1, 16, 2, 2, patch=2))
     x = torch.randn(1, 1, 4, 6)
     label = torch.tensor([0.5])
     rolled = network(x.roll((2, 2), (2, 3)), label)
@@ -289,7 +289,7 @@ def test_transformer_knows_where_patches_are():
 
 def test_transformer_patches_cover_the_image():
     # With the identity inside, a linear map of each patch is left: no pixel may move another patch.
-    network = moved(DiT(1, 16, 1, 2, patch=2))
+    network = perturbed(DiT(1, 16, 1, 2, patch=2))
     with torch.no_grad():
         for block in network.blocks:
             block.modulation.weight.zero_()

@@ -1,4 +1,4 @@
-"""The pictures: what is drawn where, read back from the artists and from the pixels."""
+"""Figures: their content, from the artists and from the pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import generator
 
 from scoresde import VESDE, VPSDE
 from scoresde import plots as p
@@ -22,7 +23,7 @@ def canvas_of(axes: object) -> torch.Tensor:
     return torch.from_numpy(masked.filled(float("nan")).copy())
 
 
-def test_a_grid_shows_every_image_in_its_place() -> None:
+def test_a_grid_shows_every_image_at_its_position() -> None:
     images = torch.rand(5, 1, 3, 2, dtype=torch.float64)
     canvas = canvas_of(p.sample_grid(images, columns=3, limits=(0.0, 1.0)))
     assert canvas.shape == (2 * 4 + 1, 3 * 3 + 1)
@@ -30,7 +31,7 @@ def test_a_grid_shows_every_image_in_its_place() -> None:
         row, column = divmod(k, 3)
         found = canvas[1 + 4 * row : 4 + 4 * row, 1 + 3 * column : 3 + 3 * column]
         assert torch.equal(found, image[0])
-    assert canvas[5:8, 7:9].isnan().all()  # the sixth place is blank
+    assert canvas[5:8, 7:9].isnan().all()  # the sixth cell is blank
     assert canvas[0].isnan().all()
     assert canvas[:, 0].isnan().all()
 
@@ -41,7 +42,7 @@ def test_limits_are_black_and_white() -> None:
     assert canvas[1:3, 1:3].tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
-def test_colours_stay_colours() -> None:
+def test_images_of_three_channels_are_in_color() -> None:
     images = torch.zeros(2, 3, 2, 2)
     images[0, 0] = 1.0
     axes = p.sample_grid(images, columns=2, limits=(0.0, 1.0))
@@ -62,12 +63,11 @@ def test_a_strip_has_a_row_per_sample_and_a_column_per_time() -> None:
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
-def test_a_forward_path_has_the_law_of_the_diffusion(sde: VPSDE | VESDE) -> None:
+def test_a_forward_path_has_the_distribution_of_the_diffusion(sde: VPSDE | VESDE) -> None:
     # variances and covariances of 20,000 samples; 5 standard errors: false alarms below 1e-5
     n, times = 20_000, [0.0, 0.3, 0.7]
-    generator = torch.Generator().manual_seed(0)
     x0 = torch.full((n, 1), 2.0, dtype=torch.float64)
-    states = p.forward_path(sde, x0, times, generator)
+    states = p.forward_path(sde, x0, times, generator())
     assert torch.equal(states[0], x0)
     for k, t in enumerate(times[1:], start=1):
         mean, std = sde.marginal(x0[:1], t)
@@ -84,25 +84,22 @@ def test_a_forward_path_has_the_law_of_the_diffusion(sde: VPSDE | VESDE) -> None
 def test_forward_paths_repeat_with_their_generator() -> None:
     x0 = torch.zeros(2, 3)
     before = torch.get_rng_state()
-    paths = [
-        p.forward_path(VPSDE(), x0, [0.1, 1.0], torch.Generator().manual_seed(1)) for _ in range(2)
-    ]
+    paths = [p.forward_path(VPSDE(), x0, [0.1, 1.0], generator(1)) for _ in range(2)]
     assert torch.equal(*paths)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_nearest_are_found_whatever_the_number_of_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    data, samples = torch.rand(50, 4, generator=generator), torch.rand(600, 4, generator=generator)
+def test_the_nearest_data_are_found_for_any_number_of_samples() -> None:
+    numbers = generator()
+    data, samples = torch.rand(50, 4, generator=numbers), torch.rand(600, 4, generator=numbers)
     literal = [min(range(50), key=lambda k: float((data[k] - s).square().sum())) for s in samples]
     assert p.nearest_rows(samples, data).tolist() == literal
 
 
-def test_neighbours_stand_below_their_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    data = torch.rand(20, 2, 2, dtype=torch.float64, generator=generator)
+def test_nearest_neighbors_are_shown_below_their_samples() -> None:
+    data = torch.rand(20, 2, 2, dtype=torch.float64, generator=generator())
     samples = data[[3, 1, 4, 1, 5]] + 1e-9
-    axes = p.nearest_neighbours(samples, data, columns=3, limits=(0.0, 2.0))
+    axes = p.nearest_neighbors(samples, data, columns=3, limits=(0.0, 2.0))
     canvas = canvas_of(axes)
     assert canvas.shape == (4 * 3 + 1, 3 * 3 + 1)
     assert torch.equal(canvas[4:6, 7:9], data[4] / 2)  # below sample 2
@@ -141,7 +138,7 @@ def test_one_value_makes_a_histogram_too() -> None:
         (lambda: p.path_strip(torch.rand(3, 2, 4, 4), [0.0, 1.0]), "states, times"),
         (lambda: p.forward_path(VPSDE(), torch.rand(1, 2), [0.5, 0.1]), "times"),
         (lambda: p.forward_path(VPSDE(), torch.rand(1, 2), [0.5, 0.5]), "times"),
-        (lambda: p.nearest_neighbours(torch.rand(1, 4, 4), torch.rand(2, 5, 5)), "samples, data"),
+        (lambda: p.nearest_neighbors(torch.rand(1, 4, 4), torch.rand(2, 5, 5)), "samples, data"),
         (lambda: p.likelihood_histogram({}), "groups"),
         (lambda: p.likelihood_histogram({"a": torch.tensor([torch.nan])}), "groups"),
     ],
@@ -151,7 +148,7 @@ def test_bad_input_names_the_argument(call: object, word: str) -> None:
         call()  # type: ignore[operator]
 
 
-def test_pictures_can_be_written_and_leave_no_trace(tmp_path: Path) -> None:
+def test_figures_can_be_written_and_do_not_change_the_settings(tmp_path: Path) -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -171,7 +168,7 @@ def test_pyplot_is_not_needed() -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_without_matplotlib_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.delitem(sys.modules, name)

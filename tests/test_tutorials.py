@@ -1,4 +1,4 @@
-"""Every tutorial runs from top to bottom, in an empty folder, as a newcomer would run it."""
+"""Every tutorial runs from top to bottom in an empty folder."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def test_tutorial_runs(script: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert run.stdout.strip(), "a tutorial tells what it finds"
+    assert run.stdout.strip(), "a tutorial prints its results"

@@ -1,11 +1,11 @@
 # %% [markdown]
-# # DDPM and NCSN: two diffusions, looked at in steps
+# # DDPM and NCSN: two discretized diffusions
 #
-# DDPM (Ho et al. 2020) and NCSN (Song & Ermon 2019) came with a loss, a sampler and, the first, a
-# bound of its own. All of these are the general ones with other arguments. This script says which,
-# and checks it: the published formulas are written out beside ours, and the numbers agree.
+# DDPM (Ho et al. 2020) and NCSN (Song & Ermon 2019) were published with their own loss and sampler,
+# and DDPM with its own likelihood bound. All of these are special cases of the general ones. This
+# script shows their arguments and compares them with the published formulas: the numbers agree.
 #
-# It takes less than a minute. Read `first_steps.py` before, if noise and scores are new to you.
+# It takes less than a minute. Read `first_steps.py` first if you are new to noise and scores.
 #
 #     python tutorials/ddpm_and_ncsn.py
 
@@ -29,7 +29,7 @@ from scoresde import (
     sample,
 )
 from scoresde.likelihood import discrete_bound
-from scoresde.plots import COLOURS, figure, style
+from scoresde.plots import COLORS, figure, style
 from scoresde.samplers import Timesteps, annealed_langevin, ddim, ddpm
 from scoresde.training.losses import TableTimes
 
@@ -37,17 +37,17 @@ torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]
-# ## 1. A chain is a diffusion, read at knots
+# ## 1. A Markov chain is a diffusion at discrete times
 #
-# DDPM adds noise in N steps, x_i = √(1−β_i) x_{i−1} + √β_i ε. NCSN has no steps; it has a ladder of
-# noise levels σ_1 < … < σ_N. Both are a table of numbers. In continuous time stand the variance
-# preserving and the variance exploding SDE, which are two *curves*, α(t) and σ(t). Put the table's
-# entry i at the time t_i = i/N, and let a curve run through: that is `DDPM` and `NCSN` here.
+# DDPM adds noise in N steps, x_i = √(1−β_i) x_{i−1} + √β_i ε. NCSN has no steps, but noise levels
+# σ_1 < … < σ_N. Both are tables of numbers. Their counterparts in continuous time are the variance
+# preserving and the variance exploding SDE, which are two *curves*, α(t) and σ(t). `DDPM` and
+# `NCSN` are interpolations of the tables: entry i is the value at the time t_i = i/N.
 
 # %%
 vp, ve = VPSDE(), VESDE(0.01, 5.0)
-chain, ladder = vp.discretize(1000), ve.discretize(200)
-print(chain, ladder, sep="\n")
+chain, levels = vp.discretize(1000), ve.discretize(200)
+print(chain, levels, sep="\n")
 
 i = 500
 scale, std = chain.transition(chain.times[i - 1], chain.times[i])
@@ -56,7 +56,8 @@ print(f"step {i}: scale {scale:.6f} is √(1−β) = {(1 - beta).sqrt():.6f}")
 print(f"          std  {std:.6f} is √β     = {beta.sqrt():.6f}")
 
 # %% [markdown]
-# The chain is not the SDE at i/N, but it tends to it: twice as many steps, half the difference.
+# The chain differs from the SDE at i/N, but converges to it: with twice as many steps the
+# difference is half as large.
 
 # %%
 counts = [30, 100, 300, 1000, 3000]
@@ -75,9 +76,9 @@ for name, gaps in differences.items():
 # %% [markdown]
 # ## 2. The losses
 #
-# DDPM draws a step i and asks for the noise, ‖ε̂(x_i, i) − ε‖². NCSN draws a level and asks for the
-# score, σ_i² ‖s(x + σ_i ε, σ_i) + ε/σ_i‖², which is the same thing, since s = −ε̂/σ. Ours draws a
-# time; `Knots` makes it draw those of the table.
+# DDPM draws a step i and predicts the noise, ‖ε̂(x_i, i) − ε‖². NCSN draws a level and predicts the
+# score, σ_i² ‖s(x + σ_i ε, σ_i) + ε/σ_i‖², which is the same loss, since s = −ε̂/σ. `dsm_loss`
+# draws a time, with `TableTimes` one of the table.
 
 # %%
 angles = 2 * math.pi * torch.arange(3) / 3
@@ -104,22 +105,22 @@ def published(model, x0, draws):
     return ((model.noise(bar.sqrt() * x0 + (1 - bar).sqrt() * noise, times) - noise) ** 2).mean()
 
 
-models = {"DDPM": new_model(chain), "NCSN": new_model(ladder)}
+models = {"DDPM": new_model(chain), "NCSN": new_model(levels)}
 for name, model in models.items():
-    law = TableTimes(model.sde.times)
+    times = TableTimes(model.sde.times)
     with torch.no_grad():
-        ours = dsm_loss(model, data, time_sampler=law, generator=torch.Generator().manual_seed(1))
+        ours = dsm_loss(model, data, time_sampler=times, generator=torch.Generator().manual_seed(1))
         theirs = published(model, data, torch.Generator().manual_seed(1))
     print(f"{name}: loss {ours:.6f}, as published {theirs:.6f}")
-    result = fit(model, data, steps=1000, lr=3e-3, cosine=True, time_sampler=law, progress=False)
+    result = fit(model, data, steps=1000, lr=3e-3, cosine=True, time_sampler=times, progress=False)
     models[name] = result.score
 
 # %% [markdown]
 # ## 3. The samplers
 #
-# Ho et al.'s sampler is the ancestral one whose grid are the knots, Song & Ermon's annealed
-# Langevin dynamics is a corrector at every level, with no predictor. And since both models are
-# diffusions like any other, every other sampler takes them, too: here DDIM in 20 steps.
+# The sampler of Ho et al. is the ancestral one on the grid of timesteps. The annealed Langevin
+# dynamics of Song & Ermon is a corrector at every level, without a predictor. Every other sampler
+# can be used with both models too: here DDIM in 20 steps.
 
 # %%
 count = 500
@@ -145,10 +146,10 @@ for name, x in ({"data": data} | drawn).items():
     print(f"{name:30s} radius {radius.mean():.3f} ± {radius.std():.3f}")
 
 # %% [markdown]
-# ## 4. The same network under the parent
+# ## 4. The same network with the continuous SDE
 #
-# These networks are told λ = log(α/σ), half the log signal-to-noise ratio, and not an index. So
-# they do not know that they learned at knots, and may serve the SDE itself.
+# The label of these networks is λ = log(α/σ), half the log signal-to-noise ratio, not an index.
+# They can therefore be used with the continuous SDE, although they were trained at discrete times.
 
 # %%
 parents = {
@@ -159,10 +160,11 @@ parents = {
 # %% [markdown]
 # ## 5. The bound and the density
 #
-# DDPM's bound is a sum over the chain, −log p(x) ≤ L_0 + L_1 + … + L_N: what the decoder costs,
-# every step, and the prior; it bounds the law of the chain's own steps back. The probability flow
-# has a law of its own, and tells its density: here under the chain's diffusion and under its
-# parent. For the true score all laws are one, the density that the points were drawn from.
+# DDPM's bound is a sum over the chain, −log p(x) ≤ L_0 + L_1 + … + L_N: the terms of the decoder,
+# of every step, and of the prior. It bounds the density of the chain's own reverse steps. The
+# samples of the probability flow have another distribution, whose density is computed here for the
+# chain's diffusion and for the continuous SDE. For the true score all of them agree with the
+# density that the points were drawn from.
 
 # %%
 points = truth.sample(100, generator=generator)
@@ -176,65 +178,66 @@ for (name, model), parent in zip(models.items(), parents.values(), strict=True):
     flow, above = (log_likelihood(each, points, t_min=model.sde.t_min) for each in (model, parent))
     assert bool(flow.converged.all() & above.converged.all())
     parts = [float(part.mean()) / unit for part in (bound.decoder, bound.steps.sum(1), bound.prior)]
-    told = f"decoder {parts[0]:.3f} + steps {parts[1]:.3f} + prior {parts[2]:.4f}"
-    print(f"{name}: bound {sum(parts):.3f} ± {error:.3f} = {told}")
+    terms = f"decoder {parts[0]:.3f} + steps {parts[1]:.3f} + prior {parts[2]:.4f}"
+    print(f"{name}: bound {sum(parts):.3f} ± {error:.3f} = {terms}")
     for each, found in ((model, flow), (parent, above)):
         density = float(-found.log_prob.mean()) / unit
         print(f"      density of the flow {density:.3f} under {type(each.sde).__name__}")
     bounds[name] = bound
 
 # %% [markdown]
-# What is the price of steps, and what that of the network? For the true score only the steps cost
-# something: a chain that takes each k-th knot has a bound that much above the true density.
+# How much of the bound is due to the discretization, and how much to the network? With the true
+# score only the discretization remains: the bound of a chain with every k-th timestep exceeds the
+# true density by this much.
 
 # %%
 strides = [1, 3, 10, 30, 100]
 costs = {}
 for stride in strides:
-    times, seeded = chain.times[::stride], torch.Generator().manual_seed(3)
-    short = discrete_bound(truth, points, times=times, draws=min(stride, 10), generator=seeded)
+    times, draws = chain.times[::stride], torch.Generator().manual_seed(3)
+    short = discrete_bound(truth, points, times=times, draws=min(stride, 10), generator=draws)
     costs[len(times)] = float(-short.log_prob.mean()) / unit
     print(f"{len(times):5d} steps, true score: {costs[len(times)]:.3f} bits per dimension")
 
 # %% [markdown]
-# ## 6. All of it in one picture
+# ## 6. All of it in one figure
 
 # %%
 with style():
     fig = figure(10.0, 6.2)
     axes = fig.subplots(2, 3)
     ax = axes[0, 0]
-    for colour, (name, gaps) in zip(COLOURS, differences.items(), strict=False):
-        ax.loglog(counts, gaps, "o-", color=colour, label=name)
-    ax.loglog(counts, [1 / N for N in counts], ":", color="grey", label="1/N")
-    ax.set(title="chains tend to their SDEs", xlabel="steps N")
+    for color, (name, gaps) in zip(COLORS, differences.items(), strict=False):
+        ax.loglog(counts, gaps, "o-", color=color, label=name)
+    ax.loglog(counts, [1 / N for N in counts], ":", color="gray", label="1/N")
+    ax.set(title="chains converge to their SDEs", xlabel="steps N")
     ax.legend(fontsize=7)
     ax = axes[1, 0]
-    for colour, (name, bound) in zip(COLOURS, bounds.items(), strict=False):
+    for color, (name, bound) in zip(COLORS, bounds.items(), strict=False):
         steps = bound.steps.mean(0) / unit
-        ax.semilogy(torch.arange(1, len(steps) + 1) / (len(steps) + 1), steps, color=colour)
-        ax.plot([], [], color=colour, label=f"{name}, {len(steps) + 1} steps")
+        ax.semilogy(torch.arange(1, len(steps) + 1) / (len(steps) + 1), steps, color=color)
+        ax.plot([], [], color=color, label=f"{name}, {len(steps) + 1} steps")
     ax.set(title="terms of the bound, bits/dim", xlabel="time of the step", ylim=(1e-6, 1.0))
     ax.legend(fontsize=7)
-    places = (axes[0, 1], axes[0, 2], axes[1, 1])
-    for ax, (name, x) in zip(places, drawn.items(), strict=False):
-        ax.scatter(*x.T.numpy(), s=2, color=COLOURS[name.startswith("NCSN")], linewidths=0)
+    panels = (axes[0, 1], axes[0, 2], axes[1, 1])
+    for ax, (name, x) in zip(panels, drawn.items(), strict=False):
+        ax.scatter(*x.T.numpy(), s=2, color=COLORS[name.startswith("NCSN")], linewidths=0)
         ax.set(title=name, xlim=(-1.8, 1.8), ylim=(-1.5, 2.1), xticks=[], yticks=[])
         ax.set_aspect("equal")
     ax = axes[1, 2]
-    ax.semilogx(list(costs), list(costs.values()), "o-", color=COLOURS[0], label="true score")
-    ax.axhline(exact, linestyle=":", color="grey", label="true density")
+    ax.semilogx(list(costs), list(costs.values()), "o-", color=COLORS[0], label="true score")
+    ax.axhline(exact, linestyle=":", color="gray", label="true density")
     ax.set(title="bound of a chain, bits/dim", xlabel="steps")
     ax.legend(fontsize=7)
     fig.savefig("ddpm_and_ncsn.png")
 print("wrote ddpm_and_ncsn.png")
 
 # %% [markdown]
-# ## What to take home
+# ## Summary
 #
 # * `VPSDE().discretize(N)`, `DDPM.linear()`, `DDPM.cosine()`, `NCSN.geometric()` and `DDPM(betas)`
-#   with a table of yours are SDEs: pass one wherever an SDE goes.
-# * The loss, the sampler and the bound of the papers are `Knots(sde.times)`, `Knots()` and
-#   `discrete_bound`.
-# * A network that was trained elsewhere and is told the index takes `label=by_index`; checkpoints
-#   of others come through `scoresde.interop`.
+#   with your own table are SDEs and can be passed wherever an SDE is expected.
+# * The loss, the sampler and the bound of the papers need `TableTimes(sde.times)`, `Timesteps()`
+#   and `discrete_bound`.
+# * A network that was trained elsewhere with an index as its label needs `label=by_index`;
+#   checkpoints of other libraries are loaded by `scoresde.interop`.

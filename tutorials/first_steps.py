@@ -1,9 +1,9 @@
 # %% [markdown]
-# # First steps: noise, the way back, and what a likelihood is
+# # First steps: noise, sampling, and likelihoods
 #
-# This script explains diffusion models from nothing, on points of the plane, where everything can
-# be drawn. It takes about a minute on a laptop; run it as it stands, or cell by cell. You need to
-# know what a Gaussian is and what a gradient is; no more.
+# This script introduces diffusion models on points of the plane, where everything can be drawn. It
+# takes about a minute on a laptop; run it at once or cell by cell. The only prerequisites are
+# Gaussian distributions and gradients.
 #
 #     python tutorials/first_steps.py
 
@@ -25,7 +25,7 @@ from scoresde import (
     log_likelihood,
     sample,
 )
-from scoresde.plots import COLOURS, figure, style
+from scoresde.plots import COLORS, figure, style
 from scoresde.samplers import ddim, trajectory
 
 torch.manual_seed(0)
@@ -34,9 +34,9 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## 1. Data
 #
-# Eight blobs on a circle. In real work this is your data set, a tensor `(n, *event)`: here
-# `(4000, 2)`, for colour images `(n, 3, height, width)`. We take blobs because their density is
-# known exactly, so that everything below can be *checked*.
+# A mixture of eight Gaussians on a circle. In an application this is your data set, a tensor
+# `(n, *event)`: here `(4000, 2)`, for color images `(n, 3, height, width)`. The density of the
+# mixture is known exactly, so that everything below can be *checked*.
 
 # %%
 angles = 2 * math.pi * torch.arange(8) / 8
@@ -47,15 +47,15 @@ truth = GaussianMixture(torch.ones(8), means, covariances, sde)
 data = truth.sample(4000, generator=generator)
 
 # %% [markdown]
-# ## 2. The forward process: noise, a little at a time
+# ## 2. The forward process adds noise gradually
 #
-# A diffusion fades the data out and noise in:
+# A diffusion scales the data down and adds noise:
 #
 #     x_t = α(t) x_0 + σ(t) ε,      ε ~ N(0, I),      t from 0 to 1.
 #
-# The two curves α and σ are all there is to it. For the *variance preserving* SDE used here, α
-# falls from 1 to nearly 0 and σ rises from 0 to nearly 1. At t = 1 nobody can tell the data from
-# pure noise.
+# It is defined by the two curves α and σ. For the *variance preserving* SDE used here, α falls from
+# 1 to nearly 0 and σ rises from 0 to nearly 1. At t = 1 the data cannot be distinguished from pure
+# noise.
 
 # %%
 for t in (0.0, 0.1, 0.3, 1.0):
@@ -65,20 +65,20 @@ noise = torch.randn(data.shape, generator=generator)
 noised = {t: sde.perturb(data, t, noise) for t in (0.0, 0.1, 0.3, 1.0)}
 
 # %% [markdown]
-# ## 3. The score: which way is the data?
+# ## 3. The score points toward the data
 #
-# To go back from noise to data we need one thing, the *score* ∇ log p_t(x): the direction in which
-# noised data become more probable. It is nothing but a denoiser in disguise. If x̂ is the best
-# guess of x_0 given x_t, then (Tweedie's formula)
+# To get from noise to data we need only the *score* ∇ log p_t(x), the direction in which the
+# density of noised data increases most. It is equivalent to a denoiser: if x̂ = E[x_0 | x_t] is the
+# best estimate of x_0 given x_t, then (Tweedie's formula)
 #
 #     score(x, t) = (α x̂ − x) / σ².
 #
-# So a network that has learned to remove noise knows the score. `fit` trains it: draw a point, draw
-# a noise level, add noise, ask the network for the noise, compare.
+# A network that removes noise therefore gives the score. `fit` trains it: in each step it draws
+# data, noise levels and noise, and minimizes the squared error of the predicted noise.
 
 # %%
 network = MLP((2,), width=128, depth=3, label_scale=3.0)
-model = ScoreModel(network, sde, label=by_half_logsnr)  # any nn.Module would do
+model = ScoreModel(network, sde, label=by_half_logsnr)  # any nn.Module can be used
 model = fit(model, data, steps=2500, lr=3e-3, cosine=True, progress=False).score
 
 probe = noised[0.3][:1000]
@@ -89,12 +89,12 @@ print(f"learned against exact denoiser at t = 0.3: mean distance {float(error):.
 # %% [markdown]
 # ## 4. The reverse process and the sampling procedure
 #
-# Run time backwards. Two ways lead from noise to data, and both pass through the same
-# distributions at every time:
+# Sampling runs time backwards. Two equations lead from noise to data, with the same distributions
+# at every time:
 #
-# * the **reverse SDE**: follow the score and keep adding a little noise (`EulerMaruyama()`);
-# * the **probability flow**: follow half the score and add none. It is an ordinary differential
-#   equation; every noise has its one sample (`ddim()`, `ProbabilityFlow()`).
+# * the **reverse SDE** follows the score and adds a little noise in every step (`EulerMaruyama()`);
+# * the **probability flow** follows half the score and adds none. It is an ordinary differential
+#   equation, which maps each noise to one sample (`ddim()`, `ProbabilityFlow()`).
 
 # %%
 by_sde = sample(model, (1000, 2), EulerMaruyama(), steps=500, generator=generator)
@@ -107,12 +107,12 @@ for name, x in {"reverse SDE": by_sde, "DDIM": by_ddim, "flow": by_flow}.items()
     )
 
 # %% [markdown]
-# ## 5. How probable is a point? With its error bar
+# ## 5. The density of a point, with its error
 #
-# Because the flow is invertible, it tells the density of any point: carry the point to noise, where
-# the density is a Gaussian's, and keep account of how volumes change on the way. `log_likelihood`
-# does that and says how sure it is: `solver_error` for the integration, `standard_error` for random
-# traces (none here: the trace is exact), `converged` for each point.
+# The flow is invertible, so it determines the density of any point: the density of its noise, which
+# is Gaussian, times the change of volume along the flow (change of variables). `log_likelihood`
+# computes it with its errors: `solver_error` of the integration, `standard_error` of random traces
+# (0 here: the trace is exact), and `converged` for each point.
 
 # %%
 test_points = truth.sample(200, generator=generator)
@@ -127,14 +127,14 @@ side = torch.linspace(-1.6, 1.6, 41)
 grid = torch.cartesian_prod(side, side)
 density = log_likelihood(model, grid, tolerance=1e-2).log_prob.exp()
 mass = float(density.sum() * (side[1] - side[0]) ** 2)
-print(f"the density sums up to {mass:.3f} on the square (1 if nothing is lost)")
+print(f"the integral of the density over the square is {mass:.3f} (1 if it is all inside)")
 
 # %% [markdown]
-# ## 6. DDPM and NCSN are the same thing in steps
+# ## 6. DDPM and NCSN are discretized diffusions
 #
-# The DDPM of Ho et al. is the VP diffusion looked at in N = 1000 steps; the NCSN of Song & Ermon is
-# the VE diffusion on a ladder of noise levels. Here they are diffusions like any other: the same
-# loss, the same samplers, the same likelihoods.
+# The DDPM of Ho et al. is the VP diffusion in N = 1000 steps; the NCSN of Song & Ermon is the VE
+# diffusion at a sequence of noise levels. Here they are SDEs with the same loss, samplers and
+# likelihoods as all others.
 
 # %%
 ddpm, ncsn = VPSDE().discretize(1000), VESDE(sigma_max=5.0).discretize(100)
@@ -142,22 +142,22 @@ print(f"DDPM: beta from {float(ddpm.betas[0]):.1e} to {float(ddpm.betas[-1]):.2f
 print(f"NCSN: sigma from {float(ncsn.sigmas.min()):.2f} to {float(ncsn.sigmas.max()):.2f}")
 
 # %% [markdown]
-# ## 7. The whole story in one picture
+# ## 7. All of it in one figure
 
 # %%
 reverse = trajectory(model, (1000, 2), ddim(), steps=30, generator=generator)
-ways = {"reverse SDE": by_sde, "DDIM, 30 steps": by_ddim}
+samples = {"reverse SDE": by_sde, "DDIM, 30 steps": by_ddim}
 with style():
     fig = figure(9.0, 4.9)
     axes = fig.subplots(2, 4)
     for ax, (t, x) in zip(axes[0], noised.items(), strict=True):
-        ax.scatter(*x[:1000].T.numpy(), s=2, color=COLOURS[0], linewidths=0)
+        ax.scatter(*x[:1000].T.numpy(), s=2, color=COLORS[0], linewidths=0)
         ax.set_title(f"forward, t = {t}")
-    for ax, (name, x) in zip(axes[1], ways.items(), strict=False):
-        ax.scatter(*x.T.numpy(), s=2, color=COLOURS[1], linewidths=0)
+    for ax, (name, x) in zip(axes[1], samples.items(), strict=False):
+        ax.scatter(*x.T.numpy(), s=2, color=COLORS[1], linewidths=0)
         ax.set_title(name)
     axes[1, 2].plot(
-        *reverse.states[:, :40].permute(2, 0, 1).numpy(), color=COLOURS[2], linewidth=0.7
+        *reverse.states[:, :40].permute(2, 0, 1).numpy(), color=COLORS[2], linewidth=0.7
     )
     axes[1, 2].set_title("paths of the flow")
     axes[1, 3].imshow(
@@ -176,7 +176,7 @@ print("wrote first_steps.png")
 # %% [markdown]
 # ## What to read next
 #
-# * The other tutorials in this folder: which sampler to take, conditions and restoration, DDPM and
-#   NCSN in detail, and how to test a solver of your own.
+# * The other tutorials in this folder: guidance, restoration, DDPM and NCSN in detail, and how to
+#   test your own solver.
 # * Song et al., *Score-based generative modeling through stochastic differential equations*, 2021,
-#   arXiv:2011.13456: the paper behind all of this.
+#   arXiv:2011.13456, which introduced these methods.

@@ -1,4 +1,4 @@
-"""The door of every network: a batch of the right shape, a label each, known classes."""
+"""Argument checks of the networks: shapes of batches and labels, classes, levels, choices."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check_input(
     """Raise unless ``x`` is ``(batch, *event_shape)`` in ``dtype`` and ``label`` is ``(batch,)``.
 
     Args:
-        x: what the user passed as states.
-        label: what the user passed as labels.
-        event_shape: shape of one sample; None stands for any size of at least 1.
+        x: the states.
+        label: the labels.
+        event_shape: shape of one sample; None is any size of at least 1.
         dtype: dtype of the network's parameters (any floating dtype is fine under autocast).
 
     Raises:
@@ -53,10 +53,13 @@ def check_input(
             f"x: expected {dtype} as the network's parameters, got {x.dtype}; "
             f"cast one of them: x.to({dtype}) or network.to({x.dtype})"
         )
-    if not _fits(x.shape, event_shape):
-        expected = ", ".join(["batch", *("any" if n is None else str(n) for n in event_shape)])
+    if x.ndim != 1 + len(event_shape) or any(
+        n != expected if expected is not None else n == 0
+        for n, expected in zip(x.shape[1:], event_shape, strict=True)
+    ):
+        sizes = ", ".join(["batch", *("any" if n is None else str(n) for n in event_shape)])
         raise ValueError(
-            f"x: expected shape ({expected}), got {tuple(x.shape)}; "
+            f"x: expected shape ({sizes}), got {tuple(x.shape)}; "
             "the first dimension counts samples (x.unsqueeze(0) makes a batch of one)"
         )
     if label.shape != x.shape[:1]:
@@ -67,24 +70,15 @@ def check_input(
         )
 
 
-def _fits(shape: Sequence[int], event_shape: Sequence[int | None]) -> bool:
-    if len(shape) != 1 + len(event_shape):
-        return False
-    return all(
-        got == want if want is not None else got > 0
-        for got, want in zip(shape[1:], event_shape, strict=True)
-    )
-
-
 def check_classes(classes: Tensor, count: int, batch: int) -> None:
     """Raise unless ``classes`` holds ``batch`` integers in 0 … ``count``, the null class.
 
-    Values are looked at where that is free: on the CPU, outside compiled and vectorised code.
+    Values are checked on the CPU only, outside compiled and vectorized code.
     """
     check_tensor("classes", classes)
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(
-            f"classes: expected integers, got {summarize(classes)}; convert them with classes.long()"
+            f"classes: expected integers, got {summarize(classes)}; convert with classes.long()"
         )
     if classes.shape != (batch,):
         raise ValueError(
@@ -96,15 +90,15 @@ def check_classes(classes: Tensor, count: int, batch: int) -> None:
     low, high = (int(value) for value in torch.aminmax(classes))
     if low < 0 or high > count:
         raise ValueError(
-            f"classes: expected integers in 0 … {count - 1} ({count} stands for no class), got "
+            f"classes: expected integers in 0 … {count - 1} ({count} means no class), got "
             f"{low} … {high}; build the network with classes={high + 1} or renumber them from 0"
         )
 
 
 def check_index(name: str, index: Tensor, count: int) -> None:
-    """Raise if an index into a table of ``count`` noise levels points beside it.
+    """Raise if an index into a table of ``count`` noise levels is out of range.
 
-    Values are looked at where that is free: on the CPU, outside compiled and vectorised code.
+    Values are checked on the CPU only, outside compiled and vectorized code.
     """
     if not has_concrete_value(index) or index.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""Pieces that the networks share: conditioning, residual blocks, attention."""
+"""Modules of several networks: conditioning, residual blocks, attention."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scoresde.networks.initialization import scaled_, variance_scaling_
 
 
 class Conditioning(nn.Module):
-    """The features that a network gets beside ``x``: the label, and the class if there are classes.
+    """Conditioning features: the embedded label, plus a learned row per class if there are classes.
 
     Args:
         width: number of features.
-        classes: number of classes or None; one more row of the table stands for no class.
+        classes: number of classes or None; the table has one more row, for no class.
         label_scale: factor on the label before its positional embedding.
     """
 
@@ -38,8 +38,8 @@ class Conditioning(nn.Module):
             features = features + _class_rows(self.table, classes, len(label))
         elif classes is not None:
             raise ValueError(
-                "classes: expected None, for this network knows no classes, got a value; build it "
-                "with classes=<number of classes>"
+                "classes: expected None for a network without classes, got a value; build it with "
+                "classes=<number of classes>"
             )
         return F.silu(features)
 
@@ -55,15 +55,15 @@ def _class_rows(table: Tensor, classes: Tensor | None, batch: int) -> Tensor:
 def lookup(table: Tensor, index: Tensor) -> Tensor:
     """Return the rows ``table[index]``, and NaN where there is no such row.
 
-    Indices are checked at the door where that is free; elsewhere, wrong ones must show.
+    ``check_index`` refuses wrong indices on the CPU; elsewhere they give NaN instead of a row.
     """
     rows = table[index.clamp(0, len(table) - 1)]
-    known = (index >= 0) & (index < len(table))
-    return torch.where(known.reshape(-1, *(1,) * (table.ndim - 1)), rows, torch.nan)
+    valid = (index >= 0) & (index < len(table))
+    return torch.where(valid.reshape(-1, *(1,) * (table.ndim - 1)), rows, torch.nan)
 
 
 def group_norm(channels: int, group_size: int = 4) -> nn.GroupNorm:
-    """Group normalisation over groups of at least ``group_size`` channels, 32 groups at most."""
+    """Group normalization over groups of at least ``group_size`` channels, 32 groups at most."""
     groups = math.gcd(channels, min(max(channels // group_size, 1), 32))
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -71,12 +71,13 @@ def group_norm(channels: int, group_size: int = 4) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     r"""The convolutional residual block of DDPM, BigGAN and NCSN++.
 
-    $$h = \mathrm{Conv}_0(R\, \mathrm{act}(\mathrm{GN}_0(x))) + \mathrm{Dense}_0(e), \qquad
-      \mathrm{out} = c\, (\mathrm{Conv}_2(R x)
-      + \mathrm{Conv}_1(\mathrm{act}(\mathrm{GN}_1(h))))$$
+    .. math::
+        h = \mathrm{Conv}_0(R\, \mathrm{act}(\mathrm{GN}_0(x))) + \mathrm{Dense}_0(e), \qquad
+        \mathrm{out} = c\, (\mathrm{Conv}_2(R x)
+        + \mathrm{Conv}_1(\mathrm{act}(\mathrm{GN}_1(h))))
 
-    with features ``e``, an optional change ``R`` of the resolution, and the convolution of the
-    shortcut present only where the shape changes.
+    with features ``e`` and an optional change ``R`` of the resolution; the shortcut has a
+    convolution only where the shape changes.
 
     Args:
         in_channels: channels of the input.
@@ -84,8 +85,8 @@ class ResidualBlock(nn.Module):
         features: number of conditioning features.
         dropout: probability with which a hidden feature is dropped in training.
         resample: a change ``R`` of the resolution, or None.
-        rescale: whether ``c`` is 1/√2, which keeps the variance, or 1.
-        group_size: least number of channels in a group of the normalisation.
+        rescale: whether ``c`` is 1/√2, which preserves the variance, or 1.
+        group_size: least number of channels in a group of the normalization.
         init_scale: variance scale of the last convolution at the start.
         nin: whether the shortcut is stored as a "network in network" layer, as in DDPM.
     """
@@ -128,7 +129,8 @@ class ResidualBlock(nn.Module):
         h = F.dropout(F.silu(self.GroupNorm_1(h)), self.dropout, self.training)
         h = self.Conv_1(h)
         shortcut = self.Conv_2 or self.NIN_0
-        return (h + (x if shortcut is None else shortcut(x))) * self.scale
+        out: Tensor = (h + (x if shortcut is None else shortcut(x))) * self.scale
+        return out
 
 
 class NIN(nn.Module):
@@ -149,8 +151,8 @@ class AttentionBlock(nn.Module):
 
     Args:
         channels: channels of the input and the output.
-        rescale: whether the sum is divided by √2, which keeps the variance.
-        group_size: least number of channels in a group of the normalisation.
+        rescale: whether the sum is divided by √2, which preserves the variance.
+        group_size: least number of channels in a group of the normalization.
         init_scale: variance scale of the last layer at the start.
     """
 
@@ -175,11 +177,12 @@ class AttentionBlock(nn.Module):
         h = self.GroupNorm_0(x)
         q, k, v = (nin(h).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
         h = attention(q, k, v).mT.reshape(x.shape)
-        return (x + self.NIN_3(h)) * self.scale
+        out: Tensor = (x + self.NIN_3(h)) * self.scale
+        return out
 
 
 class Chain(nn.ModuleList):
-    """Blocks ``(h, features) -> h`` one after the other."""
+    """A sequence of blocks ``(h, features) -> h``."""
 
     def forward(self, h: Tensor, features: Tensor) -> Tensor:
         """Apply all blocks."""
@@ -189,11 +192,10 @@ class Chain(nn.ModuleList):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    r"""Scaled dot-product attention $\mathrm{softmax}(q k^T / \sqrt d)\, v$, differentiable.
+    r"""Scaled dot-product attention :math:`\mathrm{softmax}(q k^T / \sqrt d)\, v`.
 
-    The fused kernels of PyTorch have neither a forward-mode derivative nor a second derivative.
-    They are used where no derivative can be asked for; everywhere else the formula is written out,
-    which compiled code fuses again by itself.
+    It has forward-mode and second derivatives, which the fused kernels of PyTorch lack; these are
+    used only where no derivative can be taken. A compiler fuses the explicit formula itself.
 
     Args:
         q: queries ``(..., tokens, d)``.
@@ -212,15 +214,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _derivatives_possible() -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return True
-    return forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0  # noqa: SLF001 (there is no public name)
 
 
 def recompute(layer: nn.Module, *inputs: Tensor) -> Tensor:
-    """Return ``layer(*inputs)``, whose inner activations the backward pass computes again.
+    """Return ``layer(*inputs)`` with gradient checkpointing in training.
 
-    Nothing is kept where nothing needs to be: in evaluation mode and without gradients this is a
-    plain call, which all transforms of ``torch.func`` understand.
+    In evaluation mode and without gradients it is a plain call, to which the transforms of
+    ``torch.func`` apply.
     """
     if layer.training and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    return layer(*inputs)
+        out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+    else:
+        out = layer(*inputs)
+    return out

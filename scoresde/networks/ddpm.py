@@ -1,4 +1,4 @@
-"""The U-Net of DDPM, as score SDEs publish it: NCSN++ with everything new switched off."""
+"""The U-Net of DDPM as Song et al. published it: NCSN++ without its additions."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ __all__ = ["DDPMUNet"]
 class DDPMUNet(NCSNpp):
     """The U-Net of DDPM: residual blocks, convolutions that change the resolution, attention.
 
-    Images of any height and width are welcome: inside, they are padded at the bottom and on the
-    right to a multiple of ``2 ** (len(multipliers) - 1)``.  Layers lie in one flat list, with the
-    names and shapes of the network published with score SDEs.  (That one has one attention per
-    level on the way up; the one of Ho et al. one after every block there.)  As there, the channels
-    form 32 groups for normalisation, if ``width`` is a multiple of 32: take 64 at least, for a
-    group of a single channel hides the label from its block.
+    Images can have any height and width: they are padded at the bottom and on the right to a
+    multiple of ``2 ** (len(multipliers) - 1)``, and the output is cropped. Layers are in one flat
+    list, with the names and shapes of the network of Song et al., which has one attention per level
+    in the upward path, where that of Ho et al. has one after every block. The channels form 32
+    groups for normalization if ``width`` is a multiple of 32. Use a width of at least 64: with
+    groups of a single channel the normalization removes the label, which is added per channel.
 
     Args:
         channels: channels of the images.
-        width: channels of the first level inside.
+        width: channels of the first level.
         multipliers: width of every level in units of ``width``, from full resolution down.
-        blocks: number of residual blocks per level on the way down (one more on the way up).
+        blocks: number of residual blocks per level of the downward path; the upward path has one
+            more.
         attention: levels with attention, by their index in ``multipliers``; negative ones count
             from the lowest level.
         dropout: probability with which a hidden feature is dropped in training.
         label_scale: factor on the label before its embedding; 1 suits labels 0 … 999.
-        scale_by_sigma: whether the output is divided by the standard deviation that stands in the
-            ladder at the label.
-        centered: whether images lie in [-1, 1]; if not, ``x`` becomes ``2 x - 1`` inside.
-        sigma_min: smallest standard deviation of the ladder.
-        sigma_max: largest standard deviation of the ladder.
-        scales: number of noise levels of the ladder.
-        checkpointing: whether training computes the activations of every block again in the
-            backward pass instead of keeping them.
+        scale_by_sigma: whether the output is divided by the standard deviation of the noise level
+            with the label as index.
+        centered: whether images are in [-1, 1]; if not, the first layer is applied to ``2 x - 1``.
+        sigma_min: standard deviation of the lowest noise level.
+        sigma_max: standard deviation of the highest noise level.
+        scales: number of noise levels.
+        checkpointing: whether training uses gradient checkpointing: the activations of every block
+            are recomputed in the backward pass instead of stored.
 
     Raises:
         TypeError: if a size is not an integer.

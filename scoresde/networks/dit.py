@@ -1,14 +1,15 @@
 r"""A transformer on patches of an image.
 
-The image is cut into patches, each of which becomes a token; a fixed embedding of its row and
-column tells where it was.  Tokens pass transformer blocks whose normalisations are scaled, shifted
-and gated by the label,
+Each patch of the image becomes a token, with a fixed positional embedding of its row and column.
+The tokens pass through transformer blocks, where the label determines the scale γ and shift β of
+every layer normalization and the gate g of every residual branch,
 
-$$h \leftarrow h + g_1 \odot \mathrm{Attention}(\gamma_1 \odot \mathrm{LN}(h) + \beta_1), \qquad
-  h \leftarrow h + g_2 \odot \mathrm{MLP}(\gamma_2 \odot \mathrm{LN}(h) + \beta_2),$$
+.. math::
+    h \leftarrow h + g_1 \odot \mathrm{Attention}(\gamma_1 \odot \mathrm{LN}(h) + \beta_1), \qquad
+    h \leftarrow h + g_2 \odot \mathrm{MLP}(\gamma_2 \odot \mathrm{LN}(h) + \beta_2),
 
-and become patches again.  All gates ``g`` start at zero, so that every block starts as the
-identity.
+and become patches again. All gates are initialized to zero, so that every block is the identity at
+first.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ __all__ = ["DiT"]
 class DiT(nn.Module):
     """A diffusion transformer.
 
-    Images of any height and width are welcome: inside, they are padded at the bottom and on the
-    right to a multiple of ``patch``.  The output layer starts at zero: an untrained network
-    predicts 0.
+    Images can have any height and width: they are padded at the bottom and on the right to a
+    multiple of ``patch``, and the output is cropped. The output layer is initialized to zero: an
+    untrained network predicts 0.
 
     Args:
         channels: channels of the images.
@@ -44,8 +45,8 @@ class DiT(nn.Module):
         dropout: probability with which a hidden feature is dropped in training.
         label_scale: factor on the label before its embedding; 100 suits a time in [0, 1], 0.1 an
             index of a table with 1000 entries.
-        checkpointing: whether training computes the activations of every block again in the
-            backward pass instead of keeping them.
+        checkpointing: whether training uses gradient checkpointing: the activations of every block
+            are recomputed in the backward pass instead of stored.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -83,7 +84,7 @@ class DiT(nn.Module):
         if self.width % self.heads:
             raise ValueError(
                 f"heads: expected a divisor of width={width}, got {heads}; "
-                f"take width={self.heads * -(-self.width // self.heads)}"
+                f"pass width={self.heads * -(-self.width // self.heads)}"
             )
         self.patch = check_integer("patch", patch, 1)
         self.classes = None if classes is None else check_integer("classes", classes, 1)
@@ -95,7 +96,7 @@ class DiT(nn.Module):
         self.rows = PositionalEmbedding(self.width // 2)
         self.columns = PositionalEmbedding(self.width - self.width // 2)
         self.blocks = nn.ModuleList(
-            _Block(self.width, self.heads, self.dropout) for _ in range(self.depth)
+            _TransformerBlock(self.width, self.heads, self.dropout) for _ in range(self.depth)
         )
         self.modulation = zero_(nn.Linear(self.width, 2 * self.width))
         self.output = zero_(nn.Linear(self.width, self.channels * self.patch**2))
@@ -133,7 +134,7 @@ class DiT(nn.Module):
         return torch.cat([by_row, by_column]).to(grid.dtype)
 
 
-class _Block(nn.Module):
+class _TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -149,11 +150,13 @@ class _Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         x = x + gate1 * self._attend(_normalize(x, shift1, scale1))
         h = F.gelu(self.hidden(_normalize(x, shift2, scale2)), approximate="tanh")
-        return x + gate2 * self.output(F.dropout(h, self.dropout, self.training))
+        out: Tensor = x + gate2 * self.output(F.dropout(h, self.dropout, self.training))
+        return out
 
     def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.mix(attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.mix(attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
 
 def _normalize(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

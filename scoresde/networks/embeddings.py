@@ -1,13 +1,14 @@
-r"""What a network sees of the noise level.
+r"""Embeddings of the noise level.
 
-A network is told the noise level by one number per sample, its label: a time, an index of a table,
-a standard deviation, a log-SNR.  A number enters a deep network badly; its sines and cosines over a
-range of frequencies enter well,
+The noise level of a sample is given to the network as one number, its label: a time, an index of a
+table, a standard deviation or a log-SNR. Networks learn functions of a single number poorly, and
+better from its sines and cosines at a range of frequencies,
 
-$$\ell \mapsto (\sin \omega_i \ell, \cos \omega_i \ell)_i,$$
+.. math::
+    \ell \mapsto (\sin \omega_i \ell, \cos \omega_i \ell)_i,
 
-with a geometric ladder of frequencies (positional embedding) or random ones (Fourier features).
-Angles are computed at least in float32, whatever the dtype of the network.
+which are in geometric progression (positional embedding) or random (Fourier features). Angles are
+computed at least in float32, whatever the dtype of the network.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ __all__ = ["FourierEmbedding", "PositionalEmbedding"]
 
 
 class PositionalEmbedding(nn.Module):
-    r"""Sines and cosines over a geometric ladder of frequencies.
+    r"""Sines and cosines at frequencies in geometric progression.
 
-    $$\omega_i = s \, P^{-i / (h - 1)}, \quad i = 0, \dots, h - 1, \quad h = \lfloor d / 2 \rfloor$$
+    .. math::
+        \omega_i = s \, P^{-i / (h - 1)}, \quad i = 0, \dots, h - 1, \quad h = \lfloor d / 2 \rfloor
 
     with scale ``s`` and ``P = max_period``; sines come first, an odd ``d`` is padded with a zero.
     With ``P = 10000`` and ``s = 1`` this is the embedding of DDPM for labels 0 … 999; a time in
-    ``[0, 1]`` takes ``s = 1000``, which resolves differences down to about 1e-3.
+    ``[0, 1]`` needs ``s = 1000``, which resolves differences down to about 1e-3.
 
     Args:
         dim: length ``d`` of the embedding, at least 2.
@@ -68,24 +70,24 @@ class PositionalEmbedding(nn.Module):
         """
         label = _at_least_float32(label)
         half = self.dim // 2
-        ladder = torch.arange(half, dtype=label.dtype, device=label.device)
-        frequencies = torch.exp(ladder * (-math.log(self.max_period) / max(half - 1, 1)))
+        index = torch.arange(half, dtype=label.dtype, device=label.device)
+        frequencies = torch.exp(index * (-math.log(self.max_period) / max(half - 1, 1)))
         angles = (self.scale * label)[:, None] * frequencies
         embedding = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return nn.functional.pad(embedding, (0, self.dim % 2))
 
     def extra_repr(self) -> str:
-        """Show the arguments."""
         return f"{self.dim}, scale={self.scale:g}, max_period={self.max_period:g}"
 
 
 class FourierEmbedding(nn.Module):
     r"""Random Fourier features with frozen frequencies.
 
-    $$\ell \mapsto (\sin 2 \pi W \ell, \cos 2 \pi W \ell), \quad W \sim N(0, s^2 I)$$
+    .. math::
+        \ell \mapsto (\sin 2 \pi W \ell, \cos 2 \pi W \ell), \quad W \sim N(0, s^2 I)
 
-    ``W`` is a parameter that takes no gradient: it is drawn once, belongs to the model and is saved
-    with it.  NCSN++ embeds ``label = log sigma`` with ``scale = 16``.
+    ``W`` is a parameter without gradient: it is drawn once and saved with the model. NCSN++ embeds
+    ``label = log sigma`` with ``scale = 16``.
 
     Args:
         dim: length of the embedding, even.
@@ -111,7 +113,7 @@ class FourierEmbedding(nn.Module):
         super().__init__()
         self.dim = check_integer("dim", dim, 2)
         if self.dim % 2:
-            raise ValueError(f"dim: expected an even number, got {dim}; take {dim + 1}")
+            raise ValueError(f"dim: expected an even number, got {dim}; pass {dim + 1}")
         self.scale = check_positive("scale", scale)
         self.W = nn.Parameter(torch.randn(self.dim // 2) * self.scale, requires_grad=False)
 
@@ -129,7 +131,6 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def extra_repr(self) -> str:
-        """Show the arguments."""
         return f"{self.dim}, scale={self.scale:g}"
 
 

@@ -1,4 +1,4 @@
-"""How weights start."""
+"""Initialization of weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def zero_(layer: Layer) -> Layer:
 
 
 def scaled_(layer: Layer, scale: float = 1.0) -> Layer:
-    """Draw the weight of a layer as DDPM does, set its bias to zero, and return it."""
+    """Draw the weight of a layer as in DDPM, set its bias to zero, and return it."""
     variance_scaling_(layer.weight, scale)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -27,8 +27,11 @@ def scaled_(layer: Layer, scale: float = 1.0) -> Layer:
 
 
 def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Fill a weight from a uniform law with variance ``scale`` over the mean of fan-in and fan-out.
+    """Fill a weight with uniform draws of variance ``scale`` over the mean of fan-in and fan-out.
 
-    A scale of 0 means 1e-10: small enough to start at zero, and not a point where gradients vanish.
+    A scale of 0 means 1e-10: the output is nearly zero, but the gradients do not vanish.
+
+    Returns:
+        The weight.
     """
     return nn.init.xavier_uniform_(weight, gain=math.sqrt(scale or 1e-10))

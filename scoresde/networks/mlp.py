@@ -1,15 +1,14 @@
-r"""A residual network for vectors, and for anything small enough to be read as one.
+r"""A residual network for vectors and other small samples, which are flattened.
 
-The optimal prediction for Gaussian data is linear in ``x`` with a gain that depends on the noise
-level alone.  The network is built around that: a residual stream that carries ``x`` linearly from
-the first layer to the last, blocks that add what is not linear, and a time embedding that scales
-and shifts the features of every block and of the output,
+The optimal prediction for Gaussian data is linear in ``x``, with a gain that depends only on the
+noise level. The network contains this as a special case: a residual stream is linear in ``x`` from
+the first layer to the last, blocks add nonlinear terms, and the label determines the scale γ and
+shift β of the features of every block and of the output,
 
-$$h_0 = W_{in} x, \qquad
-  h_{k+1} = h_k + W_k'\, \mathrm{SiLU}(W_k (\gamma_k \odot \mathrm{LN}(h_k) + \beta_k)), \qquad
-  \mathrm{out} = W_{out} (\gamma_K \odot h_K + \beta_K),$$
-
-where all the ``gamma`` and ``beta`` are read off the label by one small network.
+.. math::
+    h_0 = W_{in} x, \qquad
+    h_{k+1} = h_k + W_k'\, \mathrm{SiLU}(W_k (\gamma_k \odot \mathrm{LN}(h_k) + \beta_k)), \qquad
+    \mathrm{out} = W_{out} (\gamma_K \odot h_K + \beta_K).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ __all__ = ["MLP"]
 class MLP(nn.Module):
     r"""A residual multilayer perceptron with a time embedding, for samples of any shape.
 
-    Samples are flattened inside.  The output layer starts at zero: an untrained network predicts 0.
+    Samples are flattened. The output layer is initialized to zero: an untrained network predicts 0.
 
     Args:
         event_shape: shape of one sample, ``()`` for scalars.
@@ -85,7 +84,9 @@ class MLP(nn.Module):
         self.modulation = zero_(nn.Linear(features, 2 * self.width * (self.depth + 1)))
         nn.init.ones_(self.modulation.bias[: self.width * (self.depth + 1)])
         self.input = nn.Linear(size, self.width)
-        self.blocks = nn.ModuleList(_Block(self.width, self.dropout) for _ in range(self.depth))
+        self.blocks = nn.ModuleList(
+            _ResidualLayer(self.width, self.dropout) for _ in range(self.depth)
+        )
         self.output = zero_(nn.Linear(self.width, size))
 
     def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -111,10 +112,11 @@ class MLP(nn.Module):
         for k, block in enumerate(self.blocks):
             h = block(h, scales[:, k], shifts[:, k])
         h = torch.addcmul(shifts[:, -1], h, scales[:, -1])
-        return self.output(h).reshape(x.shape)
+        out: Tensor = self.output(h).reshape(x.shape)
+        return out
 
 
-class _Block(nn.Module):
+class _ResidualLayer(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, width)
@@ -124,4 +126,5 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         h = torch.addcmul(shift, F.layer_norm(x, x.shape[1:]), scale)
         h = F.silu(self.hidden(h))
-        return x + self.output(F.dropout(h, self.dropout, self.training))
+        out: Tensor = x + self.output(F.dropout(h, self.dropout, self.training))
+        return out

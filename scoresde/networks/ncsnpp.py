@@ -1,21 +1,23 @@
-r"""The U-Nets of score SDEs: NCSN++ and DDPM++ (and DDPM, in the module beside).
+r"""The U-Nets of Song et al. (2021): NCSN++ and DDPM++; DDPM is in :mod:`scoresde.networks.ddpm`.
 
-All are one network with options.  The label becomes features ``e`` by an embedding and two dense
-layers; residual blocks, told ``e``, go down the levels of a U-Net and up again; attention acts on
-some levels and between the two ways.  NCSN++ adds three things to DDPM's network: resolution
-changes inside residual blocks (as BigGAN) through low-pass filters (as StyleGAN2); a pyramid of the
-input that joins on the way down, or of the output that grows on the way up; and the division of the
-output by the standard deviation of the noise, which makes it a score.
+All are one network with options. An embedding and two dense layers map the label to features ``e``,
+which enter every residual block of a U-Net; some levels, and the bottom, have attention. NCSN++
+adds three things to DDPM's network: resolution changes inside residual blocks (as in BigGAN) with
+low-pass filters (as in StyleGAN2); a pyramid of the input, joined to the downward path, or of the
+output, summed along the upward path; and the division of the output by the standard deviation of
+the noise, which makes it a score.
 
-| network | ``taps`` | ``progressive_input`` | ``fourier_scale`` | by σ | centered |
-|---|---|---|---|---|---|
-| NCSN++, VE, continuous | (1, 3, 3, 1) | "residual" | 16 | True | False |
-| NCSN++, VE, ladder | (1, 3, 3, 1) | "residual" | None | True | False |
-| NCSN++, VP and sub-VP | (1, 3, 3, 1) | "residual" | None | False | True |
-| DDPM++, VP and sub-VP | None | "none" | None | False | True |
+======================  ============  =====================  =================  =====  ========
+network                 ``taps``      ``progressive_input``  ``fourier_scale``  by σ   centered
+======================  ============  =====================  =================  =====  ========
+NCSN++, VE, continuous  (1, 3, 3, 1)  "residual"             16                 True   False
+NCSN++, VE, discrete    (1, 3, 3, 1)  "residual"             None               True   False
+NCSN++, VP and sub-VP   (1, 3, 3, 1)  "residual"             None               False  True
+DDPM++, VP and sub-VP   None          "none"                 None               False  True
+======================  ============  =====================  =================  =====  ========
 
-The layers lie in one flat list in the order in which they are used, with the names and shapes of
-the networks published with the paper, so that weights can be exchanged.
+The layers are in one flat list in the order of their use, with the names and shapes of the networks
+published with the paper, so that weights can be exchanged.
 """
 
 from __future__ import annotations
@@ -48,41 +50,43 @@ __all__ = ["NCSNpp"]
 
 
 class NCSNpp(NoiseLevelNetwork):
-    r"""The U-Net family of score SDEs.
+    r"""NCSN++ and DDPM++, the U-Nets of Song et al. (2021).
 
-    Images of any height and width are welcome: inside, they are padded at the bottom and on the
-    right to a multiple of ``2 ** (len(multipliers) - 1)``.  The table in the module's description
-    tells the settings of the published networks; the defaults are those of NCSN++, VP, CIFAR-10.
+    Images can have any height and width: they are padded at the bottom and on the right to a
+    multiple of ``2 ** (len(multipliers) - 1)``, and the output is cropped. The table in the
+    module's docstring has the settings of the published networks; the defaults are those of NCSN++,
+    VP, CIFAR-10.
 
     Args:
         channels: channels of the images.
-        width: channels of the first level inside.
+        width: channels of the first level.
         multipliers: width of every level in units of ``width``, from full resolution down.
-        blocks: number of residual blocks per level on the way down (one more on the way up).
+        blocks: number of residual blocks per level of the downward path; the upward path has one
+            more.
         attention: levels with attention, by their index in ``multipliers``; negative ones count
             from the lowest level.
         dropout: probability with which a hidden feature is dropped in training.
         biggan: whether the resolution changes inside residual blocks (BigGAN) or between them
             (DDPM).
         taps: low-pass filter of the resolution changes; None averages and repeats pixels.
-        progressive_input: "none"; "input_skip", where the halved image joins every level through
-            a 1x1 convolution; "residual", where it is convolved and added.
-        progressive: the like for the output: "none", "output_skip" or "residual".
+        progressive_input: "none"; "input_skip", where the halved image is combined with every level
+            by a 1x1 convolution; "residual", where it is convolved and added.
+        progressive: the same for the output: "none", "output_skip" or "residual".
         combine: whether "input_skip" adds the image ("sum") or appends it as channels ("cat").
         rescale: whether sums of two paths are divided by √2.
         fourier_scale: scale of random Fourier features of ``log label``, for labels that are
             standard deviations; None for the positional embedding of the label.
         label_scale: factor on the label before the positional embedding; 1 suits labels 0 … 999.
         scale_by_sigma: whether the output is divided by σ, which is the label (Fourier features) or
-            stands in the ladder at the label (positional embedding).
-        centered: whether images lie in [-1, 1]; if not, ``x`` becomes ``2 x - 1`` inside.
-        group_size: least number of channels in a group of the normalisation.
-        init_scale: variance scale of the last layer of every path at the start; 0 means 1e-10.
-        sigma_min: smallest standard deviation of the ladder.
-        sigma_max: largest standard deviation of the ladder.
-        scales: number of noise levels of the ladder.
-        checkpointing: whether training computes the activations of every block again in the
-            backward pass instead of keeping them.
+            that of the noise level with the label as index (positional embedding).
+        centered: whether images are in [-1, 1]; if not, the first layer is applied to ``2 x - 1``.
+        group_size: least number of channels in a group of the normalization.
+        init_scale: initial variance scale of the last layer of every path; 0 means 1e-10.
+        sigma_min: standard deviation of the lowest noise level.
+        sigma_max: standard deviation of the highest noise level.
+        scales: number of noise levels.
+        checkpointing: whether training uses gradient checkpointing: the activations of every block
+            are recomputed in the backward pass instead of stored.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -160,7 +164,7 @@ class NCSNpp(NoiseLevelNetwork):
         if self.fourier_scale is None:
             self.embedding = PositionalEmbedding(self.width, self.label_scale)
 
-    # --- the layers, in the order in which they are used
+    # --- the layers, in the order of their use
 
     def _layers(self) -> Iterator[nn.Module]:
         features = 4 * self.width
@@ -248,7 +252,7 @@ class NCSNpp(NoiseLevelNetwork):
     def _convolution(self, n_in: int, n_out: int, scale: float = 1.0) -> nn.Conv2d:
         return scaled_(nn.Conv2d(n_in, n_out, 3, padding=1), scale)
 
-    # --- their use
+    # --- the forward pass
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """Predict.
@@ -262,8 +266,8 @@ class NCSNpp(NoiseLevelNetwork):
 
         Raises:
             TypeError: if an argument is no tensor of the right dtype.
-            ValueError: if an argument has the wrong shape, or a label is not in the ladder that
-                ``scale_by_sigma`` needs.
+            ValueError: if an argument has the wrong shape, or a label is no index of a noise level
+                and ``scale_by_sigma`` needs one.
         """
         layers = iter(self.all_modules)
         check_input(x, label, (self.channels, None, None), next(self.parameters()).dtype)
@@ -287,7 +291,8 @@ class NCSNpp(NoiseLevelNetwork):
         return F.silu(next(layers)(h))
 
     def _down(self, layers: Iterator[nn.Module], image: Tensor, features: Tensor) -> list[Tensor]:
-        skips = [next(layers)(image)]
+        h = next(layers)(image)
+        skips = [h]
         for level in range(len(self.multipliers)):
             for _ in range(self.blocks):
                 h = self._call(next(layers), skips[-1], features)
@@ -316,19 +321,20 @@ class NCSNpp(NoiseLevelNetwork):
             if level in self._attended:
                 h = self._call(next(layers), h, features)
             if self.progressive == "output_skip":
-                new = self._read_out(layers, h)
+                new = self._output(layers, h)
                 image = new if level == lowest else self.image_up(image) + new
             elif self.progressive == "residual" and level < lowest:
                 image = h = self._sum(next(layers)(image), h)
             elif self.progressive == "residual":
-                image = self._read_out(layers, h)
+                image = self._output(layers, h)
             if level > 0:
                 h = self._call(next(layers), h, features)
-        return image if self.progressive == "output_skip" else self._read_out(layers, h)
+        return image if self.progressive == "output_skip" else self._output(layers, h)
 
-    def _read_out(self, layers: Iterator[nn.Module], h: Tensor) -> Tensor:
+    def _output(self, layers: Iterator[nn.Module], h: Tensor) -> Tensor:
         h = F.silu(next(layers)(h))
-        return next(layers)(h)
+        out: Tensor = next(layers)(h)
+        return out
 
     def _sum(self, a: Tensor, b: Tensor) -> Tensor:
         return (a + b) * math.sqrt(0.5) if self.rescale else a + b
@@ -338,7 +344,7 @@ class NCSNpp(NoiseLevelNetwork):
 
 
 class _Combine(nn.Module):
-    """Join an image with features, after a 1x1 convolution."""
+    """Combine an image with features after a 1x1 convolution: their sum or their channels."""
 
     def __init__(self, n_image: int, n: int, how: str) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
-r"""NCSNv2: a RefineNet that sees images of many noise levels through one set of weights.
+r"""NCSNv2: a RefineNet for all noise levels, whose output is divided by σ.
 
-A RefineNet goes down through residual stages, of which the last ones keep the resolution and widen
-their view by dilation instead, and up again through refinement blocks, each of which fuses a stage
-with what came from below and pools over ever larger windows.  The noise level enters only at the
-end, as a factor: a network trained on all levels sees it in the image, and the score of data under
-noise of standard deviation σ has the size 1/σ,
+A RefineNet has residual stages on its downward path, the last of which are dilated instead of
+halving the resolution, and refinement blocks on its upward path, each of which fuses a stage with
+the output of the block below and pools over windows of increasing size. The label enters only as a
+factor: the network can infer the noise level from the image, and the score of data with noise of
+standard deviation σ has magnitude 1/σ,
 
-$$s(x, i) = f(x) / \sigma_i.$$
+.. math::
+    s(x, i) = f(x) / \sigma_i.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["NCSNv2"]
 
 
 class Stage(NamedTuple):
-    """A stage of the way down, and the block that fuses it on the way up."""
+    """A stage of the downward path, and the block that fuses it on the upward path."""
 
     name: str
     widening: int
@@ -36,8 +37,8 @@ class Stage(NamedTuple):
     refinement: str
 
 
-# By the resolution in pixels that the architecture is made for. Stages after the first halve the
-# resolution if they are not dilated.
+# Keys are the image sizes in pixels that the architectures are designed for. Stages after the first
+# halve the resolution if they are not dilated.
 STAGES = {
     64: (
         Stage("1", 1, 1, "4"),
@@ -66,19 +67,19 @@ STAGES = {
 class NCSNv2(NoiseLevelNetwork):
     """The noise-conditional score network, version 2.
 
-    Images of any height and width are welcome: inside, they are padded at the bottom and on the
-    right to a multiple of 2, 4 or 8 (with ``design`` 64, 128, 256).  Names and shapes of the
-    parameters are those of the networks published with score SDEs.
+    Images can have any height and width: they are padded at the bottom and on the right to a
+    multiple of 2, 4 or 8 (with ``design`` 64, 128, 256), and the output is cropped. Names and
+    shapes of the parameters are those of the networks published with score SDEs.
 
     Args:
         channels: channels of the images.
         width: channels of the first stage, at least 2.
-        design: resolution for which the network is made, 64, 128 or 256: it has four, five or six
-            stages.
-        centered: whether images lie in [-1, 1]; if not, ``x`` becomes ``2 x - 1`` inside.
-        sigma_min: smallest standard deviation of the ladder.
-        sigma_max: largest standard deviation of the ladder.
-        scales: number of noise levels of the ladder.
+        design: image size for which the network is designed, 64, 128 or 256: it has four, five or
+            six stages.
+        centered: whether images are in [-1, 1]; if not, the first layer is applied to ``2 x - 1``.
+        sigma_min: standard deviation of the lowest noise level.
+        sigma_max: standard deviation of the highest noise level.
+        scales: number of noise levels.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -111,8 +112,8 @@ class NCSNv2(NoiseLevelNetwork):
         self.width = check_integer("width", width, 2)
         if check_integer("design", design) not in STAGES:
             raise ValueError(
-                f"design: expected 64, 128 or 256, got {design}; images of other sizes fit too, "
-                "larger designs see more of them"
+                f"design: expected 64, 128 or 256, got {design}; images of other sizes "
+                "fit too, larger designs have a larger receptive field"
             )
         self.design = design
         self.centered = centered
@@ -140,15 +141,14 @@ class NCSNv2(NoiseLevelNetwork):
 
         Args:
             x: ``(batch, channels, height, width)``.
-            label: ``(batch,)`` indices of the ladder, 0 for the largest standard deviation; the
-                fraction of an index is cut off.
+            label: ``(batch,)`` indices of noise levels, 0 for the highest; fractions are truncated.
 
         Returns:
             ``(batch, channels, height, width)``.
 
         Raises:
             TypeError: if an argument is no tensor of the right dtype.
-            ValueError: if an argument has the wrong shape, or an index points beside the ladder.
+            ValueError: if an argument has the wrong shape, or an index is out of range.
         """
         check_input(x, label, (self.channels, None, None), self.begin_conv.weight.dtype)
         stages = STAGES[self.design]
@@ -163,14 +163,16 @@ class NCSNv2(NoiseLevelNetwork):
         for stage in reversed(stages):
             below = [self.get_submodule(f"refine{stage.refinement}")([maps.pop(), *below])]
         h = self.end_conv(F.elu(self.normalizer(below[0])))
-        return h[..., : x.shape[-2], : x.shape[-1]] / expand(self.sigma_at(label), h)
+        out: Tensor = h[..., : x.shape[-2], : x.shape[-1]] / expand(self.sigma_at(label), h)
+        return out
 
 
 class InstanceNormPlus(nn.Module):
-    r"""Instance normalisation that keeps what it takes away: the means, normalised over channels.
+    r"""Instance normalization plus the means of the channels, normalized over the channels.
 
-    $$\gamma \left( \frac{x - \mu}{\sqrt{v + \epsilon}}
-      + \alpha \frac{\mu - \bar\mu}{\sqrt{w + \epsilon}} \right) + \beta$$
+    .. math::
+        \gamma \left( \frac{x - \mu}{\sqrt{v + \epsilon}}
+        + \alpha \frac{\mu - \bar\mu}{\sqrt{w + \epsilon}} \right) + \beta
 
     with mean ``mu`` and variance ``v`` of a channel over the pixels, and mean and (unbiased)
     variance ``w`` of ``mu`` over the channels.
@@ -232,7 +234,8 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.elu(self.normalize1(x)))
-        return self.shortcut(x) + self.conv2(F.elu(self.normalize2(h)))
+        out: Tensor = self.shortcut(x) + self.conv2(F.elu(self.normalize2(h)))
+        return out
 
 
 class _Convolutions(nn.Module):
@@ -295,4 +298,5 @@ class _Refine(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         adapted = [adapt(h) for adapt, h in zip(self.adapt_convs, maps, strict=True)]
         h = adapted[0] if self.msf is None else self.msf(adapted)
-        return self.output_convs(self.crp(h))
+        out: Tensor = self.output_convs(self.crp(h))
+        return out

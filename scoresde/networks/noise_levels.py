@@ -1,4 +1,4 @@
-"""Networks that know the standard deviations of their noise levels."""
+"""Networks with a table of noise levels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from scoresde.networks.blocks import lookup
 
 
 class NoiseLevelNetwork(FixedDtypeModule):
-    r"""A network with a geometric ladder of standard deviations, the largest first.
+    r"""A network with noise levels in geometric progression, the highest first.
 
-    $$\sigma_i = \sigma_{max} (\sigma_{min} / \sigma_{max})^{i / (N - 1)}, \quad
-      i = 0, \dots, N - 1$$
+    .. math::
+        \sigma_i = \sigma_{max} (\sigma_{min} / \sigma_{max})^{i / (N - 1)}, \quad
+        i = 0, \dots, N - 1
 
-    The ladder is a float64 buffer, ``sigmas``: it is saved with the weights and never rounded.
+    They are a float64 buffer, ``sigmas``, which is saved with the weights and stays in float64
+    when the network is converted.
 
     Args:
         sigma_min: smallest standard deviation.
@@ -37,10 +39,10 @@ class NoiseLevelNetwork(FixedDtypeModule):
         )
         self.scales = check_integer("scales", scales, 1)
         ends = math.log(self.sigma_max), math.log(self.sigma_min)
-        ladder = torch.linspace(*ends, self.scales, dtype=torch.float64).exp()
-        self.register_buffer("sigmas", ladder)
+        sigmas = torch.linspace(*ends, self.scales, dtype=torch.float64).exp()
+        self.register_buffer("sigmas", sigmas)
 
     def sigma_at(self, label: Tensor) -> Tensor:
-        """Return the ladder at labels ``(batch,)``: indices, of which the fraction is cut off."""
+        """Return σ at labels ``(batch,)``: indices, whose fractions are truncated."""
         check_index("label", label, self.scales)
         return lookup(self.sigmas, label.long())

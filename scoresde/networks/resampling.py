@@ -1,15 +1,15 @@
 r"""Changes of resolution by a factor of two.
 
-Halving averages blocks of 2x2 pixels, doubling repeats pixels.  With the taps of a low-pass filter
-the image is smoothed first (or afterwards, when doubling), which keeps fine structure from turning
-into coarse structure that is not there,
+Halving averages blocks of 2x2 pixels, doubling repeats pixels. With the taps of a low-pass filter
+the image is smoothed before it is halved, or after it is doubled, which avoids aliasing,
 
-$$(\mathrm{halve}\, x)_{ij} = \sum_{kl} w_k w_l\, x_{2i-k,\, 2j-l}, \qquad
-  (\mathrm{double}\, x)_{ij} = 4 \sum_{kl} w_k w_l\, (\uparrow x)_{i-k,\, j-l}, \qquad
-  \sum_k w_k = 1,$$
+.. math::
+    (\mathrm{halve}\, x)_{ij} = \sum_{kl} w_k w_l\, x_{2i-k,\, 2j-l}, \qquad
+    (\mathrm{double}\, x)_{ij} = 4 \sum_{kl} w_k w_l\, (\uparrow x)_{i-k,\, j-l}, \qquad
+    \sum_k w_k = 1,
 
-with zeros beyond the border and ``up x`` the image with zeros between its pixels.  A convolution
-may be fused with either; then the filtered image is taken one pixel beyond the border, too.
+with zeros beyond the border and :math:`\uparrow x` the image with zeros between its pixels. A
+convolution may be fused with either; then the filtered image extends one pixel beyond the border.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class _Filter(nn.Module):
         super().__init__()
         kernel = torch.outer(torch.tensor(taps), torch.tensor(taps))
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
-        self.reach = len(taps) // 2
+        self.half_width = len(taps) // 2
 
     def weight(self, x: Tensor) -> Tensor:
         return self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
 
     def down(self, x: Tensor, stride: int, margin: int = 0) -> Tensor:
-        """Smooth ``x``; from ``margin`` pixels beyond the border on, one value per ``stride``."""
-        padding = self.reach - 1 + margin
+        """Smooth ``x``, extended by ``margin`` pixels, and return every ``stride``-th pixel."""
+        padding = self.half_width - 1 + margin
         weight = self.weight(x).flip(-1, -2)
         return F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
 
     def up(self, x: Tensor, margin: int = 0) -> Tensor:
-        """Double ``x``, and ``margin`` pixels beyond the border."""
-        padding = self.reach - 1 - margin
+        """Double ``x``, extended by ``margin`` pixels."""
+        padding = self.half_width - 1 - margin
         weight = 4 * self.weight(x)
         return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=x.shape[1])
 
@@ -103,8 +103,10 @@ class HalveAndConvolve(nn.Module):
     def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Map ``(batch, channels, height, width)`` to half the size; ``features`` are not used."""
         if self.taps is None:
-            return self.Conv_0(F.pad(x, (0, 1, 0, 1)))
-        return self.Conv2d_0(self.filter.down(x, stride=1, margin=1))
+            out: Tensor = self.Conv_0(F.pad(x, (0, 1, 0, 1)))
+        else:
+            out = self.Conv2d_0(self.filter.down(x, stride=1, margin=1))
+        return out
 
 
 class DoubleAndConvolve(nn.Module):
@@ -122,8 +124,10 @@ class DoubleAndConvolve(nn.Module):
     def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Map ``(batch, channels, height, width)`` to twice the size; ``features`` are not used."""
         if self.taps is None:
-            return self.Conv_0(F.interpolate(x, scale_factor=2, mode="nearest"))
-        return self.Conv2d_0(self.filter.up(x, margin=1))
+            out: Tensor = self.Conv_0(F.interpolate(x, scale_factor=2, mode="nearest"))
+        else:
+            out = self.Conv2d_0(self.filter.up(x, margin=1))
+        return out
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

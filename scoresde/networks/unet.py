@@ -1,9 +1,8 @@
 """A compact U-Net for images of any height and width.
 
-Noise hides details and large structures alike, so the network looks at the image at several
-resolutions: residual blocks go down the levels, halving height and width between them, and up
-again, where each block also sees what its twin on the way down saw.  The label enters every block.
-Attention lets all pixels of the lowest level see each other.
+The downward path halves height and width between levels of residual blocks; the upward path doubles
+them, and each of its blocks has the output of a block of the downward path as a second input (skip
+connections). The label enters every block. The lowest level has attention between all pixels.
 """
 
 from __future__ import annotations
@@ -33,23 +32,24 @@ __all__ = ["UNet"]
 class UNet(nn.Module):
     """A small U-Net of residual blocks, with attention on chosen levels.
 
-    Images of any height and width are welcome: inside, they are padded at the bottom and on the
-    right to a multiple of ``2 ** (len(multipliers) - 1)``.  The output layer starts at zero: an
-    untrained network predicts 0.
+    Images can have any height and width: they are padded at the bottom and on the right to a
+    multiple of ``2 ** (len(multipliers) - 1)``, and the output is cropped. The output layer is
+    initialized to zero: an untrained network predicts 0.
 
     Args:
         channels: channels of the images.
-        width: channels of the first level inside.
+        width: channels of the first level.
         multipliers: width of every level in units of ``width``, from full resolution down.
-        blocks: number of residual blocks per level on the way down (one more on the way up).
+        blocks: number of residual blocks per level of the downward path; the upward path has one
+            more.
         attention: levels with attention, by their index in ``multipliers``; negative ones count
             from the lowest level.
         classes: number of classes, for a network conditioned on one; None for no conditioning.
         dropout: probability with which a hidden feature is dropped in training.
         label_scale: factor on the label before its embedding; 100 suits a time in [0, 1], 0.1 an
             index of a table with 1000 entries.
-        checkpointing: whether training computes the activations of every block again in the
-            backward pass instead of keeping them.
+        checkpointing: whether training uses gradient checkpointing: the activations of every block
+            are recomputed in the backward pass instead of stored.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -119,12 +119,13 @@ class UNet(nn.Module):
         self.middle = Chain([*step(n, len(widths) - 1), block(n, n)])
         self.up = nn.ModuleList()
         for level in reversed(range(len(widths))):
+            chains: list[Chain] = []
             for _ in range(self.blocks + 1):
-                chain = step(n + skips.pop(), level)
-                self.up.append(chain)
+                chains.append(step(n + skips.pop(), level))
                 n = widths[level]
             if level > 0:
-                chain.append(block(n, n, Double()))
+                chains[-1].append(block(n, n, Double()))
+            self.up.extend(chains)
         self.norm = group_norm(n)
         self.output = zero_(nn.Conv2d(n, self.channels, 3, padding=1))
 
@@ -154,7 +155,9 @@ class UNet(nn.Module):
         for step in self.up:
             h = self._call(step, torch.cat([h, skips.pop()], dim=1), features)
         h = self.output(F.silu(self.norm(h)))
-        return h[..., : x.shape[-2], : x.shape[-1]]
+        out: Tensor = h[..., : x.shape[-2], : x.shape[-1]]
+        return out
 
     def _call(self, step: nn.Module, h: Tensor, features: Tensor) -> Tensor:
-        return recompute(step, h, features) if self.checkpointing else step(h, features)
+        out: Tensor = recompute(step, h, features) if self.checkpointing else step(h, features)
+        return out
