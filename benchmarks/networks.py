@@ -1,14 +1,14 @@
 """Forward and training-step time of NCSN++ and DDPM++, as ratios on one machine.
 
 The networks of the CIFAR-10 configurations with half the width and one block per level, on batches
-of 32x32 images: as they are (eager), with `torch.compile`, in channels-last layout, in bfloat16 by
-autocast, and beside the same network written down straightforwardly: the same weights and, up to
-rounding, the same output, by einsum, reshapes and one filtered channel at a time. All variants take
-turns in every round, and a ratio is the median over rounds of the ratio within a round, so that
-what else the machine does falls on all alike.
+of 32x32 images: eager, with `torch.compile`, in channels-last layout, in bfloat16 by autocast, and
+in a straightforward implementation with the same weights and, up to rounding, the same output, by
+einsum, reshapes and one filtered channel at a time. Every round runs all variants in turn, and a
+ratio is the median over rounds of the ratio within a round, so that other load on the machine
+affects all variants equally.
 
     python benchmarks/networks.py            # a quarter of an hour, most of it compiling
-    python benchmarks/networks.py --quick    # tiny networks: the numbers mean nothing
+    python benchmarks/networks.py --quick    # tiny networks, to test the script
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Call = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """How large the networks and their inputs are."""
+    """Sizes of the networks and their inputs."""
 
     width: int = 64
     blocks: int = 1
@@ -49,7 +49,7 @@ QUICK = Size(width=32, blocks=1, batch=2, pixels=16, rounds=2)
 
 @dataclass(frozen=True)
 class Variant:
-    """A network in a certain mode: how it is called, and on what."""
+    """A network in one mode, with the function to call and its inputs."""
 
     name: str
     network: nn.Module
@@ -70,14 +70,14 @@ class Variant:
 
 
 def ours(size: Size, plus: bool) -> NCSNpp:
-    """Return NCSN++, or DDPM++, in evaluation mode (without dropout), all of it at work."""
+    """Return NCSN++, or DDPM++, in evaluation mode, with no layer initialized to nearly zero."""
     torch.manual_seed(0)
     options = {} if plus else {"taps": None, "progressive_input": "none"}
     return NCSNpp(width=size.width, blocks=size.blocks, init_scale=1.0, **options).eval()
 
 
 class Straightforward:
-    """NCSN++ and DDPM++ as one writes them down at first, with the weights of one of ours."""
+    """A straightforward implementation of NCSN++ and DDPM++ with the weights of a given network."""
 
     def __init__(self, network: NCSNpp) -> None:
         self.network = network
@@ -174,7 +174,7 @@ class Straightforward:
 
 
 def variants(size: Size, plus: bool, compiling: bool) -> list[Variant]:
-    """Return all ways to compute one network, ours first and the straightforward one last."""
+    """Return all variants of one network, the eager one first and the straightforward one last."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(size.batch, 3, size.pixels, size.pixels, generator=generator)
     label = 999 * torch.rand(size.batch, generator=generator)
@@ -208,7 +208,7 @@ def variants(size: Size, plus: bool, compiling: bool) -> list[Variant]:
 
 
 def seconds_of(action: Callable[[], None]) -> float:
-    """Return the processor time of one call, which what else the machine does hardly changes."""
+    """Return the processor time of one call, which other load on the machine hardly changes."""
     began = time.process_time()
     action()
     return time.process_time() - began
@@ -259,7 +259,7 @@ def main() -> None:
     """Make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny networks, two rounds")
-    parser.add_argument("--eager", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--out", type=Path, help="folder for networks.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -270,8 +270,8 @@ def main() -> None:
 Made by `python benchmarks/networks.py` on one core, torch {torch.__version__}. The CIFAR-10
 configurations reduced to width {size.width} and {size.blocks} block per level (published: 128 and
 4), batches of {size.batch} images 3x{size.pixels}x{size.pixels}, float32; processor time of one
-thread. Ratios are to our eager network in the same round, medians over {size.rounds} rounds: below
-1 is faster. Set up: wall time of compiling both, beside other work. Straightforward: the same
+thread. Ratios are to the eager network in the same round, medians over {size.rounds} rounds: below
+1 is faster. Set up: wall time of compiling both, with other load on the machine. Straightforward: the same
 network, weights and output, by einsum, reshapes and one filtered channel at a time.
 """
     for name, plus in (("NCSN++ (VP)", True), ("DDPM++", False)):
