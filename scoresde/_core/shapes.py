@@ -12,6 +12,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from scoresde._core.checks import check_finite, check_floating, check_tensor
 
@@ -76,7 +77,7 @@ def has_concrete_value(x: Tensor) -> bool:
     """Whether values are available without synchronization: on the CPU, not compiled or traced."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001
+    return not is_functorch_wrapped_tensor(x)
 
 
 def check_data(name: str, x: Tensor) -> Tensor:

@@ -177,10 +177,11 @@ def _convert(
     if direct is not None:
         return direct
     hint = f"{source} cannot be converted to {target}: a general SDE has a score, but no denoiser"
-    time = check_instance("sde", sde, GaussianSDE, "VPSDE()", hint).interior(t)
+    gaussian = check_instance("sde", sde, GaussianSDE, "VPSDE()", hint)
+    time = gaussian.interior(t)
     check_batch(time, x)
-    source_residual, source_gain = source.coefficients(sde, time)
-    target_residual, target_gain = target.coefficients(sde, time)
+    source_residual, source_gain = source.coefficients(gaussian, time)
+    target_residual, target_gain = target.coefficients(gaussian, time)
     skip = (source_residual - target_residual) / target_gain
     return linear_combination(skip, x, source_gain / target_gain, output)
 
@@ -196,4 +197,4 @@ def require_score(value: object, name: str = "score") -> Score:
         "wrap a network as ScoreModel(network, sde), a function of (x, t) as "
         "FunctionScore(function, sde)"
     )
-    return check_instance(name, value, Score, "ScoreModel(network, sde)", hint)  # type: ignore[type-abstract]
+    return check_instance(name, value, Score, "ScoreModel(network, sde)", hint)
