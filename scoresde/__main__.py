@@ -1,6 +1,7 @@
 """The command line: ``scoresde demo | train | sample | restore | likelihood | inspect | check``.
 
-User errors are one line on standard error and exit code 2; ``--debug`` shows where they come from.
+User errors are printed as one line on standard error, with exit code 2; ``--debug`` prints the
+traceback.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from scoresde.samplers import SamplingError
 _USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, ArithmeticError, SamplingError)
 
 _INTERRUPTED = 130
-"""What a shell takes for a stop by Ctrl-C."""
+"""Exit code after Ctrl-C (128 + SIGINT)."""
 
 _CLOSED_PIPE = 141
-"""What a shell takes for a reader, such as ``head``, that has seen enough."""
+"""Exit code after a reader such as ``head`` has closed the pipe (128 + SIGPIPE)."""
 
 
 class _Help(RawDescriptionHelpFormatter):
-    """Help with the examples as they are written, and names that stay beside their words."""
+    """Help with unwrapped examples and a wide column of option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)
@@ -35,8 +36,9 @@ def build_parser() -> ArgumentParser:
     """Return the parser of all commands."""
     parser = ArgumentParser(
         prog="scoresde",
-        description="Score-based generative modelling through stochastic differential equations.",
-        epilog="scoresde COMMAND --help tells all of a command; begin with scoresde demo.",
+        description="Score-based generative modeling through stochastic differential equations.",
+        epilog="scoresde COMMAND --help describes a command and its options; start with scoresde "
+        "demo.",
         formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"scoresde {__version__}")
@@ -53,7 +55,7 @@ def build_parser() -> ArgumentParser:
         own.add_argument(
             "--debug",
             action="store_true",
-            help="show where an error comes from (default: one line)",
+            help="print the traceback of an error (default: one line)",
         )
         own.set_defaults(run=command.run)
     return parser
@@ -63,22 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: the words after the program's name; those of this process if None.
+        argv: the arguments; those of the process if None.
 
     Returns:
-        The exit code: 0 if all went well, 1 if a law is broken (``check``), 2 for a user error, 130
-        after Ctrl-C, 141 if nobody reads on.
+        The exit code: 0 on success, 1 if a property is violated (``check``), 2 for a user error,
+        130 after Ctrl-C, 141 if the reader of the output has closed the pipe.
     """
     try:
         options = build_parser().parse_args(argv)
-    except SystemExit as exit_:  # --help, --version, or words that argparse refuses
+    except SystemExit as exit_:  # --help, --version, or invalid arguments
         return exit_.code if isinstance(exit_.code, int) else 2
     try:
         code = options.run(options) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return _CLOSED_PIPE
     except KeyboardInterrupt as stop:
         print(f"scoresde: {stop or 'stopped'}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Bad input at every door: an error of the right kind that names the argument.
+"""Bad input of public functions: an error of the right type that names the argument.
 
-One table; a row is what is done, the error and what its message must say (a regular expression).
+Each row of the table is a name, a call, the type of the error and a pattern of its message.
 """
 
 from __future__ import annotations
@@ -30,8 +30,19 @@ from scoresde import (
     RectifiedFlow,
     ScoreModel,
     SubVPSDE,
+    ddim,
     edm,
+    fit,
+    log_likelihood,
+    sample,
 )
+from scoresde.interop import diffusers, to_kdiffusion
+from scoresde.likelihood import PathIntegral
+from scoresde.samplers import Ancestral, Karras, Langevin, PredictorCorrector, ProbabilityFlow
+from scoresde.scores.predictions import Prediction
+from scoresde.solvers import Adams
+from scoresde.traces import ExactTrace
+from scoresde.training import Simple, Stratified
 
 SDE = VPSDE()
 X = torch.randn(4, 2)
@@ -57,9 +68,9 @@ def mixture(weights=(1.0, 1.0), means=((0.0,), (1.0,)), covariances=(((1.0,),), 
     return GaussianMixture(*tensors, SDE)
 
 
-Row = tuple[str, Callable[[], object], type[Exception], str]
+InvalidCall = tuple[str, Callable[[], object], type[Exception], str]
 
-CORE: list[Row] = [
+CORE: list[InvalidCall] = [
     # states
     ("NaN data", lambda: SDE.marginal(NAN, 0.5), ValueError, r"x0: expected finite.*\(1, 1\)"),
     ("NaN to perturb", lambda: SDE.perturb(NAN, 0.5, X), ValueError, "x0: expected finite"),
@@ -127,10 +138,10 @@ CORE: list[Row] = [
     ("one beta", lambda: DDPM(torch.tensor([0.1])), ValueError, "betas: .*N >= 2"),
     ("matrix of betas", lambda: DDPM(torch.full((2, 2), 0.1)), ValueError, r"betas: .*\(2, 2\)"),
     ("text for betas", lambda: DDPM("linear"), TypeError, "betas: .*str"),
-    ("steps for a ladder", lambda: NCSN.geometric(N=1), ValueError, "N: .*at least 2"),
+    ("one noise level", lambda: NCSN.geometric(N=1), ValueError, "N: .*at least 2"),
     ("half a step", lambda: DDPM.linear(N=10.5), TypeError, "N: expected an integer"),
-    ("ladder swapped", lambda: NCSN.geometric(5.0, 1.0), ValueError, "sigma_min < sigma_max"),
-    ("negative ladder", lambda: NCSN(torch.tensor([-1.0, 1.0])), ValueError, "sigmas: "),
+    ("table levels swapped", lambda: NCSN.geometric(5.0, 1.0), ValueError, "sigma_min < sigma_max"),
+    ("negative table level", lambda: NCSN(torch.tensor([-1.0, 1.0])), ValueError, "sigmas: "),
     ("a level of zero", lambda: NCSN(torch.tensor([0.0, 1.0])), ValueError, "sigmas: .*positive"),
     ("repeated level", lambda: NCSN(torch.tensor([1.0, 1.0])), ValueError, "sigmas: .*differ"),
     ("too few steps", lambda: VPSDE().discretize(10), ValueError, "betas: .*more steps"),
@@ -144,7 +155,7 @@ CORE: list[Row] = [
     ("output shape", lambda: ScoreModel(Wide(), SDE)(X, 0.5), ValueError, r"network: .*\(4, 4\)"),
     ("output kind", lambda: ScoreModel(Tuple(), SDE)(X, 0.5), TypeError, "network: .*tuple"),
     ("function's output", lambda: FunctionScore(lambda x, t: t, SDE)(X, 0.5), ValueError, "functi"),
-    ("unknown condition", lambda: MODEL.given(colour=1), TypeError, "condition: .*'colour'.*class"),
+    ("unknown condition", lambda: MODEL.given(hue=1), TypeError, "condition: .*'hue'.*class"),
     ("condition of no network", lambda: ScoreModel(Wide(), SDE).given(y=1), TypeError, "at all"),
     (
         "rows of a condition",
@@ -182,6 +193,46 @@ CORE: list[Row] = [
     ("no samples", lambda: MIXTURE.sample(0), ValueError, "n: expected an integer, at least 1"),
     ("half a sample", lambda: MIXTURE.sample(2.5), TypeError, "n: expected an integer"),
     ("mixture time", lambda: MIXTURE.sample(2, 2.0), ValueError, "t: expected times in"),
+    # names and classes in place of objects
+    ("name of a sampler", lambda: sample(MODEL, (2, 2), "ddim"), TypeError, r"sampler: .*ddim\(\)"),
+    *(
+        (
+            f"class for {name}",
+            act,
+            TypeError,
+            rf"{name}: expected .*pass an instance, {kind.__name__}\(…\), not the class",
+        )
+        for name, kind, act in (
+            ("sampler", Ancestral, lambda: sample(MODEL, (2, 2), Ancestral)),
+            ("score", ScoreModel, lambda: sample(ScoreModel, (2, 2), ddim())),
+            ("sde", VPSDE, lambda: ScoreModel(Wide(), VPSDE)),
+            ("prediction", Prediction, lambda: ScoreModel(Wide(), SDE, Prediction)),
+            ("trace", ExactTrace, lambda: log_likelihood(MODEL, X, trace=ExactTrace)),
+            ("method", PathIntegral, lambda: log_likelihood(MODEL, X, method=PathIntegral)),
+            ("solver", Adams, lambda: ProbabilityFlow(solver=Adams)),
+            ("corrector", Langevin, lambda: PredictorCorrector(Ancestral(), Langevin)),
+            ("time_sampler", Stratified, lambda: fit(MODEL, X, steps=1, time_sampler=Stratified)),
+            ("sde", VPSDE, lambda: diffusers.scheduler_config(VPSDE)),
+            ("score", ScoreModel, lambda: to_kdiffusion(ScoreModel)),
+            ("grid", Karras, lambda: to_kdiffusion(MODEL).get_sigmas(4, Karras)),
+        )
+    ),
+    *(
+        (f"name of a {name}", act, TypeError, rf"{name}: .*pass the object \w+\(\), not a name")
+        for name, act in (
+            ("sde", lambda: ScoreModel(Wide(), "vp")),
+            ("trace", lambda: log_likelihood(MODEL, X, trace="exact")),
+            ("method", lambda: log_likelihood(MODEL, X, method="flow")),
+            ("solver", lambda: ProbabilityFlow(solver="rk45")),
+            ("grid", lambda: to_kdiffusion(MODEL).get_sigmas(4, "karras")),
+        )
+    ),
+    (
+        "class of a weighting",
+        lambda: fit(MODEL, X, steps=1, weighting=Simple),
+        TypeError,
+        r"weighting: .*pass an instance",
+    ),
     # moments
     ("NaN in the data", lambda: Moments.of(NAN), ValueError, "data: expected finite"),
     ("integers in the data", lambda: Moments.of(INTEGER), TypeError, "data: expected a floating"),

@@ -1,4 +1,4 @@
-"""The command line, end to end on small things, and what it says to mistakes."""
+"""The command line end to end on small data, and its messages for user errors."""
 
 from __future__ import annotations
 
@@ -38,29 +38,14 @@ def test_train_sample_likelihood_inspect(folder: Path, capsys: pytest.CaptureFix
         "train points.npy --steps 20 --width 16 --depth 1 --batch-size 16 --out made.safetensors"
     )
     assert main(train.split()) == 0
-    assert (
-        main(
-            [
-                "sample",
-                "made.safetensors",
-                "-n",
-                "5",
-                "--steps",
-                "3",
-                "--sampler",
-                "ancestral",
-                "--out",
-                "s.npz",
-            ]
-        )
-        == 0
-    )
+    draw = "sample made.safetensors -n 5 --steps 3 --sampler ancestral --out s.npz"
+    assert main(draw.split()) == 0
     with np.load("s.npz") as drawn:
         samples = drawn[drawn.files[0]]
     assert samples.shape == (5, 3)
     assert np.isfinite(samples).all()
-    ask = "likelihood made.safetensors points.npy --exact --batch-size 16 --out l.npz"
-    assert main(ask.split()) == 0
+    likelihood = "likelihood made.safetensors points.npy --exact --batch-size 16 --out l.npz"
+    assert main(likelihood.split()) == 0
     with np.load("l.npz") as rows:
         found = rows["log_prob"]
     model = ScoreModel.load("made.safetensors")
@@ -68,9 +53,9 @@ def test_train_sample_likelihood_inspect(folder: Path, capsys: pytest.CaptureFix
     np.testing.assert_allclose(found, truth, atol=1e-3)
     capsys.readouterr()
     assert main(["inspect", "made.safetensors"]) == 0
-    told = capsys.readouterr().out
-    assert "MLP" in told
-    assert "VPSDE" in told
+    text = capsys.readouterr().out
+    assert "MLP" in text
+    assert "VPSDE" in text
 
 
 @pytest.mark.parametrize(
@@ -84,18 +69,18 @@ def test_train_sample_likelihood_inspect(folder: Path, capsys: pytest.CaptureFix
         ("train points.npy --steps 0", "steps"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], line: str, word: str
 ) -> None:
-    whole = Path("model.safetensors").read_bytes()
-    Path("broken.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = Path("model.safetensors").read_bytes()
+    Path("broken.safetensors").write_bytes(content[: len(content) // 2])
     assert main(line.split()) == 2
     error = capsys.readouterr().err
     assert word in error
     assert "Traceback" not in error
 
 
-def test_inspect_runs_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_executes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[object, ...]]:
             return Path.touch, (folder / "exploded",)
@@ -105,7 +90,7 @@ def test_inspect_runs_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (folder / "exploded").exists()
 
 
-def test_the_demo_runs_through(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     assert main(["demo", "--fast", "--out", "made"]) == 0

@@ -1,4 +1,4 @@
-"""What goes into the commands and what comes out: data of all kinds, files, mistakes, help."""
+"""Inputs and outputs of the commands: data, files, user errors, help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from scoresde import MLP, VPSDE, Moments, ScoreModel
 from scoresde.__main__ import main
 from scoresde.commands import COMMANDS, Command
-from scoresde.commands.data import Bins, digits, evaluation_set, open_data, split, training_set
+from scoresde.commands.data import (
+    Quantization,
+    digits,
+    evaluation_set,
+    open_data,
+    split,
+    training_set,
+)
 from scoresde.commands.sample import SAMPLERS
 from scoresde.commands.train import SDES
 
@@ -26,7 +33,7 @@ LEVELS = np.random.default_rng(1).integers(0, 256, size=(12, 4, 5)).astype(np.ui
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with data of all kinds and a small model of points in the plane."""
+    """A folder with float and integer data and a small model of points in the plane."""
     monkeypatch.chdir(tmp_path)
     np.save("points.npy", POINTS)
     np.savez("two.npz", x=POINTS, levels=LEVELS)
@@ -44,7 +51,7 @@ def array(path: str) -> np.ndarray:
 # --- data
 
 
-def test_arrays_are_read_as_they_are(folder: Path) -> None:
+def test_arrays_are_read_unchanged(folder: Path) -> None:
     np.save("doubles.npy", POINTS.astype(">f8"))
     np.save("halves.npy", POINTS.astype(np.float16))
     assert torch.equal(open_data("points.npy").read(), torch.from_numpy(POINTS))
@@ -58,7 +65,7 @@ def test_arrays_are_read_as_they_are(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "shape"), [("L", (3, 1, 4, 5)), ("RGB", (3, 3, 4, 5))])
-def test_folders_of_images_are_read_in_the_order_of_names(
+def test_images_are_read_in_the_order_of_their_names(
     folder: Path, mode: str, shape: tuple[int, ...]
 ) -> None:
     pillow = pytest.importorskip("PIL.Image")
@@ -73,20 +80,20 @@ def test_folders_of_images_are_read_in_the_order_of_names(
     assert torch.equal(found, expected.unsqueeze(1).expand(shape))
 
 
-def test_the_digits_are_split_once_and_for_all() -> None:
+def test_the_split_of_the_digits_is_fixed() -> None:
     pytest.importorskip("sklearn")
-    everything, seen, unseen = (digits(f"digits{part}") for part in ("", "-train", "-test"))
-    assert (len(everything), len(seen), len(unseen)) == (1797, 1500, 297)
-    assert seen.shape[1:] == (1, 8, 8)
-    together = torch.cat([seen.read(), unseen.read()]).flatten(1)
+    complete, training, held_out = (digits(f"digits{part}") for part in ("", "-train", "-test"))
+    assert (len(complete), len(training), len(held_out)) == (1797, 1500, 297)
+    assert training.shape[1:] == (1, 8, 8)
+    together = torch.cat([training.read(), held_out.read()]).flatten(1)
     assert torch.equal(
         together[np.lexsort(together.T.numpy())],
-        (whole := everything.read().flatten(1))[np.lexsort(whole.T.numpy())],
+        (expected := complete.read().flatten(1))[np.lexsort(expected.T.numpy())],
     )
-    assert torch.equal(seen.read(), digits("digits-train").read())
+    assert torch.equal(training.read(), digits("digits-train").read())
 
 
-def test_a_split_keeps_every_row_once() -> None:
+def test_a_split_has_every_row_once() -> None:
     rows = torch.arange(20.0).unsqueeze(1)
     learned, held_out = split(rows, 0.25, seed=1)
     assert (len(learned), len(held_out)) == (15, 5)
@@ -95,19 +102,19 @@ def test_a_split_keeps_every_row_once() -> None:
     assert not torch.equal(split(rows, 0.25, seed=2)[1], held_out)
 
 
-def test_training_sees_new_noise_at_every_look_and_evaluation_never() -> None:
-    levels, bins = torch.from_numpy(LEVELS).long(), Bins(256, 0.0, 1.0)
-    data = training_set(levels, bins)
+def test_training_data_have_new_noise_at_every_access_and_evaluation_data_fixed_noise() -> None:
+    levels, quantization = torch.from_numpy(LEVELS).long(), Quantization(256, 0.0, 1.0)
+    data = training_set(levels, quantization)
     index = torch.tensor([2, 0])
     (first,), (second,) = data[index], data[index]
     assert not torch.equal(first, second)
-    for looked_at in (first, second):
-        assert torch.equal(bins.quantize(looked_at), levels[index])
+    for dequantized in (first, second):
+        assert torch.equal(quantization.quantize(dequantized), levels[index])
     torch.manual_seed(1)
     (third,) = data[index]
     torch.manual_seed(1)
     assert torch.equal(data[index][0], third)  # fit seeds every step, so that runs can resume
-    assert torch.equal(evaluation_set(levels, bins), evaluation_set(levels, bins))
+    assert torch.equal(evaluation_set(levels, quantization), evaluation_set(levels, quantization))
 
 
 # --- train
@@ -123,22 +130,22 @@ def test_every_sde_can_be_trained(folder: Path, sde: str, weighting: str) -> Non
     assert torch.isfinite(model(torch.from_numpy(POINTS), 0.5 * model.sde.T)).all()
 
 
-def test_images_get_a_unet_and_all_else_an_mlp(
+def test_the_default_network_is_a_unet_for_images_and_else_an_mlp(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save("images.npy", LEVELS[:, None])
     line = "train images.npy --levels 256 --steps 1 --width 4 --depth 1 --out new.safetensors"
     assert main(line.split()) == 0
     assert main(["inspect", "new.safetensors"]) == 0
-    told = capsys.readouterr().out
-    assert "UNet(channels=1" in told
-    assert "held-out loss" in told
+    text = capsys.readouterr().out
+    assert "UNet(channels=1" in text
+    assert "held-out loss" in text
     assert main([*line.split(), "--network", "mlp"]) == 0
     assert main(["inspect", "new.safetensors"]) == 0
     assert "MLP(event_shape=(1, 4, 5)" in capsys.readouterr().out
 
 
-def test_training_repeats_and_takes_up_its_checkpoint(
+def test_training_is_reproducible_and_resumes_from_its_checkpoint(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "train points.npy --steps 4 --width 8 --depth 1 --checkpoint run.pt --out"
@@ -167,7 +174,7 @@ def test_every_sampler_can_be_named(folder: Path, sampler: str) -> None:
     assert np.isfinite(samples).all()
 
 
-def test_samples_depend_on_the_seed_alone(folder: Path) -> None:
+def test_samples_depend_on_the_seed_only(folder: Path) -> None:
     line = "sample model.safetensors -n 6 --sampler ancestral --steps 3 --seed"
     for out, words in (("a", "1"), ("b", "1 --batch-size 2"), ("c", "2")):
         assert main([*line.split(), *words.split(), "--out", f"{out}.npz"]) == 0
@@ -175,7 +182,7 @@ def test_samples_depend_on_the_seed_alone(folder: Path) -> None:
     assert (array("a.npz") != array("c.npz")).any()
 
 
-def test_samples_become_levels_and_pictures(folder: Path) -> None:
+def test_samples_are_written_as_levels_and_pictures(folder: Path) -> None:
     pytest.importorskip("matplotlib")
     torch.manual_seed(0)
     ScoreModel(MLP((1, 4, 5), width=8, depth=1), VPSDE()).save("images.safetensors")
@@ -193,7 +200,7 @@ def test_samples_become_levels_and_pictures(folder: Path) -> None:
 # --- inspect
 
 
-def test_inspect_tells_what_a_file_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_describes_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"w": torch.zeros(2, 3)}, "foreign.safetensors", metadata={"made by": "others"})
     torch.save({"state": {"w": torch.zeros(4)}, "epoch": 7}, "plain.pth")
     main(["train", "points.npy", "--steps", "1", "--width", "8", "--checkpoint", "run.pt"])
@@ -214,7 +221,7 @@ def test_inspect_tells_what_a_file_is(folder: Path, capsys: pytest.CaptureFixtur
         assert [word for word in words if word not in text] == [], name
 
 
-def test_long_lists_are_cut_unless_asked_for(
+def test_long_lists_are_shortened_without_all(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({f"w{k}": torch.zeros(1) for k in range(60)}, "many.safetensors")
@@ -224,7 +231,7 @@ def test_long_lists_are_cut_unless_asked_for(
     assert capsys.readouterr().out.count("F32 (1,)") == 60
 
 
-# --- mistakes
+# --- user errors
 
 
 @pytest.mark.parametrize(
@@ -253,7 +260,7 @@ def test_long_lists_are_cut_unless_asked_for(
         ("train holes.npy --steps 1", "NaN"),
         ("sample model.safetensors", "--grid"),
         ("sample model.safetensors --grid s.bmp", "--grid"),
-        ("sample unknowing.safetensors --out s.npy", "--shape"),
+        ("sample nomoments.safetensors --out s.npy", "--shape"),
         ("sample model.safetensors --grid s.png --steps 1", "images"),
         ("likelihood model.safetensors wide.npy", "(2,)"),
         ("likelihood model.safetensors points.npy --tolerance 0", "--tolerance"),
@@ -269,7 +276,7 @@ def test_long_lists_are_cut_unless_asked_for(
         ("inspect broken.npy", "broken.npy"),
     ],
 )
-def test_mistakes_are_one_line_that_names_them(
+def test_user_errors_are_one_line_that_names_the_argument(
     folder: Path, capsys: pytest.CaptureFixture[str], line: str, word: str
 ) -> None:
     Path("empty").mkdir()
@@ -278,20 +285,20 @@ def test_mistakes_are_one_line_that_names_them(
     np.save("objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     np.save("holes.npy", np.where(POINTS > 1, np.nan, POINTS))
     Path("words.txt").write_text("no file of ours")
-    ScoreModel(MLP((2,), width=8, depth=1), VPSDE()).save("unknowing.safetensors")
-    for whole in ("points.npy", "two.npz", "model.safetensors"):
-        content = Path(whole).read_bytes()
-        Path(f"broken{Path(whole).suffix}").write_bytes(content[: len(content) // 2])
+    ScoreModel(MLP((2,), width=8, depth=1), VPSDE()).save("nomoments.safetensors")
+    for name in ("points.npy", "two.npz", "model.safetensors"):
+        content = Path(name).read_bytes()
+        Path(f"broken{Path(name).suffix}").write_bytes(content[: len(content) // 2])
     before = {file.name for file in folder.iterdir()}
     assert main(line.split()) == 2
-    told = [each for each in capsys.readouterr().err.splitlines() if "scoresde: error:" in each]
-    assert len(told) == 1
-    assert word in told[0]
-    left = {file.name for file in folder.iterdir()} - before
-    assert left <= {"likelihood.npz.partial"}  # what a stopped run may keep
+    errors = [each for each in capsys.readouterr().err.splitlines() if "scoresde: error:" in each]
+    assert len(errors) == 1
+    assert word in errors[0]
+    written = {file.name for file in folder.iterdir()} - before
+    assert written <= {"likelihood.npz.partial"}  # from which the run could be resumed
 
 
-def test_debug_shows_where(folder: Path) -> None:
+def test_debug_shows_the_traceback(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         main(["inspect", "nowhere.npz", "--debug"])
 
@@ -336,7 +343,7 @@ def test_a_missing_package_names_its_extra(
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
-def test_every_option_tells_its_default(command: Command) -> None:
+def test_the_help_of_every_option_has_its_default(command: Command) -> None:
     parser = ArgumentParser(add_help=False)
     command.add_options(parser)
     for action in parser._actions:
@@ -346,7 +353,7 @@ def test_every_option_tells_its_default(command: Command) -> None:
     assert all(line.startswith("  scoresde ") for line in command.example.splitlines())
 
 
-def test_the_front_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert [command.name for command in COMMANDS if command.summary not in text] == []
@@ -355,7 +362,7 @@ def test_the_front_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dance"]) == 2
 
 
-def test_importing_does_nothing() -> None:
+def test_importing_is_light_and_silent() -> None:
     code = (
         "import sys, scoresde.__main__\n"
         "heavy = {'matplotlib', 'sklearn', 'pyarrow', 'PIL'} & set(sys.modules)\n"
@@ -368,8 +375,8 @@ def test_importing_does_nothing() -> None:
     assert done.stdout == b""
 
 
-def test_a_reader_that_stops_is_no_error(folder: Path) -> None:
-    """As ``scoresde inspect model --all | head -1`` does."""
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+    """As in ``scoresde inspect model --all | head -1``."""
     words = [sys.executable, "-m", "scoresde", "inspect", "model.safetensors", "--all"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -381,7 +388,7 @@ def test_a_reader_that_stops_is_no_error(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["sample", "restore"])
-def test_a_picture_is_not_what_out_is_for(
+def test_out_with_a_picture_suggests_grid(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [command, "model.safetensors"]

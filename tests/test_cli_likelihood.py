@@ -1,4 +1,4 @@
-"""``scoresde likelihood``: rows are kept as they are finished, and nothing else decides them."""
+"""``scoresde likelihood``: finished rows are stored, and results depend on seed and row only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = np.random.default_rng(0).integers(0, 4, size=(7, 1, 2, 2)).astype(np.ui
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with integer data of four levels, and a model that knows their shape."""
+    """A folder with integer data of four levels, and a model with the moments of such data."""
     monkeypatch.chdir(tmp_path)
     np.savez("levels.npz", x=LEVELS, other=LEVELS[:3])
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask(words: str, out: str = "rows.npz") -> int:
+def compute(words: str, out: str = "rows.npz") -> int:
     line = f"likelihood model.safetensors levels.npz --key x --levels 4 --tolerance 0.01 {words}"
     return main([*line.split(), "--out", out])
 
@@ -48,35 +48,35 @@ def numbers(found: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {name: found[name].tolist() for name in found if name != "seconds"}
 
 
-class Stop(Exception):  # noqa: N818
-    """What happens to the machine in the middle of a run."""
+class InterruptionError(Exception):
+    """Represents a failure of the machine during a run."""
 
 
-def interrupted_after(batches: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run until ``batches`` batches are finished, and then stop without warning."""
+def interrupt_after(batches: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until ``batches`` batches are finished, then raise."""
     calls = 0
 
     def failing(*arguments: object, **options: object) -> object:
         nonlocal calls
         calls += 1
         if calls > batches:
-            raise Stop
+            raise InterruptionError
         return log_likelihood(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "log_likelihood", failing)
-        with pytest.raises(Stop):
-            ask(words)
+        with pytest.raises(InterruptionError):
+            compute(words)
 
 
-def test_the_numbers_are_those_of_the_library(folder: Path) -> None:
-    assert ask("--exact --seed 3") == 0
+def test_results_equal_those_of_the_library(folder: Path) -> None:
+    assert compute("--exact --seed 3") == 0
     found = rows()
     assert found["row"].tolist() == list(range(7))
-    bins = command.Bins(4)
-    recipe = command.Recipe(bins, None, 0.01, 3)
-    x = recipe.points(torch.from_numpy(LEVELS), 0)
-    assert torch.equal(bins.quantize(x), torch.from_numpy(LEVELS).long())
+    quantization = command.Quantization(4)
+    settings = command.EvaluationSettings(quantization, None, 0.01, 3)
+    x = settings.points(torch.from_numpy(LEVELS), 0)
+    assert torch.equal(quantization.quantize(x), torch.from_numpy(LEVELS).long())
     truth = log_likelihood(ScoreModel.load("model.safetensors"), x, tolerance=0.01)
     np.testing.assert_allclose(found["log_prob"], truth.log_prob.numpy(), atol=1e-5)
     bits = truth.bits_per_dim(levels=4, scale=2.0)
@@ -86,46 +86,46 @@ def test_the_numbers_are_those_of_the_library(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("trace", ["--exact", "--probes 2"])
-def test_the_batch_size_changes_nothing(folder: Path, trace: str) -> None:
-    # what is left is the rounding of products of matrices of another size, amplified by the control
-    # of the steps; other probes or other noise would change log_prob by some 0.3
+def test_results_do_not_depend_on_the_batch_size(folder: Path, trace: str) -> None:
+    # The difference is the rounding of matrix products of other sizes, amplified by the step-size
+    # control; other probes or other noise would change log_prob by about 0.3.
     for size in (3, 64):
-        assert ask(f"{trace} --batch-size {size}", f"{size}.npz") == 0
-    part, whole = rows("3.npz"), rows("64.npz")
+        assert compute(f"{trace} --batch-size {size}", f"{size}.npz") == 0
+    small, large = rows("3.npz"), rows("64.npz")
     for name in ("log_prob", "standard_error"):
-        np.testing.assert_allclose(part[name], whole[name], atol=5e-3)
+        np.testing.assert_allclose(small[name], large[name], atol=5e-3)
 
 
-def test_another_seed_is_another_draw(folder: Path) -> None:
-    assert ask("--seed 1", "1.npz") == 0
-    assert ask("--seed 2", "b.npz") == 0
+def test_another_seed_gives_other_results(folder: Path) -> None:
+    assert compute("--seed 1", "1.npz") == 0
+    assert compute("--seed 2", "b.npz") == 0
     assert (rows("1.npz")["log_prob"] != rows("b.npz")["log_prob"]).all()
 
 
 @pytest.mark.parametrize("trace", ["--exact", "--probes 1"])
-def test_a_stopped_run_goes_on_behind_its_last_row(
+def test_an_interrupted_run_resumes_after_its_last_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trace: str
 ) -> None:
     words = f"{trace} --batch-size 2"
-    interrupted_after(2, words, monkeypatch)
+    interrupt_after(2, words, monkeypatch)
     assert not Path("rows.npz").exists()
     partial = Path("rows.npz.partial")
-    kept = partial.read_text().splitlines()
-    assert len(kept) == 1 + 4
-    assert ask(words) == 0
-    assert "going on after row 4 of 7" in capsys.readouterr().out
+    lines = partial.read_text().splitlines()
+    assert len(lines) == 1 + 4
+    assert compute(words) == 0
+    assert "resuming after row 4 of 7" in capsys.readouterr().out
     assert not partial.exists()
-    assert ask(words, "straight.npz") == 0
+    assert compute(words, "straight.npz") == 0
     assert numbers(rows()) == numbers(rows("straight.npz"))
     assert rows()["row"].tolist() == list(range(7))
 
 
-def test_a_line_cut_short_is_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted_after(1, "--batch-size 2", monkeypatch)
+def test_an_incomplete_line_is_recomputed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(1, "--batch-size 2", monkeypatch)
     partial = Path("rows.npz.partial")
     partial.write_bytes(partial.read_bytes()[:-20])
-    assert ask("--batch-size 2") == 0
-    assert ask("--batch-size 2", "straight.npz") == 0
+    assert compute("--batch-size 2") == 0
+    assert compute("--batch-size 2", "straight.npz") == 0
     found, straight = rows(), rows("straight.npz")
     np.testing.assert_allclose(found["log_prob"], straight["log_prob"], atol=5e-3)
     assert found["row"].tolist() == list(range(7))
@@ -138,29 +138,29 @@ def test_rows_of_another_run_are_refused(
     capsys: pytest.CaptureFixture[str],
     words: str,
 ) -> None:
-    interrupted_after(1, "--batch-size 2", monkeypatch)
+    interrupt_after(1, "--batch-size 2", monkeypatch)
     before = Path("rows.npz.partial").read_bytes()
-    assert ask(words) == 2
+    assert compute(words) == 2
     assert "--restart" in capsys.readouterr().err
     assert Path("rows.npz.partial").read_bytes() == before
-    assert ask(f"{words} --restart") == 0
+    assert compute(f"{words} --restart") == 0
     assert len(rows()["row"]) == 7
 
 
-def test_a_foreign_partial_file_is_left_alone(
+def test_a_foreign_partial_file_is_not_overwritten(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("rows.npz.partial").write_text("dear diary\n")
-    assert ask("") == 2
+    assert compute("") == 2
     assert "rows.npz.partial" in capsys.readouterr().err
     assert Path("rows.npz.partial").read_text() == "dear diary\n"
 
 
-def test_all_formats_hold_the_same(folder: Path) -> None:
+def test_all_formats_have_the_same_content(folder: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert ask("") == 0
-    assert ask("", "rows.csv") == 0
-    assert ask("", "rows.parquet") == 0
+    assert compute("") == 0
+    assert compute("", "rows.csv") == 0
+    assert compute("", "rows.parquet") == 0
     truth = numbers(rows())
     with Path("rows.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -172,8 +172,8 @@ def test_all_formats_hold_the_same(folder: Path) -> None:
     assert table["converged"] == truth["converged"]
 
 
-def test_the_summary_has_its_error_bar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask("--probes 2") == 0
+def test_the_summary_has_a_standard_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compute("--probes 2") == 0
     text = capsys.readouterr().out
     found = rows()
     bits = found["bits_per_dim"]
@@ -183,32 +183,32 @@ def test_the_summary_has_its_error_bar(folder: Path, capsys: pytest.CaptureFixtu
     assert f"{found['standard_error'].max():.2g} nats" in text
 
 
-def test_methods_stand_side_by_side(
+def test_several_methods_are_compared(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Columns for each further method, a line in the summary, also of a run that was stopped."""
-    interrupted_after(1, "--method flow path bound --batch-size 4", monkeypatch)
-    assert ask("--method flow path bound") == 0
+    """Columns and a summary line for each further method, also after an interruption."""
+    interrupt_after(1, "--method flow path bound --batch-size 4", monkeypatch)
+    assert compute("--method flow path bound") == 0
     text = capsys.readouterr().out
     found = rows()
     gap = found["path_log_prob"] - found["log_prob"]
     assert f"path: log p differs by {gap.mean():.3f} nats" in text
     assert "bound: log p differs" in text
     assert found["bound_error"].shape == (7,)
-    assert ask("--method path", "path.npz") == 0
+    assert compute("--method path", "path.npz") == 0
     path = rows("path.npz")
     np.testing.assert_allclose(path["log_prob"], found["path_log_prob"], atol=5e-3)
     assert "path_log_prob" not in path
-    assert ask("--method flow path", "both.csv") == 0
+    assert compute("--method flow path", "both.csv") == 0
     with Path("both.csv").open() as file:
         lines = list(csv.DictReader(file))
     np.testing.assert_allclose(
         [float(line["path_log_prob"]) for line in lines], path["log_prob"], atol=5e-3
     )
-    assert ask("--method guess") == 2
+    assert compute("--method guess") == 2
 
 
-def test_floats_on_a_lattice_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantized_floats_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("floats.npy", LEVELS.astype(np.float32) / 2 - 1)
     assert main(["likelihood", "model.safetensors", "floats.npy"]) == 2
     assert "--levels" in capsys.readouterr().err
@@ -233,6 +233,6 @@ def test_a_killed_process_loses_no_finished_row(folder: Path) -> None:
     process.wait()
     done = partial.read_text().count("\n") - 1
     assert 8 <= done < 140
-    told = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
-    assert "going on after row" in told.stdout
+    resumed = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
+    assert "resuming after row" in resumed.stdout
     assert rows()["row"].tolist() == list(range(140))

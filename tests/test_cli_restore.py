@@ -1,4 +1,4 @@
-"""``scoresde restore``: every task and method, what it writes, and what it says to mistakes."""
+"""``scoresde restore``: every task and method, its files, and its messages for user errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_task_degrades_restores_and_draws(
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_fills_points(folder: Path, method: str) -> None:
+def test_every_method_inpaints_points(folder: Path, method: str) -> None:
     sigma = "--sigma 0.1" if method in ("dps", "particles") else ""
     line = f"restore points.safetensors points.npy --task inpaint --mask first.npy {sigma}"
     line += f" --method {method} --steps 4 --particles 5 --rows 2 -n 3 --out r.npz"
@@ -79,7 +79,7 @@ def test_every_method_fills_points(folder: Path, method: str) -> None:
         np.testing.assert_allclose(found["samples"][..., :1], expected, atol=1e-6)
 
 
-def test_what_was_seen_is_read_as_it_is_and_seeds_decide(folder: Path) -> None:
+def test_observations_are_read_unchanged_and_samples_depend_on_the_seed(folder: Path) -> None:
     line = "restore m.safetensors small.npy --task super-resolve --factor 2 --steps 3 --seed"
     for out, words in (("a", "1"), ("b", "1 --batch-size 5"), ("c", "2")):
         assert main([*line.split(), *words.split(), "--out", f"{out}.npz"]) == 0
@@ -126,12 +126,12 @@ def test_what_was_seen_is_read_as_it_is_and_seeds_decide(folder: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_one_line_that_names_them(
+def test_user_errors_are_one_line_that_names_the_argument(
     folder: Path, capsys: pytest.CaptureFixture[str], line: str, word: str
 ) -> None:
     before = {file.name for file in folder.iterdir()}
     assert main(["restore", *line.split()]) == 2
-    told = [each for each in capsys.readouterr().err.splitlines() if "scoresde: error:" in each]
-    assert len(told) == 1
-    assert word in told[0]
+    errors = [each for each in capsys.readouterr().err.splitlines() if "scoresde: error:" in each]
+    assert len(errors) == 1
+    assert word in errors[0]
     assert {file.name for file in folder.iterdir()} == before

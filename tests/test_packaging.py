@@ -1,4 +1,4 @@
-"""What is said twice about the package agrees."""
+"""The metadata of the package, which several files repeat, agree."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The commands of the command line, one file each.
 
-A command is a :class:`~scoresde.commands.base.Command`: its words, its options, its work. A new one
-is one file and one line here.
+A command is a :class:`~scoresde.commands.base.Command`. A new one is one file, and one line here.
 """
 
 from scoresde.commands import check, demo, inspect, likelihood, restore, sample, train

@@ -24,7 +24,7 @@ from scoresde.plots import (
     figure,
     forward_path,
     likelihood_histogram,
-    nearest_neighbours,
+    nearest_neighbors,
     path_strip,
     sample_grid,
     style,
@@ -352,7 +352,7 @@ def picture(
             title="New digits by the probability flow",
             ax=middle,
         )
-        nearest_neighbours(
+        nearest_neighbors(
             drawn.by_pc[:12],
             evaluation_set(training, QUANTIZATION),
             columns=6,

@@ -1,4 +1,4 @@
-"""``scoresde inspect``: what a file is, told without running anything in it."""
+"""``scoresde inspect``: the content of a file, without executing anything in it."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scoresde._core.checks import check_file
-from scoresde.commands.base import Command
+from scoresde.commands.base import Command, first_line
 from scoresde.interop import diffusers, score_sde
 from scoresde.interop._files import read_pickle
 
 __all__ = ["COMMAND"]
 
 _SHOWN = 40
-"""Rows of a table that are shown unless all are asked for."""
+"""Number of items that are printed without ``--all``."""
 
-_LOOKED_AT = 1 << 20
-"""Bytes of a file that are searched for words."""
+_SEARCHED = 1 << 20
+"""Number of bytes of a file that are searched for a word."""
 
 _LONGEST = 60
-"""Characters of a value that are shown."""
+"""Maximum number of printed characters of a value."""
 
 
-class Entry(NamedTuple):
-    """One thing in a file: its name, and what it is."""
+class FileItem(NamedTuple):
+    """An item in a file, such as a tensor: its name and a description."""
 
     name: str
-    what: str
+    description: str
 
 
-class Report(NamedTuple):
-    """What a file is, in words, and what it holds."""
+class FileSummary(NamedTuple):
+    """A description of a file, line by line, and the items in it."""
 
-    summary: list[str]
-    entries: list[Entry]
+    lines: list[str]
+    items: list[FileItem]
 
 
-def inspect(path: Path) -> Report:
-    """Return what a file or folder is; its kind is told by its content, not by its name.
+def inspect(path: Path) -> FileSummary:
+    """Return a summary of a file or folder; its format is detected from its content.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is damaged, of an unknown kind, or could only be read by running code.
+        OSError: if the file does not exist.
+        ValueError: if it is damaged, of an unknown format, or contains code.
     """
     if path.is_dir():
         return _diffusers(path)
@@ -68,30 +68,31 @@ def inspect(path: Path) -> Report:
         return _torch(path)
     raise ValueError(
         f"FILE: expected a model (.safetensors), a checkpoint (.pt, .pth) or arrays (.npz, .npy), "
-        f"got {path}, which is damaged or of another kind"
+        f"got {path}, which is damaged or of another kind; get another copy of the file"
     )
 
 
 # --- NumPy
 
 
-def _array(path: Path) -> Report:
+def _array(path: Path) -> FileSummary:
     try:
-        return Report(["a NumPy array"], [Entry(path.name, _told(np.load(path, mmap_mode="r")))])
+        item = FileItem(path.name, _describe(np.load(path, mmap_mode="r")))
+        return FileSummary(["a NumPy array"], [item])
     except (ValueError, EOFError, OSError) as error:
         raise _unreadable(path, error) from None
 
 
-def _arrays(path: Path) -> Report:
+def _arrays(path: Path) -> FileSummary:
     try:
         with np.load(path) as archive:
-            entries = [Entry(name, _told(archive[name])) for name in archive.files]
+            items = [FileItem(name, _describe(archive[name])) for name in archive.files]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise _unreadable(path, error) from None
-    return Report([f"a NumPy archive of {len(entries)} arrays"], entries)
+    return FileSummary([f"a NumPy archive of {len(items)} arrays"], items)
 
 
-def _told(array: np.ndarray) -> str:
+def _describe(array: np.ndarray) -> str:
     text = f"{array.dtype} {array.shape}"
     if array.size == 0 or array.dtype.kind not in "biuf":
         return text
@@ -101,21 +102,21 @@ def _told(array: np.ndarray) -> str:
 # --- safetensors
 
 
-def _safetensors(path: Path) -> Report:
+def _safetensors(path: Path) -> FileSummary:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
-            kinds = {key: part.get_dtype() for key, part in slices.items()}
+            shapes = {key: tuple(tensor.get_shape()) for key, tensor in slices.items()}
+            dtypes = {key: tensor.get_dtype() for key, tensor in slices.items()}
     except SafetensorError as error:
         raise _unreadable(path, error) from None
-    entries = [Entry(key, f"{kinds[key]} {shapes[key]}") for key in shapes]
+    items = [FileItem(key, f"{dtypes[key]} {shapes[key]}") for key in shapes]
     if metadata.get("format") != "scoresde.ScoreModel":
-        summary = [f"a safetensors file of another program, {_size(shapes)}"]
-        summary += [f"{key}: {_short(value)}" for key, value in metadata.items()]
-        return Report(summary, entries)
-    return Report(_model(path, metadata, shapes), entries)
+        lines = [f"a safetensors file of another program, {_size(shapes)}"]
+        lines += [f"{key}: {_short(value)}" for key, value in metadata.items()]
+        return FileSummary(lines, items)
+    return FileSummary(_model(path, metadata, shapes), items)
 
 
 def _model(
@@ -123,83 +124,84 @@ def _model(
 ) -> list[str]:
     try:
         record = dict(json.loads(metadata["model"]))
-        known, parts = record.pop("moments_known"), {key: _spelled(record[key]) for key in record}
+        known = record.pop("moments_known")
+        attributes = {key: _as_code(value) for key, value in record.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from None
     network = {key: shape for key, shape in shapes.items() if key.startswith("network.")}
     moments = (
-        f"known, of events of shape {shapes.get('moments.mean')}, "
+        f"known, events of shape {shapes.get('moments.mean')}, "
         f"{'full' if 'moments.basis' in shapes else 'diagonal'} covariance"
         if known
         else "not known"
     )
     return [
         f"a scoresde model, {_size(network)}",
-        *(f"{key}: {value}" for key, value in parts.items()),
+        *(f"{key}: {value}" for key, value in attributes.items()),
         f"moments of the data: {moments}",
     ]
 
 
-def _spelled(record: Any) -> str:
-    """A record of an object as one would write it: ``MLP(event_shape=(2,), width=64)``."""
+def _as_code(record: Any) -> str:
+    """Return a serialized object as Python code: ``MLP(event_shape=(2,), width=64)``."""
     if isinstance(record, list):
-        return f"({', '.join(map(_spelled, record))}{',' if len(record) == 1 else ''})"
+        return f"({', '.join(map(_as_code, record))}{',' if len(record) == 1 else ''})"
     if not isinstance(record, dict):
         return repr(record)
     if "foreign" in record:
-        return f"{record['foreign']} (not part of scoresde: hand it to ScoreModel.load)"
+        return f"{record['foreign']} (not part of scoresde: pass it to ScoreModel.load)"
     if "tensor" in record:
         return _short(f"tensor({record['tensor']})")
-    arguments = (f"{key}={_spelled(value)}" for key, value in record["arguments"].items())
+    arguments = (f"{key}={_as_code(value)}" for key, value in record["arguments"].items())
     return f"{record['class']}({', '.join(arguments)})"
 
 
 # --- diffusers
 
 
-def _diffusers(path: Path) -> Report:
-    found = diffusers.files(path)
-    told = diffusers.forward_process(found.scheduler)
-    summary = [
-        f"a folder of diffusers: {found.unet.get('_class_name')} with "
-        f"{found.scheduler['_class_name']}",
-        f"sde: {told.sde}",
-        f"prediction: {told.prediction}",
-        f"label: {told.label}",
-        *(f"{key}: {_short(str(value))}" for key, value in found.unet.items() if key[0] != "_"),
-        f"read by: scoresde.interop.diffusers.load({str(path)!r})",
+def _diffusers(path: Path) -> FileSummary:
+    files = diffusers.files(path)
+    process = diffusers.forward_process(files.scheduler)
+    lines = [
+        f"a folder of diffusers: {files.unet.get('_class_name')} with "
+        f"{files.scheduler['_class_name']}",
+        f"sde: {process.sde}",
+        f"prediction: {process.prediction}",
+        f"label: {process.label}",
+        *(f"{key}: {_short(str(value))}" for key, value in files.unet.items() if key[0] != "_"),
+        f"load with: scoresde.interop.diffusers.load({str(path)!r})",
     ]
-    weights = inspect(found.weights)
-    return Report(summary, [Entry(found.weights.name, weights.summary[0]), *weights.entries])
+    weights = inspect(files.weights)
+    return FileSummary(lines, [FileItem(files.weights.name, weights.lines[0]), *weights.items])
 
 
 # --- PyTorch
 
 
-def _torch(path: Path) -> Report:
+def _torch(path: Path) -> FileSummary:
     try:
         state = read_pickle("FILE", path, "a checkpoint of tensors and plain values")
     except ValueError:
-        if not _holds(path, b"torch_utils.persistence"):
+        if not _contains(path, b"torch_utils.persistence"):
             raise
         raise ValueError(
-            f"FILE: expected data, got {path}, a pickle of EDM or StyleGAN, which holds program "
-            "code; load it by its authors' program where you trust it, and hand the network to "
+            f"FILE: expected data, got {path}, a pickle of EDM or StyleGAN, which contains code; "
+            "load it with EDM's own code if you trust it, and pass the network to "
             "scoresde.interop.edm.wrap"
         ) from None
-    if isinstance(state, dict):  # what has been learned before what learning needs
+    if isinstance(state, dict):  # the optimizer last
         state = dict(sorted(state.items(), key=lambda item: item[0] == "optimizer"))
-    return Report(_checkpoint(path, state), list(_walk("", state)))
+    return FileSummary(_checkpoint(path, state), list(_items("", state)))
 
 
-def _holds(path: Path, word: bytes) -> bool:
-    """Whether a word stands near the beginning of a file."""
+def _contains(path: Path, word: bytes) -> bool:
+    """Whether the beginning of a file contains a word."""
     with path.open("rb") as file:
-        return word in file.read(_LOOKED_AT)
+        return word in file.read(_SEARCHED)
 
 
 def _checkpoint(path: Path, state: Any) -> list[str]:
-    """Tell whose checkpoint this is, and what reads it."""
+    """Return the origin of a checkpoint and how to load it."""
     if isinstance(state, dict) and state.get("format") == "scoresde.fit":
         return [f"a training run of scoresde, after step {state.get('step')}"]
     if isinstance(state, dict) and {"model", "ema"} <= state.keys():
@@ -211,43 +213,45 @@ def _checkpoint(path: Path, state: Any) -> list[str]:
 
 
 def _score_sde(path: Path, state: Mapping[str, Any]) -> list[str]:
-    """Tell the network and the diffusion, and how both are had."""
+    """Return the network and the SDE of a checkpoint and how to load it."""
     try:
-        network, parameters, ladder, sde = score_sde.summarize_checkpoint(state)
+        network, parameters, sigmas, sde = score_sde.summarize_checkpoint(state)
     except ValueError as error:
         return [f"network: none of scoresde's ({error})"]
-    told, config = str(sde), ""
+    sde_text, config = str(sde), ""
     if sde is None:
-        told = "not in the file; see training.sde and training.continuous in its configuration"
+        sde_text = "not in the file; see training.sde and training.continuous in its configuration"
         config = ", {'training.sde': …, 'training.continuous': …}"
     return [
         f"network: {network}, {parameters:,} parameters",
-        f"noise levels: {len(ladder)}, {float(ladder[0]):g} … {float(ladder[-1]):g}",
-        f"sde: {told}",
-        f"read by: scoresde.interop.score_sde.load({str(path)!r}{config})",
+        f"noise levels: {len(sigmas)}, {float(sigmas[0]):g} … {float(sigmas[-1]):g}",
+        f"sde: {sde_text}",
+        f"load with: scoresde.interop.score_sde.load({str(path)!r}{config})",
     ]
 
 
-def _walk(name: str, value: Any) -> Iterator[Entry]:
-    """Tell of tensors and plain values, however deep in dictionaries and lists."""
+def _items(name: str, value: Any) -> Iterator[FileItem]:
+    """Yield the tensors and plain values in nested dictionaries and lists."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _walk(f"{name}.{key}" if name else str(key), item)
+            yield from _items(f"{name}.{key}" if name else str(key), item)
     elif isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
         for number, item in enumerate(value):
-            yield from _walk(f"{name}.{number}", item)
+            yield from _items(f"{name}.{number}", item)
     elif isinstance(value, Tensor):
-        yield Entry(name, f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}")
+        yield FileItem(name, f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}")
     else:
-        yield Entry(name, _short(repr(value)))
+        yield FileItem(name, _short(repr(value)))
 
 
-# --- words
+# --- formatting
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ValueError(f"FILE: expected a whole file, got {path}, which can't be read ({reason})")
+    return ValueError(
+        f"FILE: expected a complete file, got {path}, which can't be read; get another copy of the "
+        f"file ({first_line(error)})"
+    )
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -268,29 +272,29 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help=f"list everything the file holds (default: the first {_SHOWN})",
+        help=f"list all items in the file (default: the first {_SHOWN})",
     )
 
 
 def run(options: Namespace) -> None:
     path = Path(options.file)
     path = path if path.is_dir() else check_file("FILE", options.file)
-    summary, entries = inspect(path)
-    print(f"{path}: {summary[0]}", *summary[1:], sep="\n  ")
-    shown = entries if options.all else entries[:_SHOWN]
-    width = max((len(entry.name) for entry in shown), default=0)
-    for entry in shown:
-        print(f"    {entry.name:<{width}}  {entry.what}")
-    if len(shown) < len(entries):
-        print(f"    … and {len(entries) - len(shown)} more (--all shows them)")
+    lines, items = inspect(path)
+    print(f"{path}: {lines[0]}", *lines[1:], sep="\n  ")
+    shown = items if options.all else items[:_SHOWN]
+    width = max((len(item.name) for item in shown), default=0)
+    for item in shown:
+        print(f"    {item.name:<{width}}  {item.description}")
+    if len(shown) < len(items):
+        print(f"    … and {len(items) - len(shown)} more (--all shows them)")
 
 
 COMMAND = Command(
     name="inspect",
-    summary="tell what a file is, without running anything in it",
-    description="Tell what a file holds: the network, diffusion and moments of a model, the "
-    "tensors of a checkpoint, the arrays of a NumPy file, the parts of a folder of diffusers. "
-    "Nothing in it is executed.",
+    summary="describe a file without executing anything in it",
+    description="Describe a file: the network, SDE and data moments of a model, the tensors of a "
+    "checkpoint, the arrays of a NumPy file, the configuration of a folder of diffusers. Nothing "
+    "in the file is executed.",
     example="""\
   scoresde inspect model.safetensors
   scoresde inspect checkpoint.pth --all

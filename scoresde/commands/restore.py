@@ -1,12 +1,13 @@
-"""``scoresde restore``: a model file and what was seen → what it may have been."""
+"""``scoresde restore``: a model file and observations → samples of the posterior."""
 
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ActionsContainer
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,19 @@ from scoresde._core.checks import check_integer, check_nonnegative
 from scoresde._core.random import normal_like
 from scoresde.commands.base import (
     Command,
+    add_batch_size,
     add_device,
+    add_model,
+    add_option,
+    add_outputs,
     add_seed,
+    add_shape,
+    atomic_write,
     event_shape_of,
+    output_paths,
     read_model,
-    replacing,
-    writable,
 )
-from scoresde.commands.data import add_data, bins_of, evaluation_set, open_data
+from scoresde.commands.data import add_data, evaluation_set, open_data, quantization_of
 from scoresde.inverse_problems import (
     DPS,
     MMPS,
@@ -61,23 +67,30 @@ METHODS: dict[str, Callable[[Namespace], PosteriorSampler]] = {
 }
 
 _SHOWN = 20
-"""A picture shows so many rows at most."""
+"""Maximum number of rows in a picture."""
 
 
-# --- what was done to the data
+# --- operators
 
 
-def _need(option: str, value: object, task: str) -> None:
+def _required(options: Namespace, name: str) -> Any:
+    """Return an option that the task requires."""
+    value = getattr(options, name)
     if value is None:
-        raise ValueError(f"{option}: expected for --task {task}, got nothing; see --help")
+        raise ValueError(
+            f"--{name}: expected a value, which --task {options.task} requires, got none; see "
+            "scoresde restore --help"
+        )
+    return value
 
 
 def mask_of(options: Namespace, event_shape: tuple[int, ...]) -> Tensor:
-    """Return which entries are known ``(*event)``: those of a file, or all but a box."""
+    """Return the mask of known entries ``(*event)``: that of a file, or all outside a box."""
     if (options.mask is None) == (options.box is None):
         raise ValueError(
-            "--mask, --box: expected one of them for --task inpaint; try --box 2 2 4 4, the top, "
-            "left, height and width of what is missing"
+            "--mask, --box: expected exactly one of them for --task inpaint, got "
+            f"{'neither' if options.mask is None else 'both'}; try --box 2 2 4 4, the top, left, "
+            "height and width of the missing pixels"
         )
     if options.mask is not None:
         raw = open_data(options.mask).read()
@@ -87,109 +100,94 @@ def mask_of(options: Namespace, event_shape: tuple[int, ...]) -> Tensor:
         except RuntimeError:
             raise ValueError(
                 f"--mask: expected a mask that expands to samples of shape {event_shape}, got "
-                f"{tuple(raw.shape)} in {options.mask}"
+                f"{tuple(raw.shape)} in {options.mask}; reshape the mask"
             ) from None
     if len(event_shape) < 2:
-        raise ValueError(
-            f"--box: expected images to cut a box out of, got samples of shape {event_shape}; use "
-            "--mask"
-        )
+        raise ValueError(f"--box: expected images, got samples of shape {event_shape}; use --mask")
     top, left, height, width = options.box
     rows, columns = event_shape[-2:]
     inside = 0 <= top < top + height <= rows and 0 <= left < left + width <= columns
     if not inside:
         raise ValueError(
             f"--box: expected TOP LEFT HEIGHT WIDTH inside {rows} x {columns} pixels, got "
-            f"{top} {left} {height} {width}"
+            f"{top} {left} {height} {width}; choose a smaller box"
         )
     known = torch.ones(event_shape, dtype=torch.bool)
     known[..., top : top + height, left : left + width] = False
     return known
 
 
-def _inpaint(options: Namespace, event_shape: tuple[int, ...]) -> LinearOperator:
-    return Mask(mask_of(options, event_shape))
-
-
-def _super_resolve(options: Namespace, event_shape: tuple[int, ...]) -> LinearOperator:
-    _need("--factor", options.factor, "super-resolve")
-    return AveragePool(options.factor)
-
-
-def _colorize(options: Namespace, event_shape: tuple[int, ...]) -> LinearOperator:
-    return Grayscale()
-
-
-def _deblur(options: Namespace, event_shape: tuple[int, ...]) -> LinearOperator:
-    _need("--blur", options.blur, "deblur")
-    return Blur.gaussian(options.blur)
-
-
 TASKS: dict[str, Callable[[Namespace, tuple[int, ...]], LinearOperator]] = {
-    "inpaint": _inpaint,
-    "super-resolve": _super_resolve,
-    "colorize": _colorize,
-    "deblur": _deblur,
+    "inpaint": lambda options, event_shape: Mask(mask_of(options, event_shape)),
+    "super-resolve": lambda options, event_shape: AveragePool(_required(options, "factor")),
+    "colorize": lambda options, event_shape: Grayscale(),
+    "deblur": lambda options, event_shape: Blur.gaussian(_required(options, "blur")),
 }
-"""The operator of each; ``denoise`` needs none."""
+"""The operator of each task except ``denoise``."""
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model file written by scoresde train")
+    add_model(parser)
     add_data(parser)
-    parser.add_argument(
-        "--rows",
-        type=int,
-        metavar="N",
-        help="restore the first N rows of DATA (default: all)",
+    add_option(parser, "--rows", int, "N", "restore the first N rows of DATA", default_text="all")
+    _add_observation(parser.add_argument_group("observation"))
+    _add_restoration(parser.add_argument_group("restoration"))
+    add_seed(parser, "all random numbers")
+    add_device(parser)
+    add_outputs(
+        parser,
+        arrays=".npz file for the arrays 'samples' (rows, n, ...), 'mean' and 'seen', the "
+        "observations",
+        picture=".png or .pdf file for a picture of observations, samples and means of the first "
+        f"{_SHOWN} rows",
     )
-    group = parser.add_argument_group("what was seen")
+
+
+def _add_observation(group: _ActionsContainer) -> None:
     group.add_argument(
         "--task",
         choices=(*TASKS, "denoise"),
         default="denoise",
         help="inpaint: some entries are missing; super-resolve: DATA are averages of blocks of "
-        "pixels; colorize: the mean of the channels; deblur: blurred; denoise: noisy "
-        "(default: %(default)s)",
+        "pixels; colorize: DATA are means of the channels; deblur: DATA are blurred; denoise: DATA "
+        "are noisy (default: %(default)s)",
     )
-    group.add_argument(
-        "--sigma",
-        type=float,
-        metavar="X",
-        help="standard deviation of the noise on what was seen, in the model's coordinates "
-        "(default: 0; denoise: estimated)",
-    )
-    group.add_argument(
-        "--mask",
-        metavar="FILE",
-        help="inpaint: an .npy or .npz file, nonzero where an entry is known (default: none)",
-    )
+    add_option(
+        group, "--sigma", float, "X",
+        "standard deviation of the noise of the observation, in the model's coordinates",
+        default_text="0; for denoise it is estimated",
+    )  # fmt: skip
+    add_option(
+        group, "--mask", str, "FILE",
+        "inpaint: .npy or .npz file, nonzero where an entry is known",
+        default_text="none",
+    )  # fmt: skip
     group.add_argument(
         "--box",
         type=int,
         nargs=4,
         metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"),
-        help="inpaint: pixels that are missing (default: none)",
+        help="inpaint: the missing pixels (default: none)",
     )
-    group.add_argument(
-        "--factor",
-        type=int,
-        metavar="N",
-        help="super-resolve: how many times larger images become (default: none)",
-    )
-    group.add_argument(
-        "--blur",
-        type=float,
-        metavar="X",
-        help="deblur: standard deviation of the Gaussian kernel, in pixels (default: none)",
-    )
+    add_option(
+        group, "--factor", int, "N",
+        "super-resolve: factor by which height and width grow",
+        default_text="none",
+    )  # fmt: skip
+    add_option(
+        group, "--blur", float, "X",
+        "deblur: standard deviation of the Gaussian kernel, in pixels",
+        default_text="none",
+    )  # fmt: skip
     group.add_argument(
         "--degrade",
         action="store_true",
-        help="DATA are clean: do all that to them first, and tell how near the restored come "
-        "(default: DATA are what was seen)",
+        help="DATA are clean: make observations of them, restore these and print the PSNR "
+        "(default: DATA are observations)",
     )
-    group = parser.add_argument_group("restoration")
+
+
+def _add_restoration(group: _ActionsContainer) -> None:
     group.add_argument(
         "-n",
         "--number",
@@ -202,77 +200,37 @@ def add_options(parser: ArgumentParser) -> None:
         "--method",
         choices=sorted(METHODS),
         default="mmps",
-        help="how the posterior is sampled, by its name in the literature; particles are the most "
-        "faithful; dps wants 1000 steps; denoise needs no method (default: %(default)s)",
+        help="sampler of the posterior, by its name in the literature; particles is the most "
+        "accurate; dps needs about 1000 steps; not used by denoise (default: %(default)s)",
     )
-    group.add_argument(
-        "--steps",
-        type=int,
-        default=100,
-        metavar="N",
-        help="steps from noise to data (default: %(default)s)",
-    )
-    group.add_argument(
-        "--particles",
-        type=int,
+    add_option(group, "--steps", int, "N", "steps from noise to data", default=100)
+    add_option(
+        group, "--particles", int, "N", "particles for each row, for --method particles",
         default=256,
-        metavar="N",
-        help="particles for each row, of --method particles (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=256,
-        metavar="N",
-        help="samples the network sees at once; it changes memory, not the samples "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="shape of one restored sample (default: what the model file tells)",
-    )
-    add_seed(parser, "all that is drawn")
-    add_device(parser)
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="write the arrays 'samples' (rows, n, …), 'mean' and 'seen' to this .npz file "
-        "(default: do not)",
-    )
-    parser.add_argument(
-        "--grid",
-        metavar="FILE",
-        help=f"draw what was seen, samples and mean of the first {_SHOWN} rows to this .png or "
-        ".pdf file (default: do not)",
-    )
+    )  # fmt: skip
+    add_batch_size(group)
+    add_shape(group)
 
 
 def run(options: Namespace) -> None:
-    if options.out is None and options.grid is None:
-        raise ValueError(
-            "--out, --grid: expected at least one of them; try --grid restored.png for a picture"
-        )
-    hint = "--grid draws a picture"
-    out = None if options.out is None else writable("--out", options.out, ".npz", hint=hint)
-    grid = None if options.grid is None else writable("--grid", options.grid, ".png", ".pdf")
+    out, grid = output_paths(options, ".npz")
     count = check_integer("-n", options.number, 1)
-    rows = open_data(options.data, options.key)
+    source = open_data(options.data, options.key)
     limit = None if options.rows is None else check_integer("--rows", options.rows, 1)
     model = read_model(options.model, options.device)
-    data = evaluation_set(rows.read(0, limit), bins_of(rows, options)).float().to(options.device)
-    event_shape = event_shape_of(model) if options.shape is None else tuple(options.shape)
+    raw, quantization = source.read(0, limit), quantization_of(source, options)
+    data = evaluation_set(raw, quantization).float().to(options.device)
+    event_shape = event_shape_of(model, options)
     generator = torch.Generator().manual_seed(options.seed)
-    restored = _denoised if options.task == "denoise" else _restored
-    seen, shown, samples, mean = (
-        part.cpu() for part in restored(options, model, data, event_shape, count, generator)
-    )
+    if options.task == "denoise":
+        results = _denoise(options, model, data, count, generator)
+    else:
+        results = _restore(options, model, data, event_shape, count, generator)
+    observed, shown, samples, mean = (result.cpu() for result in results)
     if out is not None:
-        arrays = {"samples": samples, "mean": mean, "seen": seen}
-        with replacing(out) as scratch:
-            np.savez_compressed(scratch, **{k: v.numpy() for k, v in arrays.items()})  # type: ignore[arg-type]
+        arrays = {"samples": samples, "mean": mean, "seen": observed}
+        with atomic_write(out) as temporary:
+            np.savez_compressed(temporary, **{k: v.numpy() for k, v in arrays.items()})  # type: ignore[arg-type]
     if grid is not None:
         draw(grid, shown, samples, mean, options.range)
     written = ", ".join(str(file) for file in (out, grid) if file is not None)
@@ -285,10 +243,10 @@ def run(options: Namespace) -> None:
 
 
 Restored = tuple[Tensor, Tensor, Tensor, Tensor]
-"""What was seen, the same as images, samples ``(rows, n, *event)``, their mean."""
+"""Observations, the same as images, samples ``(rows, n, *event)``, their mean."""
 
 
-def _restored(
+def _restore(
     options: Namespace,
     model: ScoreModel,
     data: Tensor,
@@ -296,7 +254,6 @@ def _restored(
     count: int,
     generator: torch.Generator,
 ) -> Restored:
-    """Restore by the method asked for."""
     operator = TASKS[options.task](options, event_shape).to(data.device)
     sigma = check_nonnegative("--sigma", 0.0 if options.sigma is None else options.sigma)
     if options.degrade:
@@ -309,26 +266,24 @@ def _restored(
         n=count, method=METHODS[options.method](options),
         generator=generator, batch_size=options.batch_size, progress=True,
     )  # fmt: skip
-    seen = observation.y
-    shown = seen if seen.shape[1:] == event_shape else operator.pseudo_inverse(seen)
+    y = observation.y
+    shown = y if y.shape[1:] == event_shape else operator.pseudo_inverse(y)
     if options.task == "inpaint":
-        shown = shown.masked_fill(operator.adjoint(torch.ones_like(seen)) == 0, torch.nan)
-    return seen, shown, samples, samples.mean(1)
+        shown = shown.masked_fill(operator.adjoint(torch.ones_like(y)) == 0, torch.nan)
+    return y, shown, samples, samples.mean(1)
 
 
-def _denoised(
+def _denoise(
     options: Namespace,
     model: ScoreModel,
     data: Tensor,
-    event_shape: tuple[int, ...],
     count: int,
     generator: torch.Generator,
 ) -> Restored:
-    """Denoise; the mean is exact."""
     y = data
     if options.degrade:
-        _need("--sigma", options.sigma, "denoise with --degrade")
-        y = y + check_nonnegative("--sigma", options.sigma) * normal_like(y, generator)
+        sigma = check_nonnegative("--sigma", _required(options, "sigma"))
+        y = y + sigma * normal_like(y, generator)
     size = options.batch_size
     mean = denoise(model, y, options.sigma, generator=generator, batch_size=size)
     samples = denoise(
@@ -339,26 +294,27 @@ def _denoised(
 
 
 def draw(path: Path, shown: Tensor, samples: Tensor, mean: Tensor, limits: Sequence[float]) -> None:
-    """Draw a line for each row: what was seen, samples, and their mean."""
+    """Draw a picture with a line for each row: observation, samples, and their mean."""
     lines = torch.cat([shown.unsqueeze(1), samples, mean.unsqueeze(1)], dim=1)[:_SHOWN]
     columns = lines.shape[1]
-    with style(), replacing(path) as scratch:
+    with style(), atomic_write(path) as temporary:
         canvas = figure(0.6 * max(columns, 4), 0.6 * max(len(lines), 3) + 0.3)
         sample_grid(
             lines.flatten(0, 1),
             columns=columns,
             limits=(limits[0], limits[1]),
-            title="seen, samples, mean",
+            title="observation, samples, mean",
             ax=canvas.add_subplot(),
         )
-        canvas.savefig(scratch)
+        canvas.savefig(temporary)
 
 
 COMMAND = Command(
     name="restore",
     summary="denoise, inpaint, super-resolve, colorize, deblur",
-    description="Draw from the posterior of what was seen: samples of what it may have been, under "
-    "a model that scoresde train has written.",
+    description="Draw samples of the posterior of clean data given observations that are noisy, "
+    "incomplete, of low resolution, gray or blurred. The prior is a model file written by scoresde "
+    "train.",
     example="""\
   scoresde restore m.safetensors digits-test --task super-resolve --factor 2 --degrade --grid x.png
   scoresde restore m.safetensors photos/ --task inpaint --box 8 8 16 16 --grid filled.png

@@ -13,14 +13,19 @@ from torch import Tensor
 from scoresde._core.checks import check_integer
 from scoresde.commands.base import (
     Command,
+    add_batch_size,
     add_device,
+    add_model,
+    add_option,
+    add_outputs,
     add_seed,
+    add_shape,
+    atomic_write,
     event_shape_of,
+    output_paths,
     read_model,
-    replacing,
-    writable,
 )
-from scoresde.commands.data import Bins, add_levels
+from scoresde.commands.data import Quantization, add_levels
 from scoresde.plots import figure, sample_grid, style
 from scoresde.samplers import (
     AdamsBashforth,
@@ -65,76 +70,51 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
 }
 
 _LARGEST_GRID = 400
-"""A picture shows so many samples at most."""
+"""Maximum number of samples in a picture."""
 
 _INCHES_PER_COLUMN, _MOST_COLUMNS = 0.5, 20
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model file written by scoresde train")
+    add_model(parser)
     parser.add_argument(
         "-n",
         "--number",
         type=int,
         default=64,
         metavar="N",
-        help="how many samples to draw (default: %(default)s)",
+        help="number of samples (default: %(default)s)",
     )
     parser.add_argument(
         "--sampler",
         choices=sorted(SAMPLERS),
         default="adams-bashforth",
-        help="the sampler, by its name in the literature; flow is the probability flow with "
-        "adaptive steps, adams-bashforth and runge-kutta follow it in few (default: %(default)s)",
+        help="the sampler, by its name in the literature; flow solves the probability flow ODE "
+        "with adaptive steps, adams-bashforth and runge-kutta with few fixed steps (default: "
+        "%(default)s)",
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="steps from noise to data (default: the sampler's own)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=256,
-        metavar="N",
-        help="samples the network sees at once; it changes memory, not the samples "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="shape of one sample (default: what the model file tells)",
-    )
+    add_option(
+        parser, "--steps", int, "N", "steps from noise to data",
+        default_text="depends on the sampler",
+    )  # fmt: skip
+    add_batch_size(parser)
+    add_shape(parser)
     add_levels(parser, "samples are rounded to integer levels 0 … N-1")
-    add_seed(parser, "all that is drawn")
+    add_seed(parser, "the samples")
     add_device(parser)
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="write the samples to this .npy or .npz file, the array 'samples' (default: do not)",
-    )
-    parser.add_argument(
-        "--grid",
-        metavar="FILE",
-        help=f"draw the first {_LARGEST_GRID} samples to this .png or .pdf file (default: do not)",
+    add_outputs(
+        parser,
+        arrays=".npy or .npz file for the samples, the array 'samples'",
+        picture=f".png or .pdf file for a picture of the first {_LARGEST_GRID} samples",
     )
 
 
 def run(options: Namespace) -> None:
-    if options.out is None and options.grid is None:
-        raise ValueError(
-            "--out, --grid: expected at least one of them; try --grid samples.png for a picture"
-        )
-    hint = "--grid draws a picture"
-    out = None if options.out is None else writable("--out", options.out, ".npz", ".npy", hint=hint)
-    grid = None if options.grid is None else writable("--grid", options.grid, ".png", ".pdf")
+    out, grid = output_paths(options, ".npz", ".npy")
     count = check_integer("-n", options.number, 1)
-    bins = None if options.levels is None else Bins(options.levels, *options.range)
+    quantization = None if options.levels is None else Quantization(options.levels, *options.range)
     model = read_model(options.model, options.device)
-    event_shape = event_shape_of(model) if options.shape is None else tuple(options.shape)
+    event_shape = event_shape_of(model, options)
     sampler = SAMPLERS[options.sampler]()
     samples = sample(
         model,
@@ -146,7 +126,7 @@ def run(options: Namespace) -> None:
         batch_size=options.batch_size,
     ).cpu()
     if out is not None:
-        write_samples(out, samples if bins is None else bins.quantize(samples))
+        write_samples(out, samples if quantization is None else quantization.quantize(samples))
     if grid is not None:
         draw_samples(grid, samples[:_LARGEST_GRID], options.range)
     written = ", ".join(str(file) for file in (out, grid) if file is not None)
@@ -155,29 +135,30 @@ def run(options: Namespace) -> None:
 
 def write_samples(path: Path, samples: Tensor) -> None:
     """Write samples as one array."""
-    with replacing(path) as scratch:
+    with atomic_write(path) as temporary:
         if path.suffix == ".npy":
-            np.save(scratch, samples.numpy())
+            np.save(temporary, samples.numpy())
         else:
-            np.savez_compressed(scratch, samples=samples.numpy())
+            np.savez_compressed(temporary, samples=samples.numpy())
 
 
 def draw_samples(path: Path, samples: Tensor, limits: Sequence[float]) -> None:
     """Draw samples as one picture."""
     columns = min(_MOST_COLUMNS, int(np.ceil(np.sqrt(len(samples)))))
     rows = -(-len(samples) // columns)
-    with style(), replacing(path) as scratch:
+    with style(), atomic_write(path) as temporary:
         canvas = figure(*(_INCHES_PER_COLUMN * max(n, 4) for n in (columns, rows)))
         sample_grid(
             samples, columns=columns, limits=(limits[0], limits[1]), ax=canvas.add_subplot()
         )
-        canvas.savefig(scratch)
+        canvas.savefig(temporary)
 
 
 COMMAND = Command(
     name="sample",
     summary="draw samples from a model",
-    description="Draw samples from a model that scoresde train has written.",
+    description="Draw samples from a model file written by scoresde train, as arrays and as a "
+    "picture. The samples depend on the seed, not on the batch size.",
     example="""\
   scoresde sample model.safetensors -n 100 --sampler pc --steps 500 --grid samples.png
   scoresde sample model.safetensors -n 1000 --sampler flow --levels 17 --out samples.npz""",

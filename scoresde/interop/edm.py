@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scoresde._core.checks import check_instance, check_tensor, summarize
+from scoresde._core.checks import check_instance, check_integer, check_tensor, summarize
 from scoresde._core.shapes import as_time, check_batch, expand, has_concrete_value
 from scoresde.samplers import Grid, Karras
 from scoresde.scores import Score, ScoreModel
@@ -124,7 +124,13 @@ class Denoiser(nn.Module):
         Args:
             n: number of noise levels, at least 2.
             grid: spacing of the noise levels.
+
+        Raises:
+            TypeError: if ``grid`` is no :class:`Grid`, or ``n`` no integer.
+            ValueError: if ``n`` is below 2.
         """
+        check_instance("grid", grid, Grid, "Karras()")
+        check_integer("n", n, minimum=2)
         sigmas = torch.exp(-self.score.sde.half_logsnr(grid(self.score.sde, n - 1)))
         return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 

@@ -254,7 +254,8 @@ def scheduler_config(
         A dictionary for ``getattr(diffusers, config["_class_name"]).from_config``.
 
     Raises:
-        TypeError: if ``sde`` is no :class:`GaussianSDE`, or ``steps`` no integer.
+        TypeError: if ``sde`` is no :class:`GaussianSDE`, ``prediction`` no :class:`Prediction`, or
+            ``steps`` no integer.
         ValueError: if diffusers has no scheduler for the SDE, or none for the prediction.
 
     Example:
@@ -264,6 +265,7 @@ def scheduler_config(
         ('DDPMScheduler', 500)
     """
     check_instance("sde", sde, GaussianSDE, "VPSDE()")
+    check_instance("prediction", prediction, Prediction, "NOISE", "pass NOISE, DATA or VELOCITY")
     t = torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)
     alpha, sigma, one = sde.alpha(t), sde.sigma(t), torch.ones_like(t)
     if torch.allclose(alpha**2 + sigma**2, one):
