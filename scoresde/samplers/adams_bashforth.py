@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde._core.checks import check_positive
 from scoresde.flow.coordinates import Coordinates
-from scoresde.flow.fixed_grid import GridPoint
+from scoresde.flow.fixed_grid import FixedGridFlow, GridPoint
 from scoresde.samplers.base import Noise, half_step
 from scoresde.samplers.flow_sampler import DEFAULT_COORDINATES, FlowSampler
 from scoresde.samplers.grids import LogMobius
@@ -138,7 +138,8 @@ class AdamsBashforth(FlowSampler, Multistep):
         Where this would extrapolate by more than half of the previous step, as with many steps, by
         :func:`half_step` instead, with one evaluation.
         """
-        start, origin = state.table.at(t), state.table.origin()
+        table: FixedGridFlow = state.table
+        start, origin = table.at(t), table.origin()
         latest, *previous = state.evaluations
         distance = origin.time - latest.time
         limit = math.inf

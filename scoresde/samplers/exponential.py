@@ -249,7 +249,8 @@ def exponential_moments(c: float, count: int) -> list[float]:
     """
     if abs(c) < _RECURSION_FROM:
         powers = np.vander(_NODES, count, increasing=True)
-        return ((c * _WEIGHTS * np.exp(-c * (1 - _NODES))) @ powers).tolist()
+        integrals: list[float] = ((c * _WEIGHTS * np.exp(-c * (1 - _NODES))) @ powers).tolist()
+        return integrals
     moments = [-math.expm1(-c)]
     for k in range(1, count):
         moments.append(1 - k / c * moments[-1])

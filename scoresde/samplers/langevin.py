@@ -138,8 +138,9 @@ class Langevin(Sampler):
         self, score: Score, value: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         ratio = flatten(z).norm(dim=1).mean() / flatten(value).norm(dim=1).mean()
-        a = check_gaussian(score.sde).transition(s, t)[0].to(ratio) ** 2
-        return 2 * a * (self._snr(score) * ratio) ** 2
+        scale: Tensor = check_gaussian(score.sde).transition(s, t)[0].to(ratio)
+        size: Tensor = 2 * scale**2 * (self._snr(score) * ratio) ** 2
+        return size
 
     def _snr(self, score: Score) -> float:
         return published_snr(check_gaussian(score.sde)) if self.snr is None else self.snr

@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
     @property
     def time(self) -> float:
         """τ."""
-        return self.point.time
+        return float(self.point.time)
 
 
 class StepWeights(NamedTuple):

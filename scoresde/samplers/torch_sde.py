@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchsde
@@ -65,7 +66,8 @@ class TorchSDE(Sampler):
 
     def init(self, score: Score, x: Tensor, times: Tensor) -> ReverseSDE:
         """Return the reverse SDE on flattened states, as torchsde takes it."""
-        return score.sde.reverse(score, self.eta, event_shape=x.shape[1:])
+        reverse: ReverseSDE = score.sde.reverse(score, self.eta, event_shape=x.shape[1:])
+        return reverse
 
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: ReverseSDE, noise: Noise
@@ -105,28 +107,39 @@ class _CachedSDE:
         return self.diffusions[key]
 
 
-class _Brownian(torchsde.BaseBrownian):
+class _Brownian(torchsde.BaseBrownian):  # type: ignore[misc]
     """Brownian increments of consecutive intervals, each drawn once, by ``noise``."""
-
-    levy_area_approximation = "space-time"
-    dtype = property(lambda self: self.like.dtype)
-    device = property(lambda self: self.like.device)
-    shape = property(lambda self: self.like.shape)
 
     def __init__(self, like: Tensor, noise: Noise) -> None:
         super().__init__()
         self.like = like
         self.noise = noise
 
+    @property
+    def levy_area_approximation(self) -> str:
+        return "space-time"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.like.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.like.shape
+
     def __repr__(self) -> str:
         return f"_Brownian(shape={tuple(self.shape)})"
 
     def __call__(
-        self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return W(tb) − W(ta), with ``return_U`` also the integral U = ∫ (W(u) − W(ta)) du."""
         h = tb - ta
-        increment = h.sqrt() * self.noise(self.like)
+        increment: Tensor = h.sqrt() * self.noise(self.like)
         if not return_U:
             return increment
         bridge = (h / 12).sqrt() * self.noise(self.like)
