@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_integer
-from scoresde.solvers._augmented import Augmented, EvaluationLimitError, check_tolerances, join
+from scoresde.solvers.augmented import Augmented, EvaluationLimitError, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
 _METHODS = {"RK23": 3.0, "RK45": 5.0, "DOP853": 8.0, "Radau": None, "BDF": None, "LSODA": None}

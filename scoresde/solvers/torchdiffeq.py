@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_integer
-from scoresde.solvers._augmented import Augmented, EvaluationLimitError, check_tolerances, join
+from scoresde.solvers.augmented import Augmented, EvaluationLimitError, check_tolerances, join
 from scoresde.solvers.base import Field, Solution, Solver, Status
 
 _METHODS = {"dopri5": 5.0, "dopri8": 8.0, "bosh3": 3.0, "adaptive_heun": 2.0}
