@@ -91,8 +91,10 @@ def _inside(t: Tensor, T: float, name: str) -> bool:
     if not t.numel():
         return True
     times = t.detach()
-    ends = (times, times) if t.ndim == 0 else torch.aminmax(times)
-    low, high = (float(end) for end in ends)  # plain numbers are compared quickly
+    if t.ndim == 0:
+        low = high = float(times)
+    else:
+        low, high = torch.stack(torch.aminmax(times)).tolist()  # plain numbers compare quickly
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name}: expected finite times, got {low:g} … {high:g}")
     if low < -_SLACK * min(T, 1.0) or high > T * (1 + _SLACK):

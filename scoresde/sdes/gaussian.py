@@ -97,17 +97,18 @@ class GaussianSDE(SDE):
     @final
     def alpha(self, t: Time) -> Tensor:
         """Return the signal scale α(t), shaped like ``t``."""
-        return like_time(self.log_alpha(t).exp(), t)
+        return like_time(self.log_alpha(as_time(t, self.T)).exp(), t)
 
     @final
     def sigma(self, t: Time) -> Tensor:
         """Return the noise scale σ(t), shaped like ``t``."""
-        return like_time(self.log_sigma(t).exp(), t)
+        return like_time(self.log_sigma(as_time(t, self.T)).exp(), t)
 
     @final
     def half_logsnr(self, t: Time) -> Tensor:
         """Return λ(t) = log α − log σ, half the log signal-to-noise ratio, shaped like ``t``."""
-        return like_time(self.log_alpha(t) - self.log_sigma(t), t)
+        time = as_time(t, self.T)
+        return like_time(self.log_alpha(time) - self.log_sigma(time), t)
 
     @final
     def time_at(self, half_logsnr: Time) -> Tensor:
@@ -275,12 +276,14 @@ class GaussianSDE(SDE):
 
 
 def _of_any_time(curve: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the method with its time converted: to float64, checked, inside [0, T]."""
+    """Return the method for any time: float64 tensors as they are, others converted and checked."""
     if hasattr(curve, "of_any_time"):  # inherited
         return curve
 
     @wraps(curve)
     def converted(self: GaussianSDE, t: Time) -> Tensor:
+        if isinstance(t, Tensor) and t.dtype == torch.float64:  # as all derived methods pass it
+            return curve(self, t)
         return curve(self, as_time(t, self.T))
 
     converted.of_any_time = True  # type: ignore[attr-defined]
