@@ -53,7 +53,7 @@ _ERROR_FACTOR = 5.0
 """Factor between the root of the sum of squares of the steps' error estimates and the result's."""
 _PATH_ERROR_FACTOR = 12.0
 """Largest path error of a step, in units of its largest quadrature error. It exceeds 1 because
-∇ log p is evaluated beside the path, and is large at the first steps from points off the data."""
+∇ log p is evaluated off the path, and is large at the first steps from points off the data."""
 
 
 @dataclass
