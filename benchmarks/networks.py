@@ -271,8 +271,8 @@ Made by `python benchmarks/networks.py` on one core, torch {torch.__version__}. 
 configurations reduced to width {size.width} and {size.blocks} block per level (published: 128 and
 4), batches of {size.batch} images 3x{size.pixels}x{size.pixels}, float32; processor time of one
 thread. Ratios are to the eager network in the same round, medians over {size.rounds} rounds: below
-1 is faster. Set up: wall time of compiling both, with other load on the machine. Straightforward: the
-same network, weights and output, by einsum, reshapes and one filtered channel at a time.
+1 is faster. Set up: wall time of compiling both, with other load on the machine. Straightforward:
+the same network, weights and output, by einsum, reshapes and one filtered channel at a time.
 """
     for name, plus in (("NCSN++ (VP)", True), ("DDPM++", False)):
         text += "\n" + table(name, size, plus, compiling)
