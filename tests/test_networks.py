@@ -125,7 +125,7 @@ def test_gradient_reaches_every_parameter(member):
     x, label = draw()
     network(x, label).square().sum().backward()
     for name, parameter in network.named_parameters():
-        # The softmax does not see what is added to all keys (NIN_1.b): that gradient is rounding.
+        # The softmax is invariant to a constant added to all keys (NIN_1.b): its gradient is rounding.
         if parameter.requires_grad and not name.endswith("NIN_1.b"):
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
@@ -165,9 +165,9 @@ def test_state_dict_round_trip(member):
     network = build(member)
     x, label = draw()
     arguments = {k: getattr(network, k) for k in inspect.signature(member).parameters}
-    twin = member(**arguments).eval()
-    twin.load_state_dict(network.state_dict())
-    assert torch.equal(twin(x, label), network(x, label))
+    other = member(**arguments).eval()
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(x, label), network(x, label))
 
 
 def test_arguments_survive_lists_as_from_json(member):
@@ -193,7 +193,9 @@ def test_compiles_without_graph_breaks(member):
 @pytest.mark.slow
 def test_training_compiles_without_graph_breaks(member, monkeypatch):
     """With checkpointing, where there is any; the gradients are those of the eager network."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checker keeps a list
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # the checker appends to a list
     torch.compiler.reset()
     network = build(member, checkpointing=True, dropout=0.0).train()
     x, label = draw()
@@ -221,7 +223,7 @@ def test_autocast_runs_in_low_precision(member):
 )
 def test_checkpointing_changes_memory_and_not_gradients(member):
     x, label = draw()
-    gradients, kept = {}, {}
+    gradients, stored = {}, {}
     for checkpointing in (False, True):
         network = build(member, checkpointing=checkpointing, dropout=0.0).train()
         sizes = []
@@ -232,9 +234,9 @@ def test_checkpointing_changes_memory_and_not_gradients(member):
             out = network(x, label)
         out.square().sum().backward()
         gradients[checkpointing] = [p.grad for p in network.parameters() if p.requires_grad]
-        kept[checkpointing] = sum(sizes)
+        stored[checkpointing] = sum(sizes)
     torch.testing.assert_close(gradients[True], gradients[False])
-    assert kept[True] < 0.5 * kept[False]
+    assert stored[True] < 0.5 * stored[False]
 
 
 # --- derivatives: divergences, likelihoods and guidance need them
@@ -468,7 +470,7 @@ def test_bad_classes_are_named(conditional, classes, error):
 
 @pytest.mark.parametrize("member", CONDITIONAL, ids=lambda member: member.__name__)
 def test_classes_for_a_network_without(member):
-    with pytest.raises(ValueError, match=r"^classes: .* knows no classes"):
+    with pytest.raises(ValueError, match=r"^classes: .* without classes"):
         build(member)(*draw(), torch.tensor([0, 1, 2]))
 
 

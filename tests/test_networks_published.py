@@ -183,7 +183,7 @@ def test_filters_are_those_of_scipy(taps, shape):
     k = len(taps)
     for row, channel in itertools.product(range(2), range(3)):
         image = x[row, channel].numpy()
-        # Whole response: output j of the halved image sits at 2 j + k / 2 of the full convolution.
+        # The full response: output j of the halved image sits at 2 j + k / 2 of the full convolution.
         full = filtered(image, taps, 1, 1)[k // 2 :: 2, k // 2 :: 2][
             : shape[0] // 2, : shape[1] // 2
         ]
@@ -209,7 +209,7 @@ def test_doubling_is_four_times_the_adjoint_of_halving(taps):
 
 def test_convolutions_after_filters_use_the_filtered_image_beyond_the_border():
     x = torch.randn(1, 1, 6, 8, dtype=torch.float64)
-    image = np.pad(x[0, 0].numpy(), 8)  # zeros around it stand for an infinite plane
+    image = np.pad(x[0, 0].numpy(), 8)  # zeros around it, as on an infinite plane
     kernel = np.outer(TAPS, TAPS) / 64
     down = HalveAndConvolve(1, 1, TAPS).double()
     weight = down.Conv2d_0.weight[0, 0].detach().numpy()

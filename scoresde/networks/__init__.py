@@ -11,8 +11,8 @@ velocity). Any ``nn.Module`` with these properties can be used in place of those
   mode dropout may use PyTorch's global generator, which :func:`~scoresde.training.fit` seeds.
 * In evaluation mode samples are independent: row i of the output depends on row i of the inputs
   only. Batch normalization in training mode violates this.
-* Double backward and forward-mode derivatives (``torch.func.jvp``) work: divergence estimators and
-  guidance use them. PyTorch's fused attention kernels do not have them;
+* Double backward, ``torch.func.jvp`` and ``torch.func.vmap`` work: divergence estimators and
+  guidance use them. PyTorch's fused attention kernels do not have these derivatives;
   :func:`scoresde.networks.blocks.attention` does.
 
 Conditions are keyword arguments, bound by :meth:`~scoresde.scores.ScoreModel.given`. A network with
