@@ -118,7 +118,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    need("matplotlib", "plots"), need("sklearn", "data")
+    need("matplotlib", "plots")
+    need("sklearn", "data")
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     effort = FAST if options.fast else Effort()

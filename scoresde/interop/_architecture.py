@@ -141,7 +141,7 @@ def _pyramids(body: list[Layer], letters: str, parts: list[str]) -> dict[str, An
     plain = any(layer.get("Conv_0.weight", (0,))[-1] == 3 for layer in steps)
     found: dict[str, Any] = {"taps": TAPS if steps and not plain else None}
     down = parts[1].startswith("P") if len(parts) > 1 else False
-    skip = steps[0].get("Conv_0.weight", ()) if down else ()
+    skip: tuple[int, ...] = steps[0].get("Conv_0.weight", ()) if down else ()
     found["progressive_input"] = "none"
     if down:
         found["progressive_input"] = "input_skip" if skip[-1:] == (1,) else "residual"

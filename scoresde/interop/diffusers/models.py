@@ -6,6 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,11 +307,10 @@ def _import_unet2d() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from diffusers import UNet2DModel
+            return import_module("diffusers").UNet2DModel
     except (ImportError, RuntimeError) as error:  # RuntimeError: a dependency is missing
         reason = str(error).strip().split("\n")[-1]
         raise ImportError(
             "diffusers: expected it to be installed, to build the network; run pip install "
             f"diffusers ({reason})"
         ) from error
-    return UNet2DModel

@@ -218,10 +218,10 @@ def _timesteps(settings: Settings, steps: int, N: int, extra: bool) -> np.ndarra
         case "linspace":
             spaced = np.linspace(0, N - 1, count)
             spaced = spaced if settings["_class_name"] in _UNROUNDED else spaced.round()
-        case "leading":
-            spaced = np.arange(count) * (N // count) + settings["steps_offset"]
         case "trailing":
             return np.arange(N, 0, -N / steps).round()[:steps] - 1
+        case _:
+            spaced = np.arange(count) * (N // count) + settings["steps_offset"]
     return spaced[::-1][:steps]
 
 
