@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
@@ -56,6 +58,7 @@ EXTENSION_POINTS = {  # what users bring: check_instance may require one of thes
     "TimeSampler",
     "Trace",
 }
+OPTIONAL = {"hypothesis", "matplotlib", "PIL", "pyarrow", "pytest", "sklearn", "torchdiffeq"}
 CHECKS = f"{PACKAGE}._core.checks"  # holds the one isinstance, inside check_instance
 
 
@@ -395,6 +398,14 @@ def test_each_class_has_a_name_of_its_own() -> None:
 
 def test_behavior_never_depends_on_our_own_types() -> None:
     assert type_violations(sources()) == []
+
+
+def test_import_loads_no_optional_package() -> None:
+    """``import scoresde`` takes little longer than ``import torch``."""
+    code = f"import sys, {PACKAGE}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert PACKAGE in run.stdout.split()
+    assert OPTIONAL & set(run.stdout.split()) == set()
 
 
 def test_files_are_data_never_code() -> None:
