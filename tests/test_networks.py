@@ -125,7 +125,7 @@ def test_gradient_reaches_every_parameter(member):
     x, label = draw()
     network(x, label).square().sum().backward()
     for name, parameter in network.named_parameters():
-        # The softmax is invariant to a constant added to all keys (NIN_1.b): its gradient is rounding.
+        # The softmax is invariant to a shift of all keys (NIN_1.b), whose gradient is rounding.
         if parameter.requires_grad and not name.endswith("NIN_1.b"):
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
@@ -193,9 +193,7 @@ def test_compiles_without_graph_breaks(member):
 @pytest.mark.slow
 def test_training_compiles_without_graph_breaks(member, monkeypatch):
     """With checkpointing, where there is any; the gradients are those of the eager network."""
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # the checker appends to a list
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it appends to a list
     torch.compiler.reset()
     network = build(member, checkpointing=True, dropout=0.0).train()
     x, label = draw()

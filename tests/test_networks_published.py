@@ -183,7 +183,7 @@ def test_filters_are_those_of_scipy(taps, shape):
     k = len(taps)
     for row, channel in itertools.product(range(2), range(3)):
         image = x[row, channel].numpy()
-        # The full response: output j of the halved image sits at 2 j + k / 2 of the full convolution.
+        # Output j of the halved image is entry 2 j + k / 2 of the full convolution.
         full = filtered(image, taps, 1, 1)[k // 2 :: 2, k // 2 :: 2][
             : shape[0] // 2, : shape[1] // 2
         ]
