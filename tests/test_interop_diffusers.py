@@ -23,7 +23,7 @@ from scoresde.samplers import DDIMNoise, Exponential, iterate, sample
 from scoresde.scores.predictions import DATA
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # raised in diffusers
 
 MEANS = torch.tensor([[-1.0, 0.5, 0.0], [0.7, -0.2, 0.4], [0.1, 0.1, -0.9]], dtype=torch.float64)
 VARIANCE = 0.05
@@ -75,7 +75,7 @@ def exact_output(scheduler: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Ten
     return {"epsilon": noise, "sample": x0, "flow": noise - x0}[kind]
 
 
-def theirs(
+def run_scheduler(
     scheduler: Any,
     steps: int,
     x: Tensor,
@@ -101,7 +101,7 @@ def theirs(
     return states
 
 
-def mine(
+def run_sampler(
     equivalent: ours.SamplerSettings, config: Any, x: Tensor, draws: list[Tensor]
 ) -> list[Tensor]:
     sde = ours.forward_process(config).sde
@@ -120,10 +120,12 @@ def difference(config, steps, variables, monkeypatch, sampler=None, start=None, 
     draws = list(torch.randn(3 * steps, 6, 3, dtype=torch.float64))
     x = torch.randn(6, 3, dtype=torch.float64) * sde.sigma(equivalent.times[0])
     scale = sde.alpha(equivalent.times[0]) if variables is ve else 1.0
-    expected = theirs(scheduler, steps, x / scale, variables, draws, monkeypatch, **options)[-1]
+    expected = run_scheduler(scheduler, steps, x / scale, variables, draws, monkeypatch, **options)[
+        -1
+    ]
     if sampler is not None:
         equivalent = equivalent._replace(sampler=sampler)
-    found = mine(equivalent, config, x, draws)[-1]
+    found = run_sampler(equivalent, config, x, draws)[-1]
     if variables is ve and not equivalent.denoise:
         expected = expected * sde.alpha(equivalent.times[-1])
     return float((found - expected).abs().max())
@@ -239,7 +241,7 @@ def patched(monkeypatch, kind: str, method: str, text: str, other: str) -> None:
 
 
 def test_the_stochastic_third_order_has_a_wrong_sign_in_diffusers(monkeypatch):
-    """The weight of the second derivative is (1 − e^{−c} − c)/c² + ½, c = 2h; theirs has − ½."""
+    """The weight of the second derivative is (1 − e^{−c} − c)/c² + ½, c = 2h; diffusers has − ½."""
     config = settings(
         DPM, solver_order=3, algorithm_type="sde-dpmsolver++", solver_type="heun", **SPACINGS[1]
     )
@@ -274,8 +276,8 @@ def test_unipc_with_exact_weights_is_equal(order, predict_x0, monkeypatch):
     config = settings("UniPCMultistep", solver_order=order, predict_x0=predict_x0)
     steps, compared = 12, 12 - max(order - 1, 1)
     x = torch.randn(6, 3, dtype=torch.float64)
-    expected = theirs(scheduler_of(config), steps, x, vp, [], monkeypatch)[:compared]
-    found = mine(ours.sampler_settings(config, steps), config, x, [])[:compared]
+    expected = run_scheduler(scheduler_of(config), steps, x, vp, [], monkeypatch)[:compared]
+    found = run_sampler(ours.sampler_settings(config, steps), config, x, [])[:compared]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=5e-5)
 
 

@@ -33,7 +33,7 @@ from scoresde.scores.labels import by_index, by_sigma
 from scoresde.scores.predictions import DATA, FLOW, NOISE, SCORE, VELOCITY, edm
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, of NumPy
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # raised in diffusers
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -63,18 +63,18 @@ def relative(out: Tensor, expected: Tensor) -> float:
 
 
 def run_pipeline(
-    theirs: Any, network: nn.Module, x: Tensor, steps: int, draws: list[Tensor], patch: Any
+    reference: Any, network: nn.Module, x: Tensor, steps: int, draws: list[Tensor], patch: Any
 ) -> Tensor:
     """The loop of diffusers' pipelines."""
     remaining = iter(draws)
-    module = importlib.import_module(type(theirs).__module__)
+    module = importlib.import_module(type(reference).__module__)
     if hasattr(module, "randn_tensor"):
         patch.setattr(module, "randn_tensor", lambda *a, **k: next(remaining))
-    theirs.set_timesteps(steps)
-    for t in theirs.timesteps:
-        scaled = theirs.scale_model_input(x, t)
+    reference.set_timesteps(steps)
+    for t in reference.timesteps:
+        scaled = reference.scale_model_input(x, t)
         output = network(scaled, t).sample
-        x = theirs.step(output, t, x).prev_sample
+        x = reference.step(output, t, x).prev_sample
     return x
 
 
@@ -111,35 +111,35 @@ def samples(
     ],
 )
 def test_samples_equal_those_of_the_scheduler(kind, entries, monkeypatch):
-    network, theirs, steps = unet(), scheduler(kind, **entries), 10
-    model, settings = ours.wrap(network, theirs), ours.sampler_settings(theirs, steps)
+    network, reference, steps = unet(), scheduler(kind, **entries), 10
+    model, settings = ours.wrap(network, reference), ours.sampler_settings(reference, steps)
     draws = list(torch.randn(2 * steps, 3, 2, 8, 8))
     start = model.sde.sigma(settings.times[0]) * torch.randn(3, 2, 8, 8).double()
     in_ve = kind in ("EulerDiscrete", "HeunDiscrete")
     x = (start / model.sde.alpha(settings.times[0]) if in_ve else start).float()
-    expected = run_pipeline(theirs, network, x, steps, draws, monkeypatch)
+    expected = run_pipeline(reference, network, x, steps, draws, monkeypatch)
     assert relative(samples(model, settings, start.float(), draws), expected) < 1e-4
 
 
 def test_samples_equal_those_of_the_score_sde_ve_pipeline(monkeypatch):
     """Predictor-corrector steps of the official sampler, without the last noise."""
     network, steps = unet(time_embedding_type="fourier"), 10
-    theirs = scheduler("ScoreSdeVe", sigma_max=20.0, sampling_eps=1e-6, correct_steps=2)
-    model, settings = ours.wrap(network, theirs), ours.sampler_settings(theirs, steps)
+    reference = scheduler("ScoreSdeVe", sigma_max=20.0, sampling_eps=1e-6, correct_steps=2)
+    model, settings = ours.wrap(network, reference), ours.sampler_settings(reference, steps)
     assert (model.prediction, model.label) == (SCORE, by_sigma)
     draws = list(torch.randn(3 * steps, 3, 2, 8, 8))
     start = 20 * torch.randn(3, 2, 8, 8)
     remaining = iter(draws)
-    module = importlib.import_module(type(theirs).__module__)
+    module = importlib.import_module(type(reference).__module__)
     monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: next(remaining))
-    theirs.set_timesteps(steps)
-    theirs.set_sigmas(steps)
+    reference.set_timesteps(steps)
+    reference.set_sigmas(steps)
     x = start
-    for i, t in enumerate(theirs.timesteps):
-        sigma = theirs.sigmas[i] * torch.ones(3)
+    for i, t in enumerate(reference.timesteps):
+        sigma = reference.sigmas[i] * torch.ones(3)
         for _ in range(2):
-            x = theirs.step_correct(network(x, sigma).sample, x).prev_sample
-        step = theirs.step_pred(network(x, sigma).sample, t, x)
+            x = reference.step_correct(network(x, sigma).sample, x).prev_sample
+        step = reference.step_pred(network(x, sigma).sample, t, x)
         x, mean = step.prev_sample, step.prev_sample_mean
     assert relative(samples(model, settings, start, draws), mean) < 1e-4
 
@@ -148,15 +148,15 @@ def test_samples_equal_those_of_the_score_sde_ve_pipeline(monkeypatch):
 
 
 def test_a_wrapped_network_takes_timesteps():
-    network, theirs = unet(), scheduler("DDPM")
-    model = ours.wrap(network, theirs)
+    network, reference = unet(), scheduler("DDPM")
+    model = ours.wrap(network, reference)
     assert (model.prediction, model.label) == (NOISE, by_index)
     i = torch.tensor([0, 500, 999])
     x = torch.randn(3, 2, 8, 8)
     assert torch.equal(model.noise(x, model.sde.times[i]), network(x, i.float()).sample)
     x0, noise = torch.randn(2, 3, 2, 8, 8)
     noised = model.sde.perturb(x0, model.sde.times[i].float(), noise)
-    torch.testing.assert_close(noised, theirs.add_noise(x0, noise, i), rtol=0, atol=5e-6)
+    torch.testing.assert_close(noised, reference.add_noise(x0, noise, i), rtol=0, atol=5e-6)
 
 
 def test_classes_are_a_condition():
@@ -182,8 +182,8 @@ def test_channels_of_learned_variances_are_dropped():
 
 
 def test_learned_variances_are_those_of_the_scheduler():
-    network, theirs = unet(out_channels=4), scheduler("DDPM", variance_type="learned_range")
-    model = ours.wrap(network, theirs)
+    network, reference = unet(out_channels=4), scheduler("DDPM", variance_type="learned_range")
+    model = ours.wrap(network, reference)
     x, sde = torch.randn(2, 2, 8, 8), model.sde
     for i in (1, 500, 999):
         second = network(x, torch.tensor([float(i)] * 2)).sample[:, 2:]
@@ -191,13 +191,13 @@ def test_learned_variances_are_those_of_the_scheduler():
         std = sde.transition(sde.times[i - 1], sde.times[i])[1]
         low = std * sde.sigma(sde.times[i - 1]) / sde.sigma(sde.times[i])
         found = 2 * (v * std.log() + (1 - v) * low.log())
-        expected = theirs._get_variance(i, predicted_variance=second)
+        expected = reference._get_variance(i, predicted_variance=second)
         torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-5)
     levels = torch.randint(8, (2, 2, 8, 8))
     setting = {"levels": 8, "scale": 2.0, "shift": -1.0, "times": sde.times[::100]}
     bound = discrete_bound(model, levels, variance=ours.learned_variance(model), **setting)
     assert bound.terms.isfinite().all()
-    narrow = ours.learned_variance(ours.wrap(unet(), theirs))
+    narrow = ours.learned_variance(ours.wrap(unet(), reference))
     with pytest.raises(ValueError, match=r"^network: expected"):
         discrete_bound(model, levels, variance=narrow, **setting)
     with pytest.raises(TypeError, match=r"^model: expected a network of diffusers"):
@@ -238,9 +238,9 @@ def test_a_folder_of_a_pipeline(folder):
     assert torch.equal(torch.get_rng_state(), before)
     assert repr(model.sde) == repr(DDPM.cosine(1000))
     assert not any(module.training for module in model.modules())
-    theirs = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
+    reference = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
     x, i = torch.randn(3, 2, 8, 8), torch.tensor([0, 500, 999])
-    assert torch.equal(model.noise(x, model.sde.times[i]), theirs(x, i.float()).sample)
+    assert torch.equal(model.noise(x, model.sde.times[i]), reference(x, i.float()).sample)
     own = VPSDE()
     assert ours.load(str(folder), sde=own).sde is own
 
@@ -327,18 +327,18 @@ def test_only_load_requires_diffusers(folder, monkeypatch):
 def test_an_sde_survives_the_round_trip(sde):
     """The same α and σ at the same t/T, compared with diffusers' table as well."""
     config = json.loads(json.dumps(ours.scheduler_config(sde)))
-    theirs = getattr(diffusers, config["_class_name"]).from_config(config)
-    again = ours.forward_process(theirs).sde
+    reference = getattr(diffusers, config["_class_name"]).from_config(config)
+    again = ours.forward_process(reference).sde
     fraction = torch.arange(1, 101, dtype=torch.float64) / 100
     t, u = sde.T * fraction, again.T * fraction
     if config["_class_name"].startswith("FlowMatch"):
         t = u = 0.999 * fraction
     torch.testing.assert_close(sde.alpha(t), again.alpha(u), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(sde.sigma(t), again.sigma(u), rtol=1e-6, atol=0)
-    if hasattr(theirs, "alphas_cumprod"):
-        N = len(theirs.alphas_cumprod)
+    if hasattr(reference, "alphas_cumprod"):
+        N = len(reference.alphas_cumprod)
         times = sde.T * (torch.arange(N).double() + 1) / N
-        expected = theirs.alphas_cumprod.double()
+        expected = reference.alphas_cumprod.double()
         torch.testing.assert_close(sde.alpha(times) ** 2, expected, rtol=1e-4, atol=1e-9)
 
 

@@ -148,7 +148,7 @@ def edm_sampler(net: nn.Module, latents: Tensor, num_steps: int) -> Tensor:
 
 @pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(), RectifiedFlow()], ids=str)
 @pytest.mark.parametrize(
-    ("theirs", "sampler"),
+    ("published_loop", "sampler"),
     [
         (sample_euler, Exponential(order=1)),
         (sample_dpmpp_2m, Exponential(order=2, published=True)),
@@ -156,7 +156,7 @@ def edm_sampler(net: nn.Module, latents: Tensor, num_steps: int) -> Tensor:
     ],
     ids=["euler", "dpmpp_2m", "edm"],
 )
-def test_published_loops_equal_the_samplers(sde: SDE, theirs, sampler):
+def test_published_loops_equal_the_samplers(sde: SDE, published_loop, sampler):
     """With the same start; the final denoising replaces their last step to 0."""
     score = mixture(sde)
     D = edm.to_kdiffusion(score)
@@ -169,7 +169,7 @@ def test_published_loops_equal_the_samplers(sde: SDE, theirs, sampler):
     times = sde.time_at(-sigmas[:-1].log())
     start = sde.alpha(times[0]) * y
     expected = sample(score, None, sampler, times=times, start=start, denoise=True)
-    torch.testing.assert_close(theirs(D, y, sigmas), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(published_loop(D, y, sigmas), expected, rtol=0, atol=2e-5)
 
 
 def test_noise_levels_of_karras():
