@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def shown(value: Any) -> str:
         return value.__qualname__
     if isinstance(value, float):
         return f"{value:.12g}"
-    text = repr(value)
+    text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", repr(value))  # wherever it is defined
     return type(value).__name__ if " at 0x" in text else text
 
 
