@@ -1,4 +1,4 @@
-"""DDPM and NCSN: their chains at the knots, the published tables, convergence to VP and VE."""
+"""DDPM and NCSN: their chains at the timesteps, the published tables, convergence to VP and VE."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ EVERY = pytest.mark.parametrize("sde", TABLES, ids=str)
 
 
 def before(sde) -> torch.Tensor:
-    """The knot before each knot; 0 before the first."""
+    """The timestep before each timestep; 0 before the first."""
     return torch.cat([torch.zeros(1, dtype=torch.float64), sde.times[:-1]])
 
 
 # --- the chains
 
 
-def test_the_alpha_bar_table_is_exact_at_the_knots():
+def test_the_alpha_bar_table_is_exact_at_the_timesteps():
     sde = DDPM.linear(1e-4, 0.02, 1000)
     betas = np.linspace(1e-4, 0.02, 1000)
     bar = np.cumprod(1 - betas)
@@ -62,14 +62,14 @@ def test_the_alpha_bar_table_is_exact_at_the_knots():
 
 
 @given(STRATEGIES["DDPM"])
-def test_one_step_of_ddpm_is_a_transition_between_knots(sde):
+def test_one_step_of_ddpm_is_a_transition_between_timesteps(sde):
     scale, std = sde.transition(before(sde), sde.times)
     torch.testing.assert_close(scale, (1 - sde.betas).sqrt(), rtol=1e-11, atol=0)
     torch.testing.assert_close(std, sde.betas.sqrt(), rtol=1e-9, atol=0)
 
 
 @given(STRATEGIES["NCSN"])
-def test_one_step_of_ncsn_is_a_transition_between_knots(sde):
+def test_one_step_of_ncsn_is_a_transition_between_timesteps(sde):
     scale, std = sde.transition(sde.times[:-1], sde.times[1:])
     assert (scale == 1).all()
     torch.testing.assert_close(std**2, sde.sigmas.square().diff(), rtol=1e-9, atol=0)
@@ -79,7 +79,7 @@ def test_one_step_of_ncsn_is_a_transition_between_knots(sde):
 
 
 @EVERY
-def test_knots_grid_and_index(sde):
+def test_times_and_index(sde):
     N = len(sde.times)
     expected = torch.arange(1, N + 1, dtype=torch.float64) * sde.T / N
     torch.testing.assert_close(sde.times, expected, rtol=1e-15, atol=0)
@@ -97,9 +97,9 @@ def test_knots_grid_and_index(sde):
 
 @EVERY
 def test_drift_and_diffusion_are_continuous_and_positive(sde):
-    """No jump at a knot: solvers see a smooth field. And no flat piece: λ falls everywhere."""
-    knots = sde.times[:-1]
-    left, right = knots * (1 - 1e-9), knots * (1 + 1e-9)
+    """No jump at a timestep, for the solvers; and λ decreases strictly everywhere."""
+    times = sde.times[:-1]
+    left, right = times * (1 - 1e-9), times * (1 + 1e-9)
     torch.testing.assert_close(sde.diffusion(left), sde.diffusion(right), rtol=1e-4, atol=0)
     fine = torch.linspace(0, sde.T, 20 * len(sde.times) + 1, dtype=torch.float64)
     assert (sde.half_logsnr(fine).diff() < 0).all()
@@ -166,7 +166,7 @@ def test_sigmoid_is_the_logistic_curve():
     ids=str,
 )
 def test_tables_are_those_of_diffusers(ours, settings):
-    """Which keeps them in float32, and sets ᾱ = 2⁻²⁴ where no signal is left."""
+    """diffusers has them in float32, and sets ᾱ = 2⁻²⁴ at zero terminal SNR."""
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DDPMScheduler(**settings)
     np.testing.assert_allclose(ours.betas.numpy(), theirs.betas.numpy(), rtol=2e-4, atol=1e-7)
@@ -174,7 +174,7 @@ def test_tables_are_those_of_diffusers(ours, settings):
     np.testing.assert_allclose(ours.alphas_cumprod.numpy(), bar, rtol=2e-3, atol=1e-7)
 
 
-def test_geometric_ladder():
+def test_geometric_sigmas():
     np.testing.assert_allclose(
         NCSN.geometric(0.01, 50.0, 232).sigmas.numpy(), np.geomspace(0.01, 50, 232), rtol=1e-13
     )
@@ -183,8 +183,8 @@ def test_geometric_ladder():
 
 
 @pytest.mark.parametrize("parent", [DDPM.linear(), DDPM.scaled_linear(), DDPM.linear(N=20)])
-def test_zero_terminal_snr_leaves_no_signal(parent):
-    """Lin et al. 2023, algorithm 1; where ᾱ_N = 0, all stays finite."""
+def test_zero_terminal_snr(parent):
+    """Lin et al. 2023, algorithm 1; where ᾱ_N = 0, all values are finite."""
     sde = parent.zero_terminal_snr()
     root = np.sqrt(np.cumprod(1 - parent.betas.numpy()))
     expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -200,7 +200,7 @@ def test_zero_terminal_snr_leaves_no_signal(parent):
     assert torch.isfinite(torch.stack(sde.transition(sde.times[-2], 1.0))).all()
     tail = DDPM(
         torch.tensor([0.1, 1 - 1e-15, 1.0], dtype=torch.float64)
-    )  # ᾱ below the floor already
+    )  # ᾱ is below the minimum before the end
     assert (tail.half_logsnr(tail.times).diff() < 0).all()
 
 
@@ -235,7 +235,7 @@ def test_ncsn_converges_to_ve():
 
 
 @pytest.mark.parametrize("T", [1.0, 2.5])
-def test_rates_converge_for_every_end_of_time(T):
+def test_rates_converge_for_every_final_time(T):
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) * T
     for parent in (VPSDE(0.1, 4.0, T=T), VESDE(T=T)):
         coarse, fine = (parent.discretize(N) for N in (500, 1000))
@@ -249,7 +249,7 @@ def test_rates_converge_for_every_end_of_time(T):
 
 
 def test_geometric_ncsn_is_ve_at_other_times():
-    """σ(t) = σ_min (σ_max/σ_min)^((N t − 1)/(N − 1)), between the knots too."""
+    """σ(t) = σ_min (σ_max/σ_min)^((N t − 1)/(N − 1)), between the timesteps too."""
     sde = NCSN.geometric(0.01, 50.0, 20)
     t = torch.linspace(0.0, 1.0, 333, dtype=torch.float64)
     torch.testing.assert_close(sde.sigma(t), 0.01 * 5000 ** ((20 * t - 1) / 19))
@@ -257,8 +257,8 @@ def test_geometric_ncsn_is_ve_at_other_times():
 
 def gaussian_error(sde, t: torch.Tensor, variance: float = 0.5) -> torch.Tensor:
     """E|ε̂ − ε|² of one dimension at given times, for the true score of N(0, variance) data."""
-    kept = sde.alpha(t) ** 2 * variance
-    return kept / (kept + sde.sigma(t) ** 2)
+    signal = sde.alpha(t) ** 2 * variance
+    return signal / (signal + sde.sigma(t) ** 2)
 
 
 def test_the_loss_of_ddpm_converges_to_that_of_vp():
@@ -272,12 +272,12 @@ def test_the_loss_of_ddpm_converges_to_that_of_vp():
         assert 1.8 < coarse / fine_error < 2.2
 
 
-def law_of_samples(sde, variance: float = 0.5) -> float:
+def std_of_samples(sde, variance: float = 0.5) -> float:
     """The standard deviation of the chain's samples of N(0, variance) data, without sampling."""
 
     def denoised(x, t):
-        kept = sde.alpha(t) * variance
-        return kept / (kept * sde.alpha(t) + sde.sigma(t) ** 2) * x
+        signal = sde.alpha(t) * variance
+        return signal / (signal * sde.alpha(t) + sde.sigma(t) ** 2) * x
 
     score, std = FunctionScore(denoised, sde, DATA), sde.prior_scale() ** 2
     unit = torch.eye(2, dtype=torch.float64)
@@ -292,8 +292,8 @@ def test_samples_of_the_chains_converge_to_the_data(parent):
     errors = []
     for N in (50, 100, 200):
         sde = parent.discretize(N)
-        kept = float(sde.alpha(sde.t_min) ** 2 * 0.5 + sde.sigma(sde.t_min) ** 2)
-        errors.append(abs(law_of_samples(sde) / math.sqrt(kept) - 1))
+        variance = float(sde.alpha(sde.t_min) ** 2 * 0.5 + sde.sigma(sde.t_min) ** 2)
+        errors.append(abs(std_of_samples(sde) / math.sqrt(variance) - 1))
     for coarse, fine in pairwise(errors):
         assert 1.7 < coarse / fine < 2.3
 
@@ -308,12 +308,14 @@ def some_score(sde) -> GaussianMixture:
 
 @pytest.mark.parametrize("large", [True, False], ids=["fixed large", "fixed small"])
 def test_ancestral_sampling_of_ho_et_al(large):
-    """Algorithm 2, written out on the table, with the draws of our run."""
+    """Algorithm 2, transcribed for the table, with the noise of our run."""
     betas = np.linspace(1e-3, 0.2, 30)
     score = some_score(DDPM(torch.from_numpy(betas)))
     start = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    way = ddpm(variance=float(large), grid=Timesteps(), steps=29)
-    ours = sample(score, start.shape, way, start=start, generator=torch.Generator().manual_seed(1))
+    sampler = ddpm(variance=float(large), grid=Timesteps(), steps=29)
+    ours = sample(
+        score, start.shape, sampler, start=start, generator=torch.Generator().manual_seed(1)
+    )
 
     source, x, bars = torch.Generator().manual_seed(1), start.clone(), np.cumprod(1 - betas)
     for t in reversed(range(30)):
@@ -327,7 +329,7 @@ def test_ancestral_sampling_of_ho_et_al(large):
 
 
 def test_annealed_langevin_dynamics_of_song_and_ermon():
-    """Algorithm 1 on the ladder, with ε = (2 σ_L r)², and the draws of our run."""
+    """Algorithm 1 on its noise levels, with ε = (2 σ_L r)², and the noise of our run."""
     sigmas, r, T = np.geomspace(1.0, 0.01, 10), 0.2, 3
     score = some_score(NCSN(torch.from_numpy(sigmas)))
     start = torch.rand(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -360,18 +362,19 @@ def test_annealed_langevin_dynamics_of_song_and_ermon():
         ("ve_cifar10_ncsnpp_continuous", None),
     ],
 )
-def test_official_discretisation(folder, sde, golden):
+def test_official_discretization(folder, sde, golden):
     with np.load(golden / folder / "expected.npz") as file:
         arrays = dict(file)
-    ladder = arrays.get("grid_sigma_ladder", arrays.get("grid_beta_ladder"))
-    sde = sde or NCSN.geometric(0.01, 50.0, len(ladder))
-    table = sde.sigmas if "grid_sigma_ladder" in arrays else sde.betas
-    np.testing.assert_allclose(table.numpy(), ladder, rtol=2e-5)
+    name = next(name for name in arrays if name.startswith(("grid_beta", "grid_sigma")))
+    official = arrays[name]
+    sde = sde or NCSN.geometric(0.01, 50.0, len(official))
+    table = sde.betas if name.startswith("grid_beta") else sde.sigmas
+    np.testing.assert_allclose(table.numpy(), official, rtol=2e-5)
     for suffix in "ab":
         t, x = arrays[f"t_{suffix}"], torch.tensor(arrays[f"x_{suffix}"])
-        index = (t * np.float32(len(ladder) - 1)).astype(np.int64)
+        index = (t * np.float32(len(official) - 1)).astype(np.int64)
         scale, std = sde.transition(before(sde)[index], sde.times[index])
-        first = torch.as_tensor(index == 0) & (scale == 1)  # the ladder starts from σ = 0 there
+        first = torch.as_tensor(index == 0) & (scale == 1)  # that chain starts from σ = 0
         std = torch.where(first, sde.sigma(sde.times[index]), std)
         f = ((scale - 1)[:, None, None, None] * x).float()
         torch.testing.assert_close(
@@ -381,7 +384,7 @@ def test_official_discretisation(folder, sde, golden):
         torch.testing.assert_close(std.float(), G, rtol=1e-3, atol=1e-6)
 
 
-def test_times_are_found_where_a_table_bends_sharply():
+def test_time_at_inverts_an_irregular_table():
     betas = [0.135, 0.0183, 0.00674, 0.223, 0.0821, 0.000335, 0.607, 0.0498, 0.368]
     sde = DDPM(torch.tensor(betas, dtype=torch.float64))
     t = sde.times[:-1] + torch.tensor([[-2e-4], [2e-5], [2.2e-4], [5e-4]], dtype=torch.float64)
@@ -392,10 +395,10 @@ def test_times_are_found_where_a_table_bends_sharply():
 @pytest.mark.parametrize("sde", [DDPM.linear(N=10), NCSN.geometric(N=10)], ids=["DDPM", "NCSN"])
 def test_the_ends_of_a_table_have_the_slopes_of_its_last_steps(sde):
     curve = sde.log_alpha if isinstance(sde, DDPM) else sde.log_sigma
-    knots = torch.cat([torch.zeros(1, dtype=torch.float64), sde.times])
-    values, small = curve(knots), 1e-6
+    times = torch.cat([torch.zeros(1, dtype=torch.float64), sde.times])
+    values, small = curve(times), 1e-6
     for end, inner in ((0, small), (-1, -small)):
-        slope = (curve(knots[end] + inner) - values[end]) / inner
+        slope = (curve(times[end] + inner) - values[end]) / inner
         step = 0 if end == 0 else -2
-        secant = (values[step + 1] - values[step]) / (knots[step + 1] - knots[step])
+        secant = (values[step + 1] - values[step]) / (times[step + 1] - times[step])
         torch.testing.assert_close(slope, secant, rtol=1e-3, atol=0)

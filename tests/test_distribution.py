@@ -1,4 +1,4 @@
-"""A score as a distribution: one law for log_prob and sample, in PyTorch's own terms."""
+"""A score as a torch distribution: log_prob and sample of one density."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def line(sde: GaussianSDE) -> GaussianMixture:
-    """Two modes of equal weight on the line, of which SciPy knows all."""
+    """Two modes of equal weight on the line, for comparison with SciPy."""
     covariances = torch.tensor(STDS, dtype=torch.float64).square().reshape(2, 1, 1)
     means = torch.tensor(MEANS, dtype=torch.float64)[:, None]
     return GaussianMixture(torch.ones(2), means, covariances, sde)
@@ -55,7 +55,7 @@ def image(shape: tuple[int, ...] = (1, 2, 2)) -> GaussianMixture:
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
-def test_samples_have_the_law(sde: GaussianSDE, known: bool) -> None:
+def test_samples_have_the_distribution(sde: GaussianSDE, known: bool) -> None:
     """Kolmogorov–Smirnov against SciPy's mixture at level 1e-3, with a fixed seed."""
     score = line(sde)
     if not known:
@@ -76,19 +76,19 @@ def test_samples_have_the_law(sde: GaussianSDE, known: bool) -> None:
 @pytest.mark.parametrize("shape", [(), (2,), (1, 2, 2)], ids=str)
 def test_shapes(lead: tuple[int, ...], shape: tuple[int, ...]) -> None:
     score = image(shape)
-    law = ScoreDistribution(score, shape, generator=seeded(1))
-    assert law.batch_shape == ()
-    assert law.event_shape == shape
-    x = law.sample(lead)
+    p = ScoreDistribution(score, shape, generator=seeded(1))
+    assert p.batch_shape == ()
+    assert p.event_shape == shape
+    x = p.sample(lead)
     assert x.shape == (*lead, *shape)
     assert x.dtype == torch.get_default_dtype()
-    value = law.log_prob(x)
+    value = p.log_prob(x)
     assert value.shape == lead
     truth = score.log_prob(x.reshape(-1, *shape), 1e-5).reshape(lead)
     assert torch.allclose(value, truth, rtol=0, atol=1e-3 * math.log(2) * math.prod(shape))
 
 
-def test_nothing_asked_nothing_given() -> None:
+def test_an_empty_sample() -> None:
     assert ScoreDistribution(image((2,)), (2,)).sample((0, 3)).shape == (0, 3, 2)
 
 
@@ -96,23 +96,23 @@ def test_settings_are_those_of_log_likelihood() -> None:
     score = image()
     x = score.sample(3, 0.0, seeded(1), dtype=torch.float64)
     settings = {"method": PathIntegral(), "trace": Hutchinson(probes=2), "t_min": 1e-3}
-    law = ScoreDistribution(score, (1, 2, 2), batch_size=2, tolerance=1e-2, **settings)
+    p = ScoreDistribution(score, (1, 2, 2), batch_size=2, tolerance=1e-2, **settings)
     result = log_likelihood(score, x, tolerance=1e-2, generator=seeded(2), **settings)
-    assert torch.allclose(law.log_prob(x, seeded(2)), result.log_prob, rtol=0, atol=1e-6)
-    budget = law.likelihood(x, seeded(2))
+    assert torch.allclose(p.log_prob(x, seeded(2)), result.log_prob, rtol=0, atol=1e-6)
+    budget = p.likelihood(x, seeded(2))
     assert torch.allclose(budget.standard_error, result.standard_error, rtol=0, atol=1e-6)
     assert budget.t_min == 1e-3
 
 
 def test_generators_and_the_global_state() -> None:
-    """One in the call, one in the law, none: in this order; only the last touches the global."""
+    """That of the call, of the distribution, or the global one, in this order."""
     score = image((2,))
-    score.moments = Moments()  # the prior is a distribution, which knows only the global generator
-    law = ScoreDistribution(score, (2,), trace=Hutchinson(), generator=seeded(1))
+    score.moments = Moments()  # so that the prior, of torch, draws globally
+    p = ScoreDistribution(score, (2,), trace=Hutchinson(), generator=seeded(1))
     before = torch.get_rng_state()
-    first, second = law.sample((2,)), law.sample((2,))
-    again = law.sample((2,), generator=seeded(1))
-    law.log_prob(first)
+    first, second = p.sample((2,)), p.sample((2,))
+    again = p.sample((2,), generator=seeded(1))
+    p.log_prob(first)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
@@ -123,55 +123,55 @@ def test_generators_and_the_global_state() -> None:
     assert torch.equal(one, free.sample((2,)))
 
 
-def test_a_sampler_of_ones_own() -> None:
+def test_a_custom_sampler() -> None:
     score = line(VPSDE())
-    law = ScoreDistribution(
+    p = ScoreDistribution(
         score, (1,), partial(sample, sampler=Ancestral(), steps=20), generator=seeded(1)
     )
-    x = law.sample((4, 5))
+    x = p.sample((4, 5))
     direct = sample(score, (20, 1), Ancestral(), steps=20, generator=seeded(1))
     assert torch.equal(x, direct.reshape(4, 5, 1))
 
 
-def test_prior_is_where_both_start() -> None:
-    """A network that says zero leaves y = x/α where it is: the law is the prior's image."""
+def test_prior_of_sample_and_log_prob() -> None:
+    """With a network that returns zero, y = x/α is constant: the density is the prior's image."""
 
-    class Still(nn.Module):
+    class Zero(nn.Module):
         def forward(self, x: Tensor, label: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
     sde = VESDE()
     prior = Independent(Normal(torch.full((2,), 3.0), torch.full((2,), 0.5)), 1)
-    law = ScoreDistribution(
-        ScoreModel(Still(), sde), (2,), prior=prior, tolerance=1e-4, generator=seeded(1)
+    p = ScoreDistribution(
+        ScoreModel(Zero(), sde), (2,), prior=prior, tolerance=1e-4, generator=seeded(1)
     )
-    x = law.sample((400,))
+    x = p.sample((400,))
     assert torch.allclose(x.mean(0), torch.full((2,), 3.0), atol=0.1)
     assert torch.allclose(x.std(0), torch.full((2,), 0.5), atol=0.07)
-    assert torch.allclose(law.log_prob(x[:8]), prior.log_prob(x[:8]), atol=1e-3)
+    assert torch.allclose(p.log_prob(x[:8]), prior.log_prob(x[:8]), atol=1e-3)
 
 
-def test_torch_takes_it_for_one_of_its_own() -> None:
+def test_it_works_as_a_torch_distribution() -> None:
     score = line(VPSDE())
-    law = ScoreDistribution(score, (1,), tolerance=1e-2, generator=seeded(1))
-    assert isinstance(law, Distribution)
-    assert law.support.check(torch.zeros(3, 1)).all()
-    moved = TransformedDistribution(law, [AffineTransform(5.0, 2.0, event_dim=1)])
+    p = ScoreDistribution(score, (1,), tolerance=1e-2, generator=seeded(1))
+    assert isinstance(p, Distribution)
+    assert p.support.check(torch.zeros(3, 1)).all()
+    moved = TransformedDistribution(p, [AffineTransform(5.0, 2.0, event_dim=1)])
     y = moved.sample((6,))
     truth = score.log_prob((y - 5) / 2, 1e-5) - math.log(2)
     assert torch.allclose(moved.log_prob(y), truth, atol=1e-2)
-    three = law.expand((3,))
+    three = p.expand((3,))
     assert three.batch_shape == (3,)
     assert three.sample((2,)).shape == (2, 3, 1)
     x = torch.tensor([[-1.0], [0.0], [0.5]])
-    assert torch.allclose(three.log_prob(x), law.log_prob(x), atol=1e-6)
+    assert torch.allclose(three.log_prob(x), p.log_prob(x), atol=1e-6)
     assert three.log_prob(x[0]).shape == (3,)
     joint = Independent(three, 1)
     assert joint.event_shape == (3, 1)
-    assert torch.allclose(joint.log_prob(x), law.log_prob(x).sum(), atol=1e-5)
+    assert torch.allclose(joint.log_prob(x), p.log_prob(x).sum(), atol=1e-5)
 
 
-def test_it_prints_itself() -> None:
+def test_repr() -> None:
     text = repr(ScoreDistribution(image(), (1, 2, 2)))
     assert "event_shape=(1, 2, 2)" in text
     assert "VPSDE" in text

@@ -46,9 +46,9 @@ def mixture(sde: GaussianSDE, d: int = 2) -> GaussianMixture:
     """Three modes, stretched from 0.05 to 0.5."""
     generator = seeded(d)
     means = 0.5 * torch.randn(3, d, generator=generator, dtype=torch.float64)
-    turned = torch.linalg.qr(torch.randn(3, d, d, generator=generator, dtype=torch.float64))[0]
+    rotation = torch.linalg.qr(torch.randn(3, d, d, generator=generator, dtype=torch.float64))[0]
     stds = torch.logspace(math.log10(0.05), math.log10(0.5), d, dtype=torch.float64)
-    covariances = turned @ torch.diag(stds**2) @ turned.mT
+    covariances = rotation @ torch.diag(stds**2) @ rotation.mT
     return GaussianMixture(torch.tensor([0.2, 0.3, 0.5]), means, covariances, sde)
 
 
@@ -57,7 +57,9 @@ def network(classes: int | None = None) -> ScoreModel:
     body = MLP((2,), width=8, depth=1, classes=classes)
     for parameter in body.parameters():
         nn.init.normal_(parameter, std=0.1)
-    return ScoreModel(body.double(), VPSDE(t_min=0.05))  # where ε̂ is of no use, steps are many
+    return ScoreModel(
+        body.double(), VPSDE(t_min=0.05)
+    )  # at smaller times ε̂ is inaccurate and takes many steps
 
 
 def gradient(value: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
@@ -105,7 +107,7 @@ def test_other_solvers(solver: Solver) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_rows_and_batches(method: Method) -> None:
-    """Each row has its own gradient, that of its own class, in any company."""
+    """Each row has its own gradient, that of its own class, in any batch."""
     model = network(classes=3)
     labels = torch.tensor([0, 1, 2])
     x = torch.randn(3, 2, generator=seeded(1), dtype=torch.float64, requires_grad=True)
@@ -122,12 +124,12 @@ def test_rows_and_batches(method: Method) -> None:
         )
         return gradient(log_prob(result.log_prob), x)[0]
 
-    whole, chunked = (of(torch.sum, size) for size in (3, 2))
-    assert torch.allclose(whole, chunked, rtol=0, atol=1e-6)
+    joint, chunked = (of(torch.sum, size) for size in (3, 2))
+    assert torch.allclose(joint, chunked, rtol=0, atol=1e-6)
     middle = of(lambda log_prob: log_prob[1], 3)
-    assert torch.allclose(middle[1], whole[1], rtol=0, atol=1e-9)
+    assert torch.allclose(middle[1], joint[1], rtol=0, atol=1e-9)
     assert not middle[[0, 2]].any()
-    assert whole.abs().min() > 0
+    assert joint.abs().min() > 0
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 2)], ids=str)
@@ -135,7 +137,7 @@ def test_rows_and_batches(method: Method) -> None:
 def test_event_shapes_in_float32(
     method: Method, shape: tuple[int, ...], device: torch.device
 ) -> None:
-    """A Gaussian whose moments are not known, so that there is work to do."""
+    """A Gaussian whose moments are not known, so that the integral is not trivial."""
     d = math.prod(shape)
     sde = VPSDE()
     score = GaussianMixture(
@@ -149,7 +151,7 @@ def test_event_shapes_in_float32(
     assert torch.allclose(found, score(x, sde.t_min), rtol=1e-2, atol=0.05)
 
 
-def test_a_row_that_is_not_finite_spoils_no_gradient() -> None:
+def test_a_row_that_is_not_finite_changes_no_gradient() -> None:
     good = mixture(VPSDE())
 
     def broken(x: Tensor, t: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ class Bell(nn.Module):
         self.mean = nn.Parameter(torch.linspace(-0.5, 0.5, d, dtype=torch.float64))
         self.log_std = nn.Parameter(torch.full((), math.log(0.4), dtype=torch.float64))
 
-    def law(self, t: float) -> Independent:
+    def marginal(self, t: float) -> Independent:
         alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
         std = torch.sqrt((alpha * self.log_std.exp()) ** 2 + sigma**2)
         return Independent(Normal(alpha * self.mean, std.expand_as(self.mean)), 1)
@@ -193,11 +195,11 @@ def test_parameters_of_a_gaussian(sde: GaussianSDE, method: Method) -> None:
     bell = Bell(sde, 3)
     x = torch.randn(4, 3, generator=seeded(1), dtype=torch.float64)
     parameters = [bell.mean, bell.log_std]
-    truth = gradient(bell.law(sde.t_min).log_prob(x), *parameters)
+    truth = gradient(bell.marginal(sde.t_min).log_prob(x), *parameters)
     result = log_likelihood(
         FunctionScore(bell, sde),
         x,
-        prior=bell.law(sde.T),
+        prior=bell.marginal(sde.T),
         method=method,
         tolerance=1e-5,
         differentiable=True,
@@ -232,7 +234,7 @@ def test_weights_of_a_network(method: Method) -> None:
 
 
 def test_the_gradient_of_an_estimate_is_unbiased() -> None:
-    """100 draws of the probes at one point; the mean within 5 standard errors (alarm 1e-6)."""
+    """100 samples of the probes at one point; the mean within 5 standard errors (alarm 1e-6)."""
     score = mixture(VPSDE())
     x = torch.tensor([[0.5, -0.3]], dtype=torch.float64)
 
@@ -259,24 +261,24 @@ def test_a_general_sde() -> None:
 
     mean = nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
 
-    def law(t: float | Tensor) -> Normal:
+    def marginal(t: float | Tensor) -> Normal:
         t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1)
         variance = 1 - 0.75 * torch.exp(-2 * t)
         return Normal(torch.exp(-t) * mean, variance.sqrt())
 
-    class Pull(nn.Module):
+    class LinearScore(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.mean = mean
 
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return -(x - law(t).mean) / law(t).variance
+            return -(x - marginal(t).mean) / marginal(t).variance
 
-    score = FunctionScore(Pull(), Relaxation())
+    score = FunctionScore(LinearScore(), Relaxation())
     x = torch.randn(3, 2, generator=seeded(1), dtype=torch.float64, requires_grad=True)
-    truth = gradient(law(1e-5).log_prob(x), x, mean)
+    truth = gradient(marginal(1e-5).log_prob(x), x, mean)
     for method in METHODS[:2]:
-        prior = Independent(Normal(law(1.0).mean[0], law(1.0).stddev[0].expand(2)), 1)
+        prior = Independent(Normal(marginal(1.0).mean[0], marginal(1.0).stddev[0].expand(2)), 1)
         result = log_likelihood(score, x, prior=prior, method=method, tolerance=1e-4)
         for a, b in zip(gradient(result.log_prob, x, mean), truth, strict=True):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
@@ -286,36 +288,36 @@ def test_a_general_sde() -> None:
 
 
 def test_samples_are_functions_of_the_parameters() -> None:
-    """x = m + s ε at t_min, so that ∂x/∂m = α and ∂x/∂ log s tells ε: closed forms."""
+    """x = m + s ε at t_min, so that ∂x/∂m = α and ∂x/∂ log s follows from ε: closed forms."""
     sde = VPSDE()
     bell = Bell(sde, 2)
-    law = ScoreDistribution(
-        FunctionScore(bell, sde), (2,), prior=bell.law(sde.T), dtype=torch.float64
+    p = ScoreDistribution(
+        FunctionScore(bell, sde), (2,), prior=bell.marginal(sde.T), dtype=torch.float64
     )
-    x = law.rsample((5,), generator=seeded(1))
-    assert torch.equal(x, law.sample((5,), generator=seeded(1)))
+    x = p.rsample((5,), generator=seeded(1))
+    assert torch.equal(x, p.sample((5,), generator=seeded(1)))
     alpha, sigma = float(sde.alpha(sde.t_min)), float(sde.sigma(sde.t_min))
     of_mean, of_log_std = gradient(x, bell.mean, bell.log_std)
     assert torch.allclose(of_mean, torch.full_like(of_mean, 5 * alpha), rtol=1e-3)
     variance = (alpha * bell.log_std.exp()) ** 2 + sigma**2
     expected = ((x - alpha * bell.mean) * (alpha * bell.log_std.exp()) ** 2 / variance).sum()
     assert torch.allclose(of_log_std, expected, rtol=1e-3)
-    assert not law.sample((2,)).requires_grad
+    assert not p.sample((2,)).requires_grad
     with torch.no_grad():
-        assert not law.rsample((2,)).requires_grad
+        assert not p.rsample((2,)).requires_grad
 
 
 def test_a_distribution_learns() -> None:
     """Maximum likelihood through log_prob finds the mean of the data."""
     sde = VPSDE()
     bell = Bell(sde, 1)
-    law = ScoreDistribution(FunctionScore(bell, sde), (1,), tolerance=1e-2, differentiable=True)
+    p = ScoreDistribution(FunctionScore(bell, sde), (1,), tolerance=1e-2, differentiable=True)
     data = 0.3 + 0.4 * torch.randn(16, 1, generator=seeded(1), dtype=torch.float64)
     optimizer = torch.optim.LBFGS([bell.mean], max_iter=3)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = -law.log_prob(data).mean()
+        value = -p.log_prob(data).mean()
         value.backward()
         return value
 
@@ -323,10 +325,10 @@ def test_a_distribution_learns() -> None:
     assert abs(float(bell.mean.detach()) - float(data.mean())) < 0.02
 
 
-# --- who asks, and what it costs
+# --- when there is a graph, and its memory
 
 
-def test_a_graph_is_there_where_one_was_asked_for() -> None:
+def test_a_graph_exists_where_required() -> None:
     model = network()
     x = torch.zeros(1, 2, dtype=torch.float64)
 
@@ -344,14 +346,14 @@ def test_a_graph_is_there_where_one_was_asked_for() -> None:
     assert not has(False, x)
     with torch.no_grad():
         assert not has(True, x)
-    with pytest.raises(ValueError, match=r"solver: expected one that gradients pass .* SciPy"):
+    with pytest.raises(ValueError, match=r"solver: expected one with gradients.* SciPy"):
         log_likelihood(model, x, solver=SciPy())
-    law = ScoreDistribution(model, (2,), solver=SciPy())
+    p = ScoreDistribution(model, (2,), solver=SciPy())
     with pytest.raises(NotImplementedError, match="rsample"):
-        law.rsample()
+        p.rsample()
 
 
-def test_a_changed_parameter_is_noticed() -> None:
+def test_a_changed_parameter_is_detected() -> None:
     model = network()
     x = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     value = log_likelihood(model, x, tolerance=0.1).log_prob.sum()
@@ -361,10 +363,10 @@ def test_a_changed_parameter_is_noticed() -> None:
         value.backward()
 
 
-def test_dropout_stays_out_of_it() -> None:
-    """A network in training mode has the gradient of its evaluation mode, and keeps its mode."""
+def test_dropout_is_inactive() -> None:
+    """The gradient in training mode is that of evaluation mode, and the mode does not change."""
     model = network()
-    noisy = ScoreModel(Dropped(model.network), model.sde)
+    noisy = ScoreModel(WithDropout(model.network), model.sde)
     x = torch.randn(2, 2, generator=seeded(1), dtype=torch.float64, requires_grad=True)
     for method in METHODS:
         a, b = (
@@ -378,7 +380,7 @@ def test_dropout_stays_out_of_it() -> None:
     assert noisy.network.dropout.training
 
 
-class Dropped(nn.Module):
+class WithDropout(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.dropout = network, nn.Dropout()
@@ -388,14 +390,14 @@ class Dropped(nn.Module):
 
 
 class Box:
-    """Something that lives as long as the graph that holds it."""
+    """An object with the lifetime of the graph that refers to it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
-def kept_by(call: Callable[[], Tensor]) -> int:
-    """Bytes that are kept for a backward pass through the result of ``call``."""
+def saved_by(call: Callable[[], Tensor]) -> int:
+    """Bytes saved for a backward pass through the result of ``call``."""
     boxes: list[weakref.ref[Box]] = []
 
     def pack(tensor: Tensor) -> Box:
@@ -414,9 +416,9 @@ def kept_by(call: Callable[[], Tensor]) -> int:
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_memory_does_not_grow_with_the_network(method: Method) -> None:
-    """What is kept are states and parameters, not what the network made of them on the way."""
+    """States and parameters are saved, not the activations of the network."""
 
-    def kept(depth: int) -> float:
+    def saved(depth: int) -> float:
         torch.manual_seed(0)
         model = ScoreModel(MLP((2,), width=64, depth=depth), VPSDE())
         x = torch.zeros(64, 2, requires_grad=True)
@@ -428,6 +430,6 @@ def test_memory_does_not_grow_with_the_network(method: Method) -> None:
             evaluations.append(int(result.evaluations.max()))
             return result.log_prob
 
-        return (kept_by(run) - weights) / evaluations[0]
+        return (saved_by(run) - weights) / evaluations[0]
 
-    assert abs(kept(6) - kept(1)) < 64 * 64  # of the 4·64·64·5 that one evaluation makes more
+    assert abs(saved(6) - saved(1)) < 64 * 64  # one evaluation of 5 more layers saves 4·64·64·5

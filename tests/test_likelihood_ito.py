@@ -35,9 +35,9 @@ def mixture(sde: GaussianSDE, d: int) -> GaussianMixture:
     """Four modes, stretched from 0.05 to 0.5."""
     generator = seeded(d)
     means = 0.5 * torch.randn(4, d, generator=generator, dtype=torch.float64)
-    turned = torch.linalg.qr(torch.randn(4, d, d, generator=generator, dtype=torch.float64))[0]
+    rotation = torch.linalg.qr(torch.randn(4, d, d, generator=generator, dtype=torch.float64))[0]
     stds = torch.logspace(math.log10(0.05), math.log10(0.5), d, dtype=torch.float64)
-    covariances = turned @ torch.diag(stds**2) @ turned.mT
+    covariances = rotation @ torch.diag(stds**2) @ rotation.mT
     return GaussianMixture(torch.tensor([0.1, 0.2, 0.3, 0.4]), means, covariances, sde)
 
 
@@ -57,7 +57,7 @@ def test_the_mean_of_the_weights_is_the_density_of_the_chain(known: bool) -> Non
     moments = Moments(0.2, 0.3, known=True) if known else Moments()
     prior = Independent(Normal(torch.tensor([0.1]), torch.tensor([1.1])), 1)
     score = FunctionScore(lambda x, t: torch.sin(3 * x) - x, sde, moments=moments)
-    method = ItoEstimate(steps=2, paths=2)
+    method = ItoEstimate(steps=2, samples=2)
     x = torch.full((paths // 2, 1), x0, dtype=torch.float64)
     result = log_likelihood(score, x, method=method, prior=prior, t_min=t_min, generator=seeded(1))
     weights = result.log_prob.exp()  # each of two paths
@@ -72,9 +72,9 @@ def test_the_mean_of_the_weights_is_the_density_of_the_chain(known: bool) -> Non
 
     def kernel(early: Tensor, late: Tensor, k: int) -> Tensor:
         gap, c = v[k + 1] - v[k], moments.variance
-        pull = alpha[k + 1] * score.function(alpha[k + 1] * late, t[k + 1])
+        slope = alpha[k + 1] * score.function(alpha[k + 1] * late, t[k + 1])
         std = torch.sqrt(gap * (c + v[k]) / (c + v[k + 1]))
-        return Normal(late + gap * pull, std).log_prob(early).exp()
+        return Normal(late + gap * slope, std).log_prob(early).exp()
 
     y0 = torch.tensor(x0, dtype=torch.float64) / alpha[0]
     first = kernel(y0, axes[0], 0) * axes[0].diff()[0]
@@ -95,7 +95,7 @@ def test_closed_form(sde: GaussianSDE) -> None:
         wrong, covered = [], []
         for steps in (32, 128):
             result = log_likelihood(
-                score, x, method=ItoEstimate(steps, paths=8), generator=seeded(2)
+                score, x, method=ItoEstimate(steps, samples=8), generator=seeded(2)
             )
             error = off(result, score)
             wrong.append(float(error.square().mean().sqrt()))
@@ -107,26 +107,26 @@ def test_closed_form(sde: GaussianSDE) -> None:
         assert not result.divergences.any()
 
 
-def test_a_single_path_tells_log_p() -> None:
-    """As steps grow, the noise of a path vanishes, like N^(−1/2), and its bias, like 1/N."""
+def test_a_single_path_converges_to_log_p() -> None:
+    """With the number of steps, the noise of a path vanishes like N^(−1/2), its bias like 1/N."""
     score = mixture(VPSDE(), 2)
     x = score.sample(1, 1e-5, seeded(1), dtype=torch.float64).expand(60, 2).contiguous()
-    std, bias, told = [], [], []
+    std, bias, reported = [], [], []
     for steps in (64, 256):
         result = log_likelihood(score, x, method=ItoEstimate(steps, 2), generator=seeded(2))
         std.append(float(off(result, score).std()))
         bias.append(float(off(result, score).mean()))
-        told.append(float(result.solver_error.mean()))
+        reported.append(float(result.solver_error.mean()))
     assert 1.5 < std[0] / std[1] < 3.0
-    assert told[1] < 0.7 * told[0]
+    assert reported[1] < 0.7 * reported[0]
     assert abs(bias[1]) < 0.05
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 def test_gaussian_data_have_no_error(sde: GaussianSDE) -> None:
     """Of any covariance, with two steps and two paths."""
-    turned = torch.linalg.qr(torch.randn(3, 3, generator=seeded(), dtype=torch.float64))[0]
-    covariance = turned @ torch.diag(torch.tensor([0.1, 1.0, 4.0]).double()) @ turned.mT
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=seeded(), dtype=torch.float64))[0]
+    covariance = rotation @ torch.diag(torch.tensor([0.1, 1.0, 4.0]).double()) @ rotation.mT
     score = GaussianMixture(torch.ones(1), torch.ones(1, 3), covariance[None], sde)
     x = score.sample(8, 0.0, seeded(1), dtype=torch.float64)
     result = log_likelihood(score, x, method=ItoEstimate(2, 2), generator=seeded(2))
@@ -135,14 +135,14 @@ def test_gaussian_data_have_no_error(sde: GaussianSDE) -> None:
 
 
 def test_more_paths_tighten_the_bound() -> None:
-    """For a wrong score too: the mean rises with K, by several standard errors."""
+    """For a wrong score too: the mean increases with K, by several standard errors."""
     true = mixture(VPSDE(), 2)
     wrong = FunctionScore(lambda x, t: 0.8 * true(x, t), true.sde, moments=true.moments)
     x = true.sample(100, 1e-5, seeded(1), dtype=torch.float64)
 
-    def bound(paths: int) -> Tensor:
+    def bound(samples: int) -> Tensor:
         return log_likelihood(
-            wrong, x, method=ItoEstimate(32, paths), generator=seeded(paths)
+            wrong, x, method=ItoEstimate(32, samples), generator=seeded(samples)
         ).log_prob
 
     gain = bound(16) - bound(2)
@@ -150,7 +150,7 @@ def test_more_paths_tighten_the_bound() -> None:
 
 
 def test_rows_streams_and_conditions() -> None:
-    """What a row draws and is told does not depend on its batch; nothing global is touched."""
+    """A row's random numbers and condition do not depend on its batch; no global state changes."""
     torch.manual_seed(0)
     network = MLP((2,), width=16, depth=1, classes=3)
     for parameter in network.parameters():
@@ -160,17 +160,17 @@ def test_rows_streams_and_conditions() -> None:
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
     method = ItoEstimate(8, 2)
     before = torch.get_rng_state()
-    whole = log_likelihood(model.given(classes=labels), x, method=method, generator=seeded(2))
+    joint = log_likelihood(model.given(classes=labels), x, method=method, generator=seeded(2))
     chunked = log_likelihood(
         model.given(classes=labels), x, method=method, generator=seeded(2), batch_size=4
     )
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.allclose(whole.log_prob, chunked.log_prob, rtol=0, atol=1e-6)
+    assert torch.allclose(joint.log_prob, chunked.log_prob, rtol=0, atol=1e-6)
     for label in range(3):
         alone = log_likelihood(model.given(classes=label), x, method=method, generator=seeded(2))
         same = labels == label
-        assert torch.allclose(alone.log_prob[same], whole.log_prob[same], atol=1e-5)
-        assert not torch.allclose(alone.log_prob[~same], whole.log_prob[~same], atol=1e-5)
+        assert torch.allclose(alone.log_prob[same], joint.log_prob[same], atol=1e-5)
+        assert not torch.allclose(alone.log_prob[~same], joint.log_prob[~same], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (1, 2, 2)], ids=str)
@@ -206,8 +206,8 @@ def test_the_gradient_is_that_of_the_estimate() -> None:
     [
         (lambda: ItoEstimate(steps=7), ValueError, "steps: expected a multiple of 2, got 7"),
         (lambda: ItoEstimate(steps=0), ValueError, "steps"),
-        (lambda: ItoEstimate(paths=1), ValueError, "paths"),
-        (lambda: ItoEstimate(paths=2.5), TypeError, "paths"),
+        (lambda: ItoEstimate(samples=1), ValueError, "samples"),
+        (lambda: ItoEstimate(samples=2.5), TypeError, "samples"),
     ],
 )
 def test_bad_input(make: object, error: type[Exception], message: str) -> None:

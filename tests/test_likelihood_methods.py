@@ -1,4 +1,4 @@
-"""The density estimators beside the flow, against closed forms: values, budgets, company."""
+"""The density estimators beside the flow, against closed forms: values, budgets, independence."""
 
 from __future__ import annotations
 
@@ -46,13 +46,15 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def covariances(kind: str, count: int, d: int, generator: torch.Generator) -> Tensor:
-    """Covariances ``(count, d, d)``: round, thin (std 0.02) or stretched from 0.05 to 0.5."""
+    """Covariances ``(count, d, d)``: isotropic, thin (std 0.02) or stretched from 0.05 to 0.5."""
     std = {"smooth": 0.5, "thin": 0.02}.get(kind)
     if std is not None:
         return std**2 * torch.eye(d, dtype=torch.float64).expand(count, d, d)
-    turned = torch.linalg.qr(torch.randn(count, d, d, generator=generator, dtype=torch.float64))[0]
+    rotation = torch.linalg.qr(torch.randn(count, d, d, generator=generator, dtype=torch.float64))[
+        0
+    ]
     stds = torch.logspace(math.log10(0.05), math.log10(0.5), d, dtype=torch.float64)
-    return turned @ torch.diag(stds**2) @ turned.mT
+    return rotation @ torch.diag(stds**2) @ rotation.mT
 
 
 def mixture(sde: GaussianSDE, d: int, kind: str = "smooth", seed: int = 0) -> GaussianMixture:
@@ -98,7 +100,7 @@ def test_path_in_float32() -> None:
 
 
 def test_path_budget_covers_the_error() -> None:
-    """Apart from the terminal law, which is not Gaussian at T by up to 1e-5 bits/dim."""
+    """Apart from the distribution at T, which is not Gaussian, by up to 1e-5 bits/dim."""
     inside, spent = [], []
     for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
         for kind in ("thin", "anisotropic"):
@@ -155,16 +157,16 @@ def test_path_noise(kind: str, probes: int) -> None:
         score, x, method=PathIntegral(), trace=Hutchinson(probes=probes), generator=seeded(2)
     )
     noise = off(result, score)
-    claimed = result.standard_error.square().mean().sqrt()
+    reported = result.standard_error.square().mean().sqrt()
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(300) + 1e-3 * bit(16)
-    assert 0.85 < float(claimed / noise.square().mean().sqrt()) < 1.18
+    assert 0.85 < float(reported / noise.square().mean().sqrt()) < 1.18
     assert (noise.abs() <= 2 * result.error).double().mean() > 0.9
 
 
 def test_path_probes_are_fresh_at_every_node() -> None:
     drawn: list[tuple[int, int]] = []
 
-    class Watched(Hutchinson):
+    class RecordingHutchinson(Hutchinson):
         def __call__(
             self,
             field: Callable[[Tensor], Tensor],
@@ -178,12 +180,14 @@ def test_path_probes_are_fresh_at_every_node() -> None:
 
     score = mixture(VPSDE(), 2, "thin")
     x = score.sample(4, 0.0, seeded(1), dtype=torch.float64)
-    result = log_likelihood(score, x, method=PathIntegral(), trace=Watched(), generator=seeded(2))
+    result = log_likelihood(
+        score, x, method=PathIntegral(), trace=RecordingHutchinson(), generator=seeded(2)
+    )
     assert len(drawn) == len(set(drawn)) == int(result.evaluations.sum()) > 4 * 15
 
 
 def test_path_for_a_general_sde() -> None:
-    """dx = −x dt + √2 dw from N(0, ¼), told by drift and diffusion alone."""
+    """dx = −x dt + √2 dw from N(0, ¼), given by drift and diffusion alone."""
 
     class Relaxation(SDE):
         def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -198,14 +202,14 @@ def test_path_for_a_general_sde() -> None:
     score = FunctionScore(lambda x, t: -x / variance(t).reshape(-1, 1), Relaxation())
     x = torch.randn(5, 3, generator=seeded(1), dtype=torch.float64)
 
-    def law(t: float) -> Independent:
+    def marginal(t: float) -> Independent:
         std = torch.full((3,), 1.0, dtype=torch.float64) * variance(torch.tensor(t)).sqrt()
         return Independent(Normal(torch.zeros_like(std), std), 1)
 
-    result = log_likelihood(score, x, prior=law(1.0), method=PathIntegral())
-    assert torch.allclose(result.log_prob, law(1e-5).log_prob(x), atol=1e-5)
+    result = log_likelihood(score, x, prior=marginal(1.0), method=PathIntegral())
+    assert torch.allclose(result.log_prob, marginal(1e-5).log_prob(x), atol=1e-5)
     with pytest.raises(TypeError, match="method: expected FlowIntegral"):
-        log_likelihood(score, x, prior=law(1.0), method=VariationalBound())
+        log_likelihood(score, x, prior=marginal(1.0), method=VariationalBound())
 
 
 def test_path_fails_row_by_row() -> None:
@@ -232,14 +236,14 @@ def test_path_fails_row_by_row() -> None:
 @pytest.mark.parametrize("d", [1, 2, 16])
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 def test_bound_of_a_true_score(sde: GaussianSDE, d: int, kind: str) -> None:
-    """200 repeats at one point: the mean is log p (false alarm 6e-5), the standard error honest."""
+    """200 repeats at one point: the mean is log p (false alarm 6e-5), the standard error right."""
     score = mixture(sde, d, kind)
     x = score.sample(1, 0.0, seeded(1), dtype=torch.float64).expand(200, d).contiguous()
     result = bound(score, x, samples=64, generator=seeded(2))
     noise = off(result, score)
-    claimed = result.standard_error.square().mean().sqrt()
+    reported = result.standard_error.square().mean().sqrt()
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(200)
-    assert 0.75 < float(claimed / noise.std()) < 1.33
+    assert 0.75 < float(reported / noise.std()) < 1.33
     assert result.evaluations.eq(64).all()
     assert not result.divergences.any()
 
@@ -260,15 +264,15 @@ def test_bound_of_a_wrong_score(sde: GaussianSDE) -> None:
     assert abs(float(loss.mean()) - expected) < 4 * noise + 1e-3
 
 
-def test_pairs_keep_the_noise_down() -> None:
-    """Where κ → 0 the integrand of a single ε grows as 1/κ; with −ε beside it, it does not."""
+def test_antithetic_pairs_reduce_the_variance() -> None:
+    """As κ → 0 the integrand for a single ε grows as 1/κ; its mean over ±ε does not."""
     score = mixture(VPSDE(), 2)
     x = score.sample(100, 0.0, seeded(1), dtype=torch.float64)
     noise = off(bound(score, x, samples=64, generator=seeded(2)), score)
     assert noise.square().mean().sqrt() < 0.12 * bit(2)
 
 
-def test_bound_with_another_terminal_law() -> None:
+def test_bound_with_another_prior() -> None:
     """A prior twice as wide costs its relative entropy to N(0, 1): d (ln 2 − 3/8)."""
     score = mixture(VPSDE(), 2)
     x = score.sample(1, 0.0, seeded(1), dtype=torch.float64).expand(300, 2).contiguous()
@@ -278,7 +282,7 @@ def test_bound_with_another_terminal_law() -> None:
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(300) + 1e-3
 
 
-def test_bound_says_where_the_mean_goes() -> None:
+def test_bound_returns_the_mean_at_the_end() -> None:
     score = mixture(VPSDE(), 2, "smooth")
     x = score.sample(3, 0.0, seeded(1), dtype=torch.float64)
     latent = log_likelihood(score, x, method=VariationalBound(), generator=seeded(2)).latent
@@ -296,10 +300,10 @@ def test_bound_of_a_gaussian_has_no_noise() -> None:
     assert result.standard_error.max() < 1e-6
 
 
-# --- side by side
+# --- comparison of methods
 
 
-def test_side_by_side_is_each_alone() -> None:
+def test_comparison_is_each_method_alone() -> None:
     """The same numbers as alone, batch by batch; gaps and budgets by their definition."""
     score = mixture(VPSDE(), 3, "anisotropic")
     x = score.sample(5, 0.0, seeded(1), dtype=torch.float64)
@@ -309,25 +313,25 @@ def test_side_by_side_is_each_alone() -> None:
         score, x, method=MethodComparison(methods), trace=trace, generator=seeded(2), batch_size=2
     )
     alone = [log_likelihood(score, x, method=m, trace=trace, generator=seeded(2)) for m in methods]
-    for one, other in zip(together.answers, alone, strict=True):
+    for one, other in zip(together.results, alone, strict=True):
         assert torch.allclose(one.log_prob, other.log_prob, rtol=0, atol=1e-6)
         assert torch.allclose(one.standard_error, other.standard_error, rtol=0, atol=1e-6)
-    assert torch.equal(together.log_prob, together.answers[0].log_prob)
+    assert torch.equal(together.log_prob, together.results[0].log_prob)
     assert torch.equal(together.points, x)
     for k in range(4):
-        assert torch.equal(together.gaps[k], together.answers[k].log_prob - together.log_prob)
-        assert torch.equal(together.gap_errors[k], together.answers[k].error + together.error)
+        assert torch.equal(together.gaps[k], together.results[k].log_prob - together.log_prob)
+        assert torch.equal(together.gap_errors[k], together.results[k].error + together.error)
     lines = repr(together).splitlines()
     assert [line.split()[0] for line in lines[2:]] == [type(m).__name__ for m in methods]
-    bits = together.answers[1].bits_per_dim().mean()
+    bits = together.results[1].bits_per_dim().mean()
     assert f"{bits:.4f}" in lines[3]
 
 
-def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
+def test_gaps_distinguish_a_true_score_from_an_inconsistent_one() -> None:
     score = mixture(VPSDE(), 2, "anisotropic")
-    turn = torch.tensor([[0.0, 0.5], [-0.5, 0.0]], dtype=torch.float64)
-    twisted_smc = FunctionScore(
-        lambda x, t: score(x, t) + x @ turn, score.sde, moments=score.moments
+    skew = torch.tensor([[0.0, 0.5], [-0.5, 0.0]], dtype=torch.float64)
+    inconsistent = FunctionScore(
+        lambda x, t: score(x, t) + x @ skew, score.sde, moments=score.moments
     )
     x = score.sample(8, 0.0, seeded(1), dtype=torch.float64)
 
@@ -335,7 +339,7 @@ def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
         result = log_likelihood(score, x, method=MethodComparison(), generator=seeded(2))
         return (result.gaps.abs() > result.gap_errors).double().mean(1)
 
-    true, wrong = unexplained(score), unexplained(twisted_smc)
+    true, wrong = unexplained(score), unexplained(inconsistent)
     assert true[1] == 0
     assert true[2] <= 0.5  # the bound's standard error is that of few strata
     assert wrong[1] > 0.5
@@ -345,8 +349,8 @@ def test_gaps_tell_a_true_score_from_a_twisted_one() -> None:
 # --- all of them
 
 
-def test_bits_of_quantised_points_are_refused() -> None:
-    """With and without levels; the log-densities themselves, and the record's repr, are there."""
+def test_bits_of_quantized_points_are_refused() -> None:
+    """With and without levels; the log-densities themselves, and the repr, are available."""
     score = mixture(VPSDE(), 4)
     x = torch.randint(0, 256, (64, 4), generator=seeded(2)) / 127.5 - 1
     result = log_likelihood(score, x, method=PathIntegral(), tolerance=1.0)
@@ -357,23 +361,23 @@ def test_bits_of_quantised_points_are_refused() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_company_does_not_matter(method: Method) -> None:
+def test_batch_independence(method: Method) -> None:
     score = mixture(VPSDE(), 3, "anisotropic")
     x = score.sample(7, 0.0, seeded(1), dtype=torch.float64)
-    x[3] += 3.0  # a hard neighbour
+    x[3] += 3.0  # a point that takes many steps
     trace = Hutchinson(probes=2)
-    whole = log_likelihood(score, x, method=method, trace=trace, generator=seeded(3))
+    joint = log_likelihood(score, x, method=method, trace=trace, generator=seeded(3))
     chunked = log_likelihood(
         score, x, method=method, trace=trace, generator=seeded(3), batch_size=2
     )
     other = log_likelihood(score, x, method=method, trace=trace, generator=seeded(4))
-    assert torch.allclose(whole.log_prob, chunked.log_prob, rtol=0, atol=1e-6)
-    assert torch.equal(whole.evaluations, chunked.evaluations)
-    assert not torch.allclose(whole.log_prob, other.log_prob, rtol=0, atol=1e-6)
+    assert torch.allclose(joint.log_prob, chunked.log_prob, rtol=0, atol=1e-6)
+    assert torch.equal(joint.evaluations, chunked.evaluations)
+    assert not torch.allclose(joint.log_prob, other.log_prob, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_the_global_generator_is_left_alone(method: Method) -> None:
+def test_the_global_generator_does_not_change(method: Method) -> None:
     score = mixture(VPSDE(), 4)
     x = score.sample(2, 0.0, seeded(1))
     before = torch.get_rng_state()
@@ -390,7 +394,7 @@ def test_conditions_follow_their_rows(method: Method) -> None:
     model = ScoreModel(network, VPSDE())
     x = torch.randn(1, 2, generator=seeded(1), dtype=torch.float64).expand(6, 2).contiguous()
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
-    # with the streams of the whole batch, so that the draws are the same
+    # with the streams of the entire batch, so that the random numbers are the same
     together = log_likelihood(
         model.given(classes=labels), x, method=method, batch_size=4, generator=seeded(2)
     )
@@ -407,7 +411,7 @@ def test_conditions_follow_their_rows(method: Method) -> None:
 def test_event_shapes(
     method: Method, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """A Gaussian of any event shape whose moments are not known, so that there is work to do."""
+    """A Gaussian of any event shape without its moments, so that the integral is not trivial."""
     d = math.prod(shape)
     sde = VPSDE()
     score = GaussianMixture(
@@ -433,7 +437,7 @@ def test_event_shapes(
         (
             lambda: MethodComparison((FlowIntegral(), "path")),
             TypeError,
-            "methods: expected methods",
+            r"methods\[1\]: expected a Method such as FlowIntegral\(\)",
         ),
         (lambda: VariationalBound(samples=6), ValueError, "samples: expected a multiple of 4"),
         (lambda: VariationalBound(samples=0), ValueError, "samples"),
@@ -454,24 +458,24 @@ def test_bad_input(make: object, error: type[Exception], message: str) -> None:
         FlowIntegral(),
         PathIntegral(),
         VariationalBound(samples=64),
-        ItoEstimate(steps=32, paths=4),
+        ItoEstimate(steps=32, samples=4),
     ],
     ids=repr,
 )
 def test_no_noise_is_drawn_twice(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row's numbers are fresh wherever its integrand is asked for."""
-    places: list[tuple[int, int]] = []
+    """Every evaluation of a row's integrand has its own random numbers."""
+    streams: list[tuple[int, int]] = []
     at = CounterRNG.at
 
-    def noted(self: CounterRNG, rows: Tensor | slice, counter: Tensor) -> CounterRNG:
-        there = at(self, rows, counter)
-        places.extend(zip(there.seeds.tolist(), there.counter.tolist(), strict=True))
-        return there
+    def recorded(self: CounterRNG, rows: Tensor | slice, counter: Tensor) -> CounterRNG:
+        rng = at(self, rows, counter)
+        streams.extend(zip(rng.seeds.tolist(), rng.counter.tolist(), strict=True))
+        return rng
 
-    monkeypatch.setattr(CounterRNG, "at", noted)
+    monkeypatch.setattr(CounterRNG, "at", recorded)
     score = mixture(VPSDE(), 3, "thin")
-    x = score.sample(3, 1e-5, seeded(1), dtype=torch.float64) + 1.0  # hard: many parts of parts
+    x = score.sample(3, 1e-5, seeded(1), dtype=torch.float64) + 1.0  # many bisections
     tolerance = 1e-8 if isinstance(method, PathIntegral) else 1e-4
     log_likelihood(score, x, method=method, trace=Hutchinson(2), tolerance=tolerance)
-    assert len(places) > 60
-    assert len(set(places)) == len(places)
+    assert len(streams) > 60
+    assert len(set(streams)) == len(streams)
