@@ -1,24 +1,25 @@
-"""Do the laws of scoresde.testing ever accuse a correct member?
+"""Does scoresde.testing ever report a failure of a correct member?
 
     python benchmarks/false_alarms.py [--only samplers traces …] [--examples 1000]
         [--out benchmarks/results]
 
-Each member of the library's families, and members with drawn parameters, is tried on at least so
-many cases, the laws in the proportion in which its check tries them, with another seed than the
-tests. Beside that, the time of the check as a user calls it. Every alarm is an error in the member
-or in the law, and is told with the law's name.
+Each member of the library's families, and members with drawn parameters, is tested on at least
+this number of cases, distributed over the properties as in its check, with another seed than the
+tests. The table also has the time of the check as a user calls it. Every failure is an error of the
+member or of the property, and is reported with the property's name.
 
-Earlier runs had alarms; each was looked into, and what was wrong was mended:
+Earlier runs had failures; the cause of each was found and corrected:
 
-- *log-SNR* was right: `time_at` did not find the time behind a sharp bend of a table of nine steps,
-  by 3e-8 in λ.
-- *rows* compared velocities that are 0 up to rounding with each other, not with the state.
-- *Tweedie* and *convolution* took what is drawn at time 0 for clean data; under `VESDE` with a
-  large `sigma_min` it is not.
-- *inverse* took the mean over eight paths, one of which came back to the other mode.
-- *budget*, *off the data*, *closed form* and *standard error* were right: `VariationalBound` with
-  32 draws and `ItoEstimate` in 32 steps do not tell their own error well. The family has them as
-  they come by default, with 128.
+- *log-SNR* was correct: `time_at` did not find the time behind a sharp bend of a table of nine
+  steps, by 3e-8 in λ.
+- *batch independence* compared velocities that are 0 up to rounding with each other, not with the
+  state.
+- *Tweedie* and *convolution* took samples at time 0 for clean data; under `VESDE` with a large
+  `sigma_min` they are noisy.
+- *inverse* took the mean over eight paths, one of which ended in the other mode.
+- *budget*, *off the data*, *closed form* and *standard error* were correct: `VariationalBound` with
+  32 draws and `ItoEstimate` in 32 steps do not estimate their own error well. The family has them
+  with their defaults, 128.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
 from scoresde.testing.likelihoods import LIKELIHOODS
 from scoresde.testing.properties import PropertySuite
 from scoresde.testing.samplers import SAMPLERS
-from scoresde.testing.scores import LAWS, SCORES
+from scoresde.testing.scores import EXACT_SCORES, SCORES
 from scoresde.testing.sdes import SDES
 from scoresde.testing.solvers import SOLVERS
 from scoresde.testing.traces import TRACES
@@ -48,7 +49,7 @@ SEED = 20_000
 
 
 class Subject(NamedTuple):
-    """Somebody who owes laws."""
+    """A member, or a strategy of members, with its suite of properties."""
 
     name: str
     family: PropertySuite
@@ -72,13 +73,13 @@ def subjects() -> dict[str, list[Subject]]:
     return {
         "sdes": [
             *each(SDES, [*(member() for member in sdes.MEMBERS), *general]),
-            *(drawn(name, SDES, members) for name, members in strategies.FAMILIES.items()),
+            *(drawn(name, SDES, members) for name, members in strategies.GAUSSIAN.items()),
             drawn("general", SDES, strategies.general_sdes()),
         ],
         "scores": [
             drawn("networks", SCORES, strategies.models()),
             drawn("mixtures", SCORES, strategies.mixtures()),
-            drawn("mixtures, exact", LAWS, strategies.mixtures(sdes=strategies.sdes())),
+            drawn("mixtures, exact", EXACT_SCORES, strategies.mixtures(sdes=strategies.sdes())),
         ],
         "traces": [
             *each(TRACES, traces.MEMBERS), drawn("traces", TRACES, strategies.traces())
@@ -90,21 +91,21 @@ def subjects() -> dict[str, list[Subject]]:
 
 
 def check(subject: Subject, least: int) -> tuple[int, int, list[str]]:
-    """Return how many laws and cases were tried, and the laws that were said to be broken."""
-    laws = [
-        law for law in subject.family.properties if subject.drawn or law.applies(subject.member)
+    """Return the numbers of properties and of cases, and the properties that were violated."""
+    properties = [
+        each for each in subject.family.properties if subject.drawn or each.applies(subject.member)
     ]
-    times = max(1.0, least / sum(law.examples for law in laws))
-    tried, alarms = 0, []
-    for law in laws:
-        count = math.ceil(times * law.examples)
-        tried += count
+    times = max(1.0, least / sum(each.examples for each in properties))
+    cases, failed = 0, []
+    for each in properties:
+        count = math.ceil(times * each.examples)
+        cases += count
         try:
-            subject.family.check(subject.member, only=law.name, seed=SEED, examples=count)
-        except BrokenPropertyError as alarm:
-            alarms.append(law.name)
-            print(alarm, flush=True)
-    return len(laws), tried, alarms
+            subject.family.check(subject.member, only=each.name, seed=SEED, examples=count)
+        except BrokenPropertyError as failure:
+            failed.append(each.name)
+            print(failure, flush=True)
+    return len(properties), cases, failed
 
 
 def lines(chosen: list[str], least: int) -> Iterator[str]:
@@ -114,24 +115,24 @@ def lines(chosen: list[str], least: int) -> Iterator[str]:
             began = time.process_time()
             try:
                 subject.family.check(subject.member)
-                own = ""
-            except BrokenPropertyError as alarm:
-                own = f"; {', '.join(alarm.names)} as called"
+                as_called = ""
+            except BrokenPropertyError as failure:
+                as_called = f"; {', '.join(failure.names)} as called"
             once = time.process_time() - began
-            laws, tried, alarms = check(subject, least)
-            told = (", ".join(alarms) or "none") + own
-            yield f"| {family} | `{subject.name}` | {laws} | {tried} | {told} | {once:.1f} |"
+            properties, cases, failed = check(subject, least)
+            found = (", ".join(failed) or "none") + as_called
+            yield f"| {family} | `{subject.name}` | {properties} | {cases} | {found} | {once:.1f} |"
 
 
 def main() -> None:
-    """Check everyone, and write the page."""
+    """Check all members, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=subjects(), default=list(subjects()))
     parser.add_argument("--examples", type=int, default=1000, help="cases for each member")
     parser.add_argument("--out", type=Path, help="folder for the page; printed only if left out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    heads = ("family", "member", "laws", "cases", "broken", "seconds of one check")
+    heads = ("family", "member", "properties", "cases", "failed", "seconds of one check")
     head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
     print(head)
     rows = []
@@ -142,7 +143,7 @@ def main() -> None:
         [
             f"# {__doc__.splitlines()[0]}\n",
             __doc__.split("\n\n", 2)[2],
-            "Seconds are those of one core's clock.\n",
+            "Seconds are CPU seconds of one core.\n",
             f"Made by `python benchmarks/false_alarms.py` on one CPU thread: torch "
             f"{torch.__version__}, Python {platform.python_version()}.\n",
             head,

@@ -6,14 +6,13 @@
 A mutant is the code with one operator, comparison, number, truth value or loop changed (by
 cosmic-ray; arithmetic operators by one another, no changes of annotations). From each part of the
 library a random sample is drawn, evenly over its code. A mutant is killed if a test fails or hangs;
-the tests that run are those of the default profile which execute the changed lines, quick ones and
-ever new ones first, until one fails or they have taken a minute: what then still lives has
-survived, although tests that were not run might have found it.
+the tests of the default profile that execute the changed lines are run, the quick ones and those
+of other files first, until one fails or they have taken a minute. A mutant that then has not been
+killed is a survivor, although tests that were not run might have found it.
 
-Told is the killed part of the sample with its 95 % interval (Wilson), and every survivor. The
-second form reads what was recorded, tries the survivors again, against tests that were written
-because of them, and writes the page; what is killed then is told beside the part that was killed at
-once.
+Reported are the killed part of the sample with its 95 % interval (Wilson), and every survivor. The
+second form reads the record, runs the survivors again, against tests that were written because of
+them, and writes the page, with the part killed then beside the part killed at once.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ class Mutant:
 
 
 def plain(source: str) -> str:
-    """Return the code without annotations and docstrings, to tell mutants that change nothing."""
+    """Return the code without annotations and docstrings, to find mutants without effect."""
     tree = ast.parse(source)
     for counter in ast.walk(tree):
         for name in ("annotation", "returns"):
@@ -156,9 +155,9 @@ def make(path: Path, operator: str, occurrence: int, lines: tuple[int, int]) -> 
 
 
 def draw(part: str, count: int, seed: int) -> tuple[list[Mutant], int]:
-    """Return a sample of the mutants of a part, and how many places there are."""
-    noise_level_at = ROOT / "scoresde" / part
-    files = sorted(noise_level_at.rglob("*.py")) if noise_level_at.is_dir() else [noise_level_at]
+    """Return a sample of the mutants of a part, and the number of possible ones."""
+    path = ROOT / "scoresde" / part
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     everything = [each for file in files for each in places(file)]
     random.Random(f"{seed} {part}").shuffle(everything)
     chosen: list[Mutant] = []
@@ -191,13 +190,13 @@ def copy(where: Path) -> Path:
 def test_files(root: Path) -> list[str]:
     """Return the test files that concern the parts."""
     names = sorted(path.name for path in (root / "tests").glob("test_*.py"))
-    kept = [name for name in names if not any(f"test_{out}" in name for out in LEFT_OUT)]
+    chosen = [name for name in names if not any(f"test_{out}" in name for out in LEFT_OUT)]
     modules = [
         str(path.relative_to(root))
         for part in PARTS
         for path in sorted((root / "scoresde").glob(f"{part}/*.py" if "." not in part else part))
     ]
-    return [*(f"tests/{name}" for name in kept), *modules]
+    return [*(f"tests/{name}" for name in chosen), *modules]
 
 
 class Mapper:
@@ -332,9 +331,9 @@ def judge(mutant: Mutant, root: Path, known: dict[str, Any], seconds: float) -> 
         return "untested"
     file = root / mutant.path
     original, stat = file.read_text(encoding="utf-8"), file.stat()
-    kept = list((file.parent / "__pycache__").glob(f"{file.stem}.*"))
-    for compiled in kept:
-        compiled.rename(compiled.with_suffix(".kept"))
+    hidden = list((file.parent / "__pycache__").glob(f"{file.stem}.*"))
+    for compiled in hidden:
+        compiled.rename(compiled.with_suffix(".hidden"))
     file.write_text(mutated(original, mutant.operator, mutant.occurrence), encoding="utf-8")
     try:
         files = list(dict.fromkeys(name.split("::")[0] for name in names))
@@ -347,8 +346,8 @@ def judge(mutant: Mutant, root: Path, known: dict[str, Any], seconds: float) -> 
     finally:
         file.write_text(original, encoding="utf-8")
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        for compiled in kept:
-            compiled.with_suffix(".kept").rename(compiled)
+        for compiled in hidden:
+            compiled.with_suffix(".hidden").rename(compiled)
     return "hangs" if code is None else "survived" if code == 0 else "killed"
 
 
@@ -358,8 +357,8 @@ def judge(mutant: Mutant, root: Path, known: dict[str, Any], seconds: float) -> 
 def interval(killed: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """Return Wilson's interval of a proportion."""
     p, n = killed / count, count
-    centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+    center, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (center - half) / (1 + z**2 / n), (center + half) / (1 + z**2 / n)
 
 
 def report(
@@ -410,9 +409,9 @@ def recorded(files: Sequence[Path]) -> dict[str, list[tuple[Mutant, str]]]:
     """Return what became of mutants, by part, as earlier runs have recorded it."""
     outcomes: dict[str, list[tuple[Mutant, str]]] = {}
     for line in (line for file in files for line in file.read_text().splitlines()):
-        told = json.loads(line)
-        part, what = told.pop("part"), told.pop("what")
-        mutant = Mutant(**{**told, "lines": tuple(told["lines"])})
+        record = json.loads(line)
+        part, what = record.pop("part"), record.pop("what")
+        mutant = Mutant(**{**record, "lines": tuple(record["lines"])})
         outcomes.setdefault(part, []).append((mutant, what))
     return outcomes
 

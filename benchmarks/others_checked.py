@@ -1,10 +1,10 @@
-"""Samplers and solvers of other libraries under the laws of scoresde.testing.
+"""Samplers and solvers of other libraries, checked by scoresde.testing.
 
-    python benchmarks/others_checked.py [--quick] [--kept rows.json] [--out benchmarks/results]
+    python benchmarks/others_checked.py [--quick] [--cache rows.json] [--out benchmarks/results]
 
-Each goes through an adapter, as its library runs it, in double precision where it lets itself. It
-is held to the order that its documentation or paper tells. Whatever breaks a law is derived again
-below the table before it is said.
+Each is called through an adapter, as its library runs it, in double precision where possible. The
+declared order is that of its documentation or paper. Every order that is not confirmed is derived
+again below the table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import azula.sample
 import numpy as np
 import torch
 from azula.denoise import Denoiser, DiracPosterior
-from density.tables import table
+from common import table
 from diffusers import (
     DDIMScheduler,
     DEISMultistepScheduler,
@@ -41,7 +41,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoresde import VESDE, VPSDE, SubVPSDE
-from scoresde.samplers import Exponential, Sampler, walk
+from scoresde.samplers import Exponential, Sampler, iterate
 from scoresde.samplers.base import noise_level_at
 from scoresde.scores import Score
 from scoresde.testing import family_of
@@ -50,7 +50,7 @@ from scoresde.testing.sampler_contract import logsnr_times, two_modes
 
 PEERS = ("diffusers", "azula", "flow_matching", "torchdiffeq", "torch")
 
-# --- theirs, as ours
+# --- as members of the families
 
 
 def scheduler(kind: type, order: float, **settings: Any) -> Callable[[], Sampler]:
@@ -63,7 +63,7 @@ def scheduler(kind: type, order: float, **settings: Any) -> Callable[[], Sampler
 
 
 class _Denoiser(Denoiser):
-    """A score as azula has it, on a schedule that is the score's own."""
+    """A score as a denoiser of azula, on the schedule of its SDE."""
 
     def __init__(self, score: Score) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Denoiser(Denoiser):
 
 @dataclass(frozen=True)
 class AzulaRun:
-    """A sampler of azula, along times of ours."""
+    """A sampler of azula, on given times."""
 
     name: str
     order: int | None = None
@@ -96,7 +96,7 @@ class AzulaRun:
 
 @cache
 def time_of(sde: Any, clock: float) -> Tensor:
-    """Return our time at flow_matching's t, where σ/α = (1 − t)/t."""
+    """Return the time of the SDE at flow_matching's t, where σ/α = (1 − t)/t."""
     return sde.time_at(torch.log(torch.tensor(clock / (1 - clock), dtype=torch.float64)))
 
 
@@ -123,12 +123,12 @@ class FlowMatchingRun:
 
 
 def loop(run: Any, order: float) -> Callable[[], Sampler]:
-    """A whole run."""
+    """A sampling loop."""
     return lambda: LoopSampler(run, convergence_order=order, deterministic=True)
 
 
 def adaptive() -> FunctionSolver:
-    """flow_matching's adaptive solver, from time to time, at a tolerance."""
+    """flow_matching's adaptive solver, between two times, at a tolerance."""
 
     def dopri5(field: Any, z: Tensor, start: float, end: float, tolerance: float) -> Tensor:
         return ODESolver(lambda x, t: field(t, x)).sample(
@@ -168,13 +168,13 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "flow_matching heun3": loop(FlowMatchingRun("heun3"), 3),
     "flow_matching rk4": loop(FlowMatchingRun("rk4"), 4),
 }
-"""Each with the order that it is said to have; UniPC of order p with its corrector has p + 1."""
+"""Each with its documented order; UniPC of order p with its corrector has p + 1."""
 
-WAY = (-3.9, 2.5)
-"""From where to where orders are measured, in λ."""
+ENDS = (-3.9, 2.5)
+"""The half log-SNRs between which orders are measured."""
 
-ORDER = "order of the flow"
-"""The one law that is measured by whole runs: a run of a loop is made once, not step by step."""
+ORDER = "convergence order"
+"""The property that is measured by complete runs: a loop is run once, not step by step."""
 
 
 # --- measured
@@ -184,7 +184,7 @@ ORDER = "order of the flow"
 def flow(kind: type) -> tuple[Tensor, Tensor]:
     """Return starts and ends of the flow of two modes, by scipy's DOP853 in dy/dλ = x̂ − y."""
     sde = kind()
-    score, times = two_modes(sde), sde.time_at(torch.tensor(WAY, dtype=torch.float64))
+    score, times = two_modes(sde), sde.time_at(torch.tensor(ENDS, dtype=torch.float64))
     start = score.sample(16, float(times[0]), torch.Generator().manual_seed(0), torch.float64)
 
     def slope(half_logsnr: float, flat: np.ndarray) -> np.ndarray:
@@ -193,17 +193,17 @@ def flow(kind: type) -> tuple[Tensor, Tensor]:
         return (score.denoised(sde.alpha(t) * y, t) - y).reshape(-1).numpy()
 
     y = (start / sde.alpha(times[0])).reshape(-1).numpy()
-    solution = solve_ivp(slope, WAY, y, method="DOP853", rtol=1e-11, atol=1e-11)
+    solution = solve_ivp(slope, ENDS, y, method="DOP853", rtol=1e-11, atol=1e-11)
     return start, sde.alpha(times[1]) * torch.as_tensor(solution.y[:, -1]).reshape(start.shape)
 
 
 def ends(subject: Sampler, sde: Any, start: Tensor, steps: int) -> Tensor:
-    """Return where a sampler ends on the two modes' flow."""
-    times = logsnr_times(subject, sde, steps, WAY)
-    whole = getattr(subject, "function", None)
-    if whole is not None:
-        return whole(two_modes(sde), start, times, torch.zeros_like)
-    *_, end = walk(two_modes(sde), start, times, subject, torch.zeros_like)
+    """Return the samples of a sampler for the mixture of two modes."""
+    times = logsnr_times(subject, sde, steps, ENDS)
+    function = getattr(subject, "function", None)
+    if function is not None:
+        return function(two_modes(sde), start, times, torch.zeros_like)
+    *_, (end, _) = iterate(two_modes(sde), start, times, subject, torch.zeros_like)
     return end
 
 
@@ -216,11 +216,12 @@ def order_of(subject: Sampler, sde: Any, counts: tuple[int, ...]) -> tuple[float
 
 
 def verdicts(subject: Any, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Yield each law with what was found, empty if it holds."""
+    """Yield each property with the error found, empty if it holds."""
     family = family_of(subject)
     names = [p.name for p in family.properties if p.applies(subject) and p.name not in skip]
-    for law, found in family.broken(subject, only=names, examples=1):
-        yield law.name, "" if found is None else str(found.error)
+    for result in family.results(subject, only=names, examples=1):
+        found = result.counterexample
+        yield result.checked.name, "" if found is None else str(found.error)
 
 
 def short(text: str, most: int = 110) -> str:
@@ -229,44 +230,45 @@ def short(text: str, most: int = 110) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def look(name: str, quick: bool) -> list[str]:
-    """Hold a sampler to all laws; return a row of the table."""
+def row(name: str, quick: bool) -> list[str]:
+    """Check all properties of a sampler; return a row of the table."""
     counts = (20, 40, 80) if quick else (40, 80, 160, 320)
     subject = SAMPLERS[name]()
     orders = [order_of(subject, sde(), counts)[0] for sde in (VPSDE, SubVPSDE, VESDE)]
     declared = float(subject.convergence_order or 0)
-    found = [] if min(orders) >= declared - 0.35 else [ORDER]
-    laws = list(verdicts(subject, (ORDER,)))
-    found += [f"{law} ({short(text)})" for law, text in laws if text]
-    kept = f"{len(laws) + 1 - len(found)} of {len(laws) + 1}"
-    told = " / ".join(f"{order:.2f}" for order in orders)
-    return [name, f"{declared:g}", told, kept, "; ".join(found) or "none"]
+    failed = [] if min(orders) >= declared - 0.35 else [ORDER]
+    found = list(verdicts(subject, (ORDER,)))
+    failed += [f"{each} ({short(text)})" for each, text in found if text]
+    number = len(found) + 1
+    observed = " / ".join(f"{order:.2f}" for order in orders)
+    hold = f"{number - len(failed)} of {number}"
+    return [name, f"{declared:g}", observed, hold, "; ".join(failed) or "none"]
 
 
-def samplers(quick: bool, kept: Path | None) -> str:
-    """Look at every sampler; rows are kept in a file, so that a run may be interrupted."""
-    rows = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
+def samplers(quick: bool, cache: Path | None) -> str:
+    """Check every sampler; finished rows are stored in a file, so that a run may be interrupted."""
+    rows = json.loads(cache.read_text()) if cache is not None and cache.exists() else {}
     for name in SAMPLERS:
         if name not in rows:
-            rows[name] = look(name, quick)
+            rows[name] = row(name, quick)
             print(f"{name}: {rows[name]}", flush=True)
-            if kept is not None:
-                kept.write_text(json.dumps(rows))
-    heads = ("sampler", "order said", "observed on VP / sub-VP / VE", "laws kept", "laws broken")
+            if cache is not None:
+                cache.write_text(json.dumps(rows))
+    heads = ("sampler", "declared order", "observed on VP / sub-VP / VE", "hold", "do not hold")
     return table(heads, rows.values())
 
 
 def solver() -> str:
-    """Hold flow_matching's adaptive solver to all laws."""
-    rows = [(law, short(text, 160) or "kept") for law, text in verdicts(adaptive())]
-    return table(("law of solvers", "found"), rows)
+    """Check all properties of flow_matching's adaptive solver."""
+    rows = [(name, short(text, 160) or "holds") for name, text in verdicts(adaptive())]
+    return table(("property of solvers", "found"), rows)
 
 
 # --- derived again
 
 
 class Rosenbrock(Sampler):
-    """The two-value method of REABSampler's documentation, with the last factor of one's choice."""
+    """The two-value method of REABSampler's documentation, with any last factor."""
 
     deterministic = True
 
@@ -289,14 +291,14 @@ class Rosenbrock(Sampler):
 
 
 def derivations(quick: bool) -> str:
-    """Compare the two that miss their order with what their formulas say."""
+    """Compare the two methods of lower order with their formulas."""
     counts = (20, 40, 80) if quick else (40, 80, 160, 320)
     sde = VPSDE()
     start, _ = flow(VPSDE)
     theirs = SAMPLERS["azula REABSampler, order 2"]()
     of_t = Rosenbrock(lambda here, there: here.sigma)
     of_s = Rosenbrock(lambda here, there: there.sigma)
-    apart = float((ends(theirs, sde, start, 40) - ends(of_t, sde, start, 40)).abs().max())
+    difference = float((ends(theirs, sde, start, 40) - ends(of_t, sde, start, 40)).abs().max())
     orders = {
         "Rosenbrock step, √(α_s² + σ_t²)": order_of(of_t, sde, counts),
         "Rosenbrock step, √(α_s² + σ_s²)": order_of(of_s, sde, counts),
@@ -317,32 +319,32 @@ def derivations(quick: bool) -> str:
   D₁ u + ½ D₂ u² with D₂ = h² x̂″ = 2 (D₁₀ − D₁₁)/(r₀ + r₁), as the differences belong to points
   ½ (r₀ + r₁) h apart. The code has D₂ = (D₁₀ − D₁₁)/(r₀ + r₁), and the weight of ½ D₂ u² beside it.
   With the factor 2, which `scheduling_dpmsolver_singlestep.py` has, the order is 3; azula's
-  xEABSampler of order 3 is the same method with it. In few steps little is seen of that: a fifth of
-  the error at 40.
+  xEABSampler of order 3 is the same method with it. With few steps the
+  difference is small: a fifth of the error at 40.
 - **azula's REABSampler.** Its documentation has √(1 + e^{{2s}}), which is √(α_s² + σ_s²)/α_s; the
   last line of its loop has `torch.sqrt(alpha_s**2 + sigma_t**2)`. A step written after the
-  documentation with σ_t for σ_s differs from the sampler by {apart:.1e} after 40 steps; with σ_s it
-  is of the second order."""
+  documentation with σ_t for σ_s differs from the sampler by {difference:.1e} after 40 steps; with
+  σ_s it is of the second order."""
 
 
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps: does it run at all?")
-    parser.add_argument("--kept", type=Path, help="file of rows that are done, to go on from")
+    parser.add_argument("--quick", action="store_true", help="few steps, to test the script")
+    parser.add_argument("--cache", type=Path, help="file of finished rows, to resume from")
     parser.add_argument("--out", type=Path, help="folder for the page; printed only if left out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", DeprecationWarning)  # theirs, of NumPy
+    warnings.simplefilter("ignore", DeprecationWarning)  # of diffusers, about NumPy
     versions = ", ".join(f"{name} {version(name)}" for name in PEERS)
-    page = f"""# Samplers and solvers of other libraries under the laws of scoresde.testing
+    page = f"""# Samplers and solvers of other libraries, checked by scoresde.testing
 
 Made by `python benchmarks/others_checked.py` on one CPU core: {versions}, Python
 {platform.python_version()}.
 
 {INTRODUCTION}
 
-{samplers(options.quick, options.kept)}
+{samplers(options.quick, options.cache)}
 
 ## Derived again
 
@@ -356,8 +358,9 @@ Made by `python benchmarks/others_checked.py` on one CPU core: {versions}, Pytho
 
 {solver()}
 
-"underflow in dt" is the `AssertionError` of torchdiffeq, which ends the whole batch where one row
-fails or there is no row; here a row that fails is told by its status, and the others go on.
+"underflow in dt" is the `AssertionError` of torchdiffeq, which stops the batch if one sample fails
+or the batch is empty; the solvers of scoresde give the failed sample a status and continue the
+others.
 """
     print(page)
     if options.out:
@@ -366,23 +369,23 @@ fails or there is no row; here a row that fails is told by its status, and the o
 
 
 INTRODUCTION = """\
-These libraries are used by many and have taught us much; nearly everything holds. A step is looked
-at between times of ours, equidistant in log-SNR, on a mixture of two modes whose flow is known to
-1e-11; orders are those of the last two doublings up to 320 steps, held to the order said less 0.35.
-What the libraries do around their steps (grids, clipping, last steps to σ = 0 of lower order) is
-not met. Steps that depend on λ alone have one order for all diffusions. UniPC of order p has p + 1
-with its corrector. None of the laws was written for these libraries, and some ask for what they do
-not promise."""
+Nearly all properties hold. The steps are tested on times equidistant in log-SNR, for a mixture of
+two modes whose flow is known to 1e-11; orders are those of the last two doublings up to 320 steps,
+compared with the declared order less 0.35. What the libraries do around their steps (grids,
+clipping, last steps to σ = 0 of lower order) is not tested. Steps that depend on λ alone have one
+order for all SDEs. UniPC of order p has p + 1 with its corrector. None of the properties was
+written for these libraries, and some require what they do not claim."""
 
 NOTES = """\
-Other laws that are told as broken above, and what is behind them:
+The other properties that do not hold, and why:
 
-- *inverse* asks that a step also goes from s back to t. DDIMScheduler's has the square root of a
-  variance in it, which is negative there; diffusers has a DDIMInverseScheduler for the way back.
-- *closed ends* asks for a run down to t = 0, where this VP diffusion has σ = 0. HeunSampler divides
-  by σ_s, xEABSampler and REABSampler take its logarithm; azula's own schedules stop at σ = 0.001,
-  where this does not happen. The rk4 of torchdiffeq evaluates the velocity (x̂ − x)/(1 − t) at the
-  end t = 1, where it is 0/0 for an exact denoiser; a network that predicts it has a value there."""
+- *inverse* requires that a step also goes from s back to t. That of DDIMScheduler contains the
+  square root of a variance, which is negative there; diffusers has a DDIMInverseScheduler for
+  encoding.
+- *endpoints* requires a run to t = 0, where this VP SDE has σ = 0. HeunSampler divides by σ_s,
+  xEABSampler and REABSampler take its logarithm; azula's own schedules stop at σ = 0.001, where
+  this does not happen. The rk4 of torchdiffeq evaluates the velocity (x̂ − x)/(1 − t) at the end
+  t = 1, where it is 0/0 for an exact denoiser; a network that predicts it has a value there."""
 
 
 if __name__ == "__main__":

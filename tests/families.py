@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from scoresde import GaussianSDE
-from scoresde.testing.strategies import FAMILIES as STRATEGIES
+from scoresde.testing.strategies import GAUSSIAN as STRATEGIES
 from scoresde.testing.strategies import ascending
 
 __all__ = ["STRATEGIES", "sde_and_times"]

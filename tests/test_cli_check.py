@@ -1,4 +1,4 @@
-"""``scoresde check``: what it finds in a file of one's own, what it prints, and how it exits."""
+"""``scoresde check``: what it finds in a user's file, what it prints, and its exit code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from scoresde.samplers import Sampler
 from scoresde.testing.adapters import FunctionSDE
 
 class Doubled(VPSDE):
-    def diffusion(self, t):  # g² where g is meant
+    def diffusion(self, t):  # g² instead of g
         return super().diffusion(t) ** 2
+
+class NotANumber(VPSDE):
+    def log_sigma(self, t):
+        return torch.log(torch.sqrt(-torch.expm1(-2 * self.log_alpha(t))))
 
 class Parts:
     right = VPSDE()
@@ -34,7 +38,7 @@ def step(score, x, t, s, noise):
 
 class Crashing(Sampler):
     def step(self, score, x, t, s, state, noise):
-        raise RuntimeError("mind the step")
+        raise RuntimeError("out of steps")
 
 def needs(beta):
     return VPSDE(beta)
@@ -66,18 +70,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_broken_law_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["check", "mine_to_check:Doubled", "--only", "moment equations", "semigroup"]
     assert main([*line, "--examples", "3"]) == 1
     text = capsys.readouterr().out
     for part in (
-        "Doubled(beta_min=0.1, beta_max=20.0, T=1.0, t_min=1e-05): laws of SDEs",
-        "BROKEN  moment equations",
+        "Doubled(beta_min=0.1, beta_max=20.0, T=1.0, t_min=1e-05): properties of SDEs",
+        "FAILED  moment equations",
         "passed  semigroup",
-        "law    (log α)′ = f",
-        "where  t = ",
-        "often  g instead of g²",
-        "Looked at 2: 1 broken.",
+        "property (log α)′ = f",
+        "where    t = ",
+        "causes   g instead of g²",
+        "Checked 2: 1 failed.",
     ):
         assert part in text
 
@@ -92,34 +96,44 @@ def test_a_broken_law_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) 
         "scoresde:VPSDE",
     ],
 )
-def test_right_ones_pass(folder: Path, capsys: pytest.CaptureFixture[str], target: str) -> None:
+def test_correct_objects_pass(
+    folder: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
     line = ["check", target, "--only", "reversal", "purity", "--examples", "3", "--seed", "7"]
     assert main(line) == 0
-    assert "Looked at 2: no counterexample was found." in capsys.readouterr().out
+    assert "Checked 2: no counterexample was found." in capsys.readouterr().out
 
 
-def test_one_exception_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["check", "mine_to_check:Crashing", "--only", "grid", "generator", "chunks", "rows"]
+def test_one_exception_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = [
+        "check",
+        "mine_to_check:Crashing",
+        "--only",
+        "grid",
+        "generator",
+        "chunks",
+        "batch independence",
+    ]
     assert main(line) == 1
     text = capsys.readouterr().out
-    assert text.count("found  RuntimeError: mind the step (mine_to_check.py:") == 1
-    assert "same   chunks, rows" in text
-    assert "Looked at 4: 3 broken. Mend the first and look again" in text
+    assert text.count("found    RuntimeError: out of steps (mine_to_check.py:") == 1
+    assert "same     chunks, batch independence" in text
+    assert "Checked 4: 3 failed. Fix the first and check again" in text
 
 
-def test_laws_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_properties_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "mine_to_check:spring", "--list"]) == 0
     text = capsys.readouterr().out
     assert "dx = [f − ½(1+η²) g² s] dt + η g dw̄" in text
     assert "semigroup" not in text  # of Gaussian diffusions
 
 
-def test_a_score_is_asked_in_its_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["check", "mine_to_check:one_shape", "--only", "views", "--examples", "5"]
+def test_a_score_is_checked_in_its_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", "mine_to_check:one_shape", "--only", "predictions", "--examples", "5"]
     assert main([*line, "--shape", "3"]) == 0
     assert main(line) == 1
     text = capsys.readouterr().out
-    assert "BROKEN  views" in text
+    assert "FAILED  predictions" in text
     assert "--shape 3 32 32" in text
 
 
@@ -129,7 +143,10 @@ def test_a_score_is_asked_in_its_shape(folder: Path, capsys: pytest.CaptureFixtu
         ("mine_to_check", "expected module:object"),
         ("nowhere:MySDE", "'nowhere', which is not found from"),
         ("nowhere.py:MySDE", "no file nowhere.py"),
-        ("mine_to_check:Doubel", "it has Doubled, Parts, spring, failing, step, Crashing"),
+        (
+            "mine_to_check:Doubel",
+            "it has Doubled, NotANumber, Parts, spring, failing, step, Crashing",
+        ),
         ("half:x", "half.py:2"),
         ("needy:x", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("leaving:x", "SystemExit"),
@@ -149,6 +166,20 @@ def test_mistakes_are_one_line(
     assert message in error
     assert error.startswith("scoresde: error: ")
     assert error.count("\n") == 1
+
+
+def test_a_nan_stops_the_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "mine_to_check:NotANumber"]) == 1
+    text = capsys.readouterr().out
+    assert "FAILED  finite" in text
+    assert "the value itself is NaN or infinite" in text
+    assert "others were not checked" in text
+
+
+def test_an_observed_order_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", "scoresde.samplers:Heun", "--only", "convergence order", "--examples", "1"]
+    assert main(line) == 0
+    assert "passed  convergence order: measured 2" in capsys.readouterr().out
 
 
 def test_it_runs_as_a_module(folder: Path) -> None:

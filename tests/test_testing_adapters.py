@@ -1,4 +1,4 @@
-"""Adapters change nothing: what they wrap gives the numbers that its counterpart here gives."""
+"""What an adapter wraps gives the same numbers as its counterpart in the library."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(score, sampler, steps=12, seed=0):
     return end
 
 
-# --- diffusions
+# --- SDEs
 
 
 def rate(t):
@@ -77,7 +77,7 @@ CURVES = FunctionGaussianSDE(
 
 
 class Torch(torch.nn.Module):
-    """The VP diffusion as torchsde has it."""
+    """The VP SDE as an object of torchsde."""
 
     sde_type = "ito"
 
@@ -97,7 +97,7 @@ TORCH = [FromTorchSDE(Torch()), FromTorchSDE(Torch("additive"), dimension=3)]
 
 
 @pytest.mark.parametrize("sde", [FUNCTIONS, CURVES, *TORCH], ids=lambda sde: type(sde).__name__)
-def test_diffusions_are_the_one_they_tell_of(sde):
+def test_sdes_agree(sde):
     x = torch.randn(3, 2, 4, generator=generator(), dtype=torch.float64)
     for t in (0.3, torch.tensor(0.7), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)):
         torch.testing.assert_close(sde.drift(x, t), VPSDE().drift(x, t), rtol=1e-6, atol=0)
@@ -107,18 +107,18 @@ def test_diffusions_are_the_one_they_tell_of(sde):
 
 
 @pytest.mark.parametrize("sde", [FUNCTIONS, CURVES, *TORCH], ids=lambda sde: type(sde).__name__)
-def test_right_diffusions_pass(sde):
+def test_correct_sdes_pass(sde):
     check_sde(sde, examples=3)
 
 
-def test_a_function_may_tell_its_prior():
-    def law(event_shape):
+def test_a_function_may_have_a_prior():
+    def prior(event_shape):
         unit = torch.ones(event_shape)
         return torch.distributions.Independent(
             torch.distributions.Normal(0 * unit, unit, validate_args=False), len(event_shape)
         )
 
-    sde = FunctionSDE(lambda x, t: -x, lambda t: 0 * t + 2**0.5, prior_function=law)
+    sde = FunctionSDE(lambda x, t: -x, lambda t: 0 * t + 2**0.5, prior_function=prior)
     assert sde.prior((2, 3)).event_shape == (2, 3)
     with pytest.raises(NotImplementedError, match="has no prior"):
         FUNCTIONS.prior((2,))
@@ -142,9 +142,9 @@ def euler(score, x, t, s, noise):
 def ancestral(score, x, times, noise):
     for t, s in pairwise(times):
         scale, std = score.sde.transition(s, t)
-        kept = score.sde.sigma(s) / score.sde.sigma(t)
+        factor = score.sde.sigma(s) / score.sde.sigma(t)
         mean = (x + std**2 * score(x, t)) / scale
-        x = mean + std * kept * noise(x)
+        x = mean + std * factor * noise(x)
     return x
 
 
@@ -164,27 +164,29 @@ def ddim(score, x, times, noise):
     ],
     ids=str,
 )
-def test_samplers_are_the_one_they_tell_of(adapted, own, sde):
+def test_samplers_agree(adapted, own, sde):
     score = data(sde)
     torch.testing.assert_close(run(score, adapted), run(score, own), rtol=1e-9, atol=1e-9)
 
 
-def test_a_loop_costs_no_evaluation_twice():
-    asked = []
+def test_a_loop_evaluates_nothing_twice():
+    evaluated = []
 
     def counted(x, t):
-        asked.append(float(t))
+        evaluated.append(float(t))
         return -x
 
     run_of = LoopSampler(ancestral)
     score = FunctionScore(counted, VPSDE())
     times = VPSDE().time_at(torch.linspace(-3.0, 2.0, 13, dtype=torch.float64))
-    states = [state for state, _ in iterate(score, torch.ones(2, 3), times, run_of, torch.randn_like)]
-    assert len(states) == len(asked) == 12
-    assert asked == sorted(asked, reverse=True)
+    states = [
+        state for state, _ in iterate(score, torch.ones(2, 3), times, run_of, torch.randn_like)
+    ]
+    assert len(states) == len(evaluated) == 12
+    assert evaluated == sorted(evaluated, reverse=True)
 
 
-def test_a_loop_whose_questions_change_is_asked_anew():
+def test_a_loop_that_changes_is_evaluated_again():
     def hasty(score, x, times, noise):  # its first step depends on how many there are
         return x + score(x, times[0]) / (len(times) - 1)
 
@@ -214,8 +216,8 @@ TWINS = [
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 @pytest.mark.parametrize(("name", "settings", "own"), TWINS, ids=str)
-def test_schedulers_are_the_one_they_tell_of(schedulers, name, settings, own, sde):
-    """Some round the state to float32 on their way."""
+def test_schedulers_agree(schedulers, name, settings, own, sde):
+    """Some round the state to float32."""
     scheduler = getattr(schedulers, name)(**settings)
     adapted, score = SchedulerSampler(scheduler, deterministic=True), data(sde)
     expected = run(score, own)
@@ -225,7 +227,7 @@ def test_schedulers_are_the_one_they_tell_of(schedulers, name, settings, own, sd
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_noise_is_handed_to_schedulers(schedulers, eta):
+def test_noise_is_passed_to_schedulers(schedulers, eta):
     from scoresde.samplers import DDIMNoise
 
     adapted = SchedulerSampler(
@@ -236,7 +238,7 @@ def test_noise_is_handed_to_schedulers(schedulers, eta):
     torch.testing.assert_close(run(score, adapted), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_scheduler_goes_back_too(schedulers):
+def test_a_scheduler_encodes(schedulers):
     score, sampler = data(VPSDE()), SchedulerSampler(schedulers.EulerDiscreteScheduler())
     times = UniformLogSNR()(VPSDE(), 20)
     x = score.sample(4, 0.0, generator(), torch.float64)
@@ -244,27 +246,27 @@ def test_a_scheduler_goes_back_too(schedulers):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_schedulers_print_what_is_special(schedulers):
+def test_schedulers_print_their_settings(schedulers):
     scheduler = schedulers.DPMSolverMultistepScheduler(solver_order=3)
     text = code(SchedulerSampler(scheduler, convergence_order=3))
     assert text.startswith("SchedulerSampler(DPMSolverMultistepScheduler(solver_order=3), conv")
 
 
-def test_a_scheduler_is_checked_law_by_law(schedulers):
+def test_a_scheduler_is_checked_by_property(schedulers):
     sampler = SchedulerSampler(schedulers.DDIMScheduler(), convergence_order=1)
     check_sampler(sampler, only=["grid", "generator", "Gaussian data"], examples=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "holds"), [(2, True), (3, False)])
-def test_the_published_third_order_is_told(schedulers, order, holds):
+def test_the_published_third_order_is_found_to_be_second(schedulers, order, holds):
     scheduler = schedulers.DPMSolverMultistepScheduler(solver_order=order)
     sampler = SchedulerSampler(scheduler, convergence_order=order)
     if holds:
-        check_sampler(sampler, only="order of the flow")
+        check_sampler(sampler, only="convergence order")
     else:
         with pytest.raises(BrokenPropertyError, match="declared is 3"):
-            check_sampler(sampler, only="order of the flow")
+            check_sampler(sampler, only="convergence order")
 
 
 def test_loops_of_azula_run():
@@ -341,7 +343,7 @@ def test_an_integrator_solves():
     assert (solution.reached == 1.5).all()
 
 
-def test_an_integrator_that_fails_says_so():
+def test_an_integrator_that_fails_has_its_status():
     z = torch.ones(2, 1, dtype=torch.float64)
     few = FunctionSolver(midpoint, max_evaluations=10)
     solution = few.solve(logistic, 0.5 * z, 0.0, 1.0, tolerance=1e-5)
@@ -367,7 +369,7 @@ def curved(x):
     return torch.sin(x) + 0.3 * x.flip(1) ** 2
 
 
-def test_divergences_are_what_they_tell_of():
+def test_divergences_agree():
     x = torch.randn(6, 3, generator=generator(), dtype=torch.float64)
     rng = CounterRNG.draw(6, generator())
     value, exact = ExactTrace()(curved, x, rng)
@@ -381,7 +383,7 @@ def test_divergences_are_what_they_tell_of():
     assert (many.mean() - exact[0]).abs() < 5 * error  # false alarm 6e-7
 
 
-def test_a_divergence_draws_for_each_row_and_anew_each_time():
+def test_a_divergence_draws_for_each_row_and_each_call():
     def two(field, x, noise):
         return (noise(x) - noise(x)).sum(1)
 
@@ -392,11 +394,11 @@ def test_a_divergence_draws_for_each_row_and_anew_each_time():
     assert torch.equal(alone, found[1:2])
 
 
-def test_a_divergence_keeps_its_graph_if_asked():
+def test_a_divergence_is_differentiable():
     x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
     trace = FunctionTrace(one_probe)
-    _, kept = trace(torch.sin, x, CounterRNG.draw(2, generator()), differentiable=True)
-    torch.testing.assert_close(torch.autograd.grad(kept.sum(), x)[0], -torch.sin(x).detach())
+    _, value = trace(torch.sin, x, CounterRNG.draw(2, generator()), differentiable=True)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], -torch.sin(x).detach())
     assert not trace(torch.sin, x, CounterRNG.draw(2, generator()))[1].requires_grad
 
 
@@ -407,10 +409,10 @@ def test_a_density_is_a_method():
         (lambda score, x: score.log_prob(x), 0.0),
         (lambda score, x: (score.log_prob(x), torch.full((4,), 0.1).double()), 0.1),
     ):
-        told = log_likelihood(score, x, method=FunctionMethod(function))
-        torch.testing.assert_close(told.log_prob, score.log_prob(x))
-        torch.testing.assert_close(told.solver_error, torch.full((4,), error).double())
-        assert told.converged.all()
+        found = log_likelihood(score, x, method=FunctionMethod(function))
+        torch.testing.assert_close(found.log_prob, score.log_prob(x))
+        torch.testing.assert_close(found.solver_error, torch.full((4,), error).double())
+        assert found.converged.all()
 
 
 # --- what does not fit

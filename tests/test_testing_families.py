@@ -1,7 +1,7 @@
-"""Every member of every family obeys the laws of its family: a line in the family enrols it.
+"""Every member of every family has the properties of its family: a line in the package enrolls it.
 
-In CI each law is tried on a few cases; with ``HYPOTHESIS_PROFILE=nightly`` on a thousand, and on
-members with parameters that are drawn.
+In CI each property is tested on at least five cases; with ``HYPOTHESIS_PROFILE=nightly`` on a
+thousand, and on members with drawn parameters.
 """
 
 from __future__ import annotations
@@ -11,45 +11,41 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 from hypothesis import settings
+from test_networks import MEMBERS as NETWORK_CLASSES
+from test_networks import SMALL, build
 
 from scoresde import GaussianMixture, likelihood, samplers, sdes, solvers, traces
 from scoresde.testing import parametrize_with_checks, strategies
 from scoresde.testing.examples import DoubleWell, OrnsteinUhlenbeck
 from scoresde.testing.likelihoods import LIKELIHOODS
+from scoresde.testing.networks import NETWORKS
 from scoresde.testing.samplers import SAMPLERS
-from scoresde.testing.scores import LAWS, SCORES
+from scoresde.testing.scores import EXACT_SCORES, SCORES
 from scoresde.testing.sdes import SDES
 from scoresde.testing.solvers import SOLVERS
 from scoresde.testing.traces import TRACES
 
 CASES = settings.default.max_examples
 NIGHTLY = CASES >= 1000
-FEW = CASES if NIGHTLY else 3
-
-
-def numbers(family, dear=()):
-    """How many cases of each law are tried: in CI two, of dear ones the first alone."""
-    return {law.name: CASES if NIGHTLY else 2 - (law.name in dear) for law in family.properties}
+FEW = CASES if NIGHTLY else 5
+PER_PROPERTY = CASES if NIGHTLY else None
 
 
 @parametrize_with_checks(
     [*(member() for member in sdes.MEMBERS), OrnsteinUhlenbeck(), DoubleWell()], examples=FEW
 )
-def test_diffusions(check):
+def test_sdes(check):
     check()
 
 
-DEAR = ("order of the flow", "limit", "inverse", "Gaussian data", "weak order", "law of the data")
-
-
 @parametrize_with_checks(  # the last needs a density, which not every score has
-    [*samplers.MEMBERS, samplers.MALA()], examples=numbers(SAMPLERS, DEAR)
+    [*samplers.MEMBERS, samplers.MALA()], examples=FEW
 )
 def test_samplers(check):
     check()
 
 
-@parametrize_with_checks(solvers.MEMBERS, examples=numbers(SOLVERS))
+@parametrize_with_checks(solvers.MEMBERS, examples=FEW)
 def test_solvers(check):
     check()
 
@@ -59,12 +55,25 @@ def test_traces(check):
     check()
 
 
-ALL_BUT_SHAPES = {law.name for law in LIKELIHOODS.properties} - {"shapes"}
+DEAR = {"normalization", "budget", "off the data", "standard error", "closed form"}
+COUNTS = {
+    each.name: CASES if NIGHTLY else 2 if each.name in DEAR else FEW
+    for each in LIKELIHOODS.properties
+}
+"""Seconds a case, of methods that simulate paths."""
 
 
-@parametrize_with_checks(likelihood.MEMBERS, examples=numbers(LIKELIHOODS, ALL_BUT_SHAPES))
+@parametrize_with_checks(likelihood.MEMBERS, examples=COUNTS)
 def test_likelihoods(check):
     check()
+
+
+@pytest.mark.parametrize("member", NETWORK_CLASSES, ids=lambda member: member.__name__)
+@pytest.mark.parametrize("name", [each.name for each in NETWORKS.properties])
+def test_networks(member, name):
+    """Small ones, for images of 2 × 8 × 8."""
+    fixed = {"event_shape": SMALL["event_shape"]}
+    NETWORKS.check(build(member), only=name, examples=CASES if NIGHTLY else 2, fixed=fixed)
 
 
 @pytest.mark.parametrize(
@@ -72,44 +81,49 @@ def test_likelihoods(check):
     [*samplers.MEMBERS, *solvers.MEMBERS, *traces.MEMBERS, *likelihood.MEMBERS],
     ids=repr,
 )
-def test_recipes_cannot_be_changed(member):
+def test_members_are_frozen(member):
     with pytest.raises(FrozenInstanceError):
         member.anything = None
 
 
 def drawn(families):
-    """Each law of each family, with the strategy that draws its members."""
+    """Each property of each family, with the strategy that draws its members."""
     return pytest.mark.parametrize(
-        ("family", "members", "law"),
+        ("family", "members", "name"),
         [
-            pytest.param(family, members, law.name, id=f"{name}-{law.name}")
-            for name, (family, members) in families.items()
-            for law in family.properties
+            pytest.param(family, members, each.name, id=f"{kind}-{each.name}")
+            for kind, (family, members) in families.items()
+            for each in family.properties
         ],
     )
 
 
 @drawn(
-    {name: (SDES, members) for name, members in strategies.FAMILIES.items()}
+    {kind: (SDES, members) for kind, members in strategies.GAUSSIAN.items()}
     | {"general": (SDES, strategies.general_sdes())}
 )
-def test_diffusions_with_drawn_parameters(family, members, law):
-    family.check(members, only=law, examples=FEW)
+def test_sdes_with_drawn_parameters(family, members, name):
+    family.check(members, only=name, examples=FEW)
 
 
 @drawn({"model": (SCORES, strategies.models()), "mixture": (SCORES, strategies.mixtures())})
-def test_scores_with_drawn_parameters(family, members, law):
-    family.check(members, only=law, examples=CASES if NIGHTLY else None)
+def test_scores_with_drawn_parameters(family, members, name):
+    family.check(members, only=name, examples=PER_PROPERTY)
 
 
-@drawn({"mixture": (LAWS, strategies.mixtures(sdes=strategies.sdes()))})
-def test_exact_scores_with_drawn_parameters(family, members, law):
-    family.check(members, only=law, examples=CASES if NIGHTLY else None)
+@drawn({"mixture": (EXACT_SCORES, strategies.mixtures(sdes=strategies.sdes()))})
+def test_exact_scores_with_drawn_parameters(family, members, name):
+    family.check(members, only=name, examples=PER_PROPERTY)
 
 
 @drawn({"trace": (TRACES, strategies.traces())})
-def test_traces_with_drawn_parameters(family, members, law):
-    family.check(members, only=law, examples=CASES if NIGHTLY else None)
+def test_traces_with_drawn_parameters(family, members, name):
+    family.check(members, only=name, examples=PER_PROPERTY)
+
+
+@drawn({"network": (NETWORKS, strategies.networks())})
+def test_networks_with_drawn_parameters(family, members, name):
+    family.check(members, only=name, examples=PER_PROPERTY)
 
 
 @pytest.mark.nightly
@@ -120,14 +134,15 @@ def test_traces_with_drawn_parameters(family, members, law):
         "likelihood": (LIKELIHOODS, strategies.methods()),
     }
 )
-def test_the_rest_with_drawn_parameters(family, members, law):
-    family.check(members, only=law, examples=CASES if NIGHTLY else 100)
+def test_expensive_families_with_drawn_parameters(family, members, name):
+    family.check(members, only=name, examples=CASES if NIGHTLY else 100)
 
 
 @pytest.mark.parametrize("sigma_min", [0.01, 0.4])
-def test_laws_of_a_density_hold_where_there_is_noise_at_time_zero(sigma_min):
+def test_properties_of_a_density_hold_with_noise_at_time_zero(sigma_min):
     means = torch.tensor([[0.0, 0.0], [0.0, -2.6]], dtype=torch.float64)
     covariances = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.9, -0.3], [-0.3, 0.2]]]).double()
     sde = sdes.VESDE(sigma_min=sigma_min, sigma_max=20.0)
     mixture = GaussianMixture(torch.ones(2), means, covariances, sde)
-    LAWS.check(mixture, only=["Tweedie", "convolution"], examples=4)
+    report = EXACT_SCORES.check(mixture, only=["Tweedie", "convolution"], examples=5)
+    assert len(report.results) == 2

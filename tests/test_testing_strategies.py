@@ -1,4 +1,4 @@
-"""What is drawn is valid, prints as code that makes it again, and shrinks to something simple."""
+"""Drawn objects are valid, print as code that constructs them, and shrink to simple ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DRAWN = {
     "coordinates": strategies.coordinates(),
     "solvers": strategies.solvers(),
     "traces": strategies.traces(),
-    "laws": strategies.laws(),
+    "probe_distributions": strategies.probe_distributions(),
     "methods": strategies.methods(),
     "dtypes": strategies.dtypes(),
     "event_shapes": strategies.event_shapes(),
@@ -40,7 +40,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 @given(data=st.data())
-def test_what_is_drawn_prints_as_code(name, data):
+def test_drawn_objects_print_as_code(name, data):
     value = data.draw(DRAWN[name])
     again = eval(code(value) if not isinstance(value, str) else repr(value), NAMES)
     assert code(again) == code(value)
@@ -76,9 +76,9 @@ def test_examples_shrink(strategy, wanted, simplest):
     assert simplest(find(strategy, wanted, settings=options))
 
 
-def test_numbers_of_examples_by_law():
+def test_numbers_of_examples_by_property():
     found = {
-        name: check.keywords["examples"] for name, check in checks(VPSDE(), examples={"rows": 1})
+        name: check.keywords["examples"] for name, check in checks(VPSDE(), examples={"rate": 1})
     }
-    assert found["rows"] == 1
+    assert found["rate"] == 1
     assert found["shapes"] is None

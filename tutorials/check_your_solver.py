@@ -1,10 +1,10 @@
 # %% [markdown]
-# # Check your solver: a coefficient that no picture shows
+# # Check your solver: a wrong coefficient that no picture shows
 #
-# You have written a sampler. Its pictures look fine, the more steps the better. Is it right? This
-# script follows an author who writes DPM-Solver++(3M) as it is found in many code bases, is told
-# that it is not of the third order, finds the coefficient, and mends it. It takes less than a
-# minute; run it as it stands, or cell by cell.
+# You have written a sampler. Its pictures look fine, and better with more steps. Is it correct?
+# This script implements DPM-Solver++(3M) as in many code bases, finds that it is not of third
+# order, finds the coefficient, and corrects it. It takes less than a minute; run it as a whole or
+# cell by cell.
 #
 #     python tutorials/check_your_solver.py
 #
@@ -23,16 +23,16 @@ from scoresde.testing import BrokenPropertyError, check_sampler, checks
 from scoresde.testing.adapters import FunctionSampler
 
 # %% [markdown]
-# ## 1. A step, and what it promises
+# ## 1. A step, and what it declares
 #
 # In the half log-SNR λ = log α − log σ the probability flow is nearly linear. From t to s, with
 # h = λ_s − λ_t > 0,
 #
 #     x_s = (σ_s/σ_t) x_t + α_s ∫₀ʰ e^{r−h} x̂(λ_t + r) dr.
 #
-# The denoised x̂ is not known along the way. A step of first order takes it as constant: this is
-# DDIM. As a plain function it becomes a sampler through an adapter, which also says what the
-# function promises: no noise, and errors that fall like 1/N.
+# The denoised x̂ is not known between t and s. A first-order step takes it as constant: this is
+# DDIM. An adapter makes a sampler of the plain function, and declares its properties: no noise, and
+# errors that decrease like 1/N.
 
 
 # %%
@@ -44,7 +44,7 @@ def ddim(score, x, t, s, noise):
 
 
 check_sampler(FunctionSampler(ddim, convergence_order=1, deterministic=True))
-print("DDIM keeps all laws of samplers")
+print("DDIM has all properties of samplers")
 
 # %% [markdown]
 # ## 2. Third order
@@ -55,14 +55,14 @@ print("DDIM keeps all laws of samplers")
 #     x_s = (σ_s/σ_t) x_t − α_s (e^{−h} − 1) x̂ + α_s ((e^{−h} − 1)/h + 1) D₁
 #           − α_s ((e^{−h} − 1 + h)/h² − ½) D₂.
 #
-# A step with a memory is a `Sampler`: a small frozen class, whose `step` also gets and returns what
-# it wants to remember, here the last two λ and x̂. `convergence_order = 3` is its promise.
+# A multistep method is a `Sampler`: a small frozen class, whose `step` also gets and returns a
+# history, here the last two λ and x̂. It declares `convergence_order = 3`.
 
 
 # %%
 @dataclass(frozen=True)
 class ThirdOrder(Sampler):
-    """DPM-Solver++(3M) as it is published."""
+    """DPM-Solver++(3M) as published."""
 
     deterministic = True
     convergence_order = 3.0
@@ -96,9 +96,9 @@ class ThirdOrder(Sampler):
 
 
 # %% [markdown]
-# ## 3. What looking at samples shows
+# ## 3. What samples show
 #
-# Two blobs, 50 steps: their distances and widths are right to two digits. Nothing is suspicious.
+# Two modes, 50 steps: their means and widths are correct to two digits. Nothing is suspicious.
 
 # %%
 means, covariances = torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.04)
@@ -110,27 +110,27 @@ print(f"modes at {float(left.mean()):.2f} and {float(right.mean()):.2f}, expecte
 print(f"widths {float(left.std()):.2f} and {float(right.std()):.2f}, expected 0.2")
 
 # %% [markdown]
-# ## 4. What the laws show
+# ## 4. What the properties show
 #
-# `check_sampler` holds a sampler to what it promises. On a mixture of two modes the flow's end is
-# known to eleven digits from an integrator of scipy's, so that the order of convergence can simply
-# be measured. No law but one is broken.
+# `check_sampler` tests a sampler for what it declares. On a mixture of two modes scipy computes the
+# end of the probability flow to eleven digits, so that the order of convergence can be measured.
+# All properties hold but this one.
 
 # %%
 try:
-    check_sampler(ThirdOrder(), only="order of the flow")
+    check_sampler(ThirdOrder(), only="convergence order")
     raise SystemExit("the wrong coefficient was not found")
 except BrokenPropertyError as broken:
     print(broken)
 
 # %% [markdown]
-# The report names the law and the place, shows the errors with their numbers of steps, says what
-# usually is the cause, and ends in a line of code that shows it again. Order 2 where 3 is promised,
-# "a wrong weight of the highest difference (a missing factor 2 …)".
+# The report gives the property, the case, the errors for several numbers of steps, the usual causes
+# and a line of code that reproduces the failure. The order is 2, declared is 3: "a wrong weight of
+# the highest difference (a missing factor 2 …)".
 #
 # ## 5. The coefficient
 #
-# So look at the highest difference. With u = r/h the parabola is
+# Consider the highest difference. With u = r/h the parabola is
 #
 #     x̂(λ_t + r) = x̂ + D₁ u + ½ D₂ u²,        D₂ = h² x̂″,
 #
@@ -140,38 +140,39 @@ except BrokenPropertyError as broken:
 #
 #     D₂ = 2 (D₁₀ − D₁₁)/(r₀ + r₁).
 #
-# The factor 2 stands in the single-step method of the authors' code; the multistep one has lost it.
+# The single-step method of the authors' code has the factor 2; the multistep one lacks it.
 
 
 # %%
 @dataclass(frozen=True)
-class Mended(ThirdOrder):
+class Corrected(ThirdOrder):
     """With the factor 2."""
 
     def curvature(self, differences, distance):
         return 2 * differences / distance
 
 
-check_sampler(Mended(), only="order of the flow")
-print("with the factor 2 it is of the third order")
+report = check_sampler(Corrected(), only="convergence order")
+print(f"with the factor 2 the order is {report.measured['convergence order']:.2f}")
 
 # %% [markdown]
-# ## 6. All the other laws
+# ## 6. All other properties
 #
-# Order is one law. The others are about what samplers of all kinds get wrong: shapes, seeds,
-# batch-mates, the closed ends, the law of the data.
+# The others cover the mistakes of samplers of all kinds: shapes, seeds, batch independence, the
+# endpoints, the distribution of the samples.
 
 # %%
-for name, check in checks(Mended()):
+for name, check in checks(Corrected()):
     check()
     print(f"passed  {name}")
 
 # %% [markdown]
 # ## What to read next
 #
-# * In your own tests: `@parametrize_with_checks([Mended(), …])` makes one test of each law.
-# * From a shell: `scoresde check my_module:Mended`.
-# * SDEs, scores, solvers of ODEs, divergence estimators and likelihoods have laws too: `check_sde`,
-#   `check_score`, `check_solver`, `check_trace`, `check_likelihood`; `scoresde.testing.adapters`
-#   takes plain functions, objects of torchsde and schedulers of diffusers.
+# * In your own tests: `@parametrize_with_checks([Corrected(), …])` makes one test per property.
+# * From a shell: `scoresde check my_module:Corrected`.
+# * For SDEs, scores, networks, ODE solvers, divergence estimators and likelihoods: `check_sde`,
+#   `check_score`, `check_network`, `check_solver`, `check_trace`, `check_likelihood`;
+#   `scoresde.testing.adapters` takes plain functions, objects of torchsde and schedulers of
+#   diffusers.
 # * Lu et al., *DPM-Solver++*, 2022, arXiv:2211.01095.

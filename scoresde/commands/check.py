@@ -1,4 +1,4 @@
-"""``scoresde check``: the laws that an SDE, a score, a sampler, … of one's own has to keep."""
+"""``scoresde check``: the properties that an SDE, a score, a sampler, … of yours must have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scoresde.commands.base import Command, add_seed, need
 __all__ = ["COMMAND"]
 
 _BROKEN = 1
-"""Exit code if a law is broken."""
+"""Exit code if a property does not hold."""
 
 _ADAPTERS = {
     ("score", "x", "t", "s", "noise"): "FunctionSampler(function)",
@@ -30,10 +30,10 @@ _ADAPTERS = {
     ("x", "t"): "FunctionScore(function, sde), or FunctionSDE(drift, diffusion)",
     ("t",): "FunctionGaussianSDE(alpha, sigma), or FunctionSDE(drift, diffusion)",
 }
-"""What makes a member of a function with these arguments."""
+"""The adapter for a function with these arguments."""
 
 
-# --- what is checked
+# --- the object
 
 
 def find(target: str) -> Any:
@@ -42,50 +42,49 @@ def find(target: str) -> Any:
     Args:
         target: a module, dotted or the path of a file, and a name in it.
 
+    Returns:
+        The object.
+
     Raises:
-        ValueError: if there is no such thing, or the module fails.
+        ValueError: if there is no such object, or the module fails.
 
     Example:
         >>> find("scoresde.sdes:VPSDE")
         <class 'scoresde.sdes.variance_preserving.VPSDE'>
     """
-    noise_level_at, colon, name = target.rpartition(":")
-    if not (noise_level_at and colon and name):
+    module, colon, name = target.rpartition(":")
+    if not (module and colon and name):
         raise ValueError(
             f"OBJECT: expected module:object, such as my_sde:MySDE for MySDE in my_sde.py, got "
             f"{target!r}"
         )
-    found: Any = _module(noise_level_at)
+    found: Any = _module(module)
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(
-                f"OBJECT: expected a name in {noise_level_at}, got {name!r}; it has {_names(found)}"
+                f"OBJECT: expected a name in {module}, got {name!r}; it has {_names(found)}"
             )
         found = getattr(found, part)
     return found
 
 
-def _module(noise_level_at: str) -> ModuleType:
-    """Import a module, from the current folder too, or say in which line it fails."""
+def _module(name: str) -> ModuleType:
+    """Import a module, from the current folder too; the error names the line that fails."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return (
-            _run_file(Path(noise_level_at))
-            if noise_level_at.endswith(".py")
-            else importlib.import_module(noise_level_at)
-        )
+        return _run_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None)
-        if isinstance(error, ModuleNotFoundError) and noise_level_at.split(".")[0] == missing:
+        if isinstance(error, ModuleNotFoundError) and name.split(".")[0] == missing:
             raise ValueError(
-                f"OBJECT: expected a module that can be imported, got {noise_level_at!r}, which is not "
+                f"OBJECT: expected a module that can be imported, got {name!r}, which is not "
                 f"found from {Path.cwd()}; go to its folder, or name the file: path/to/file.py:…"
             ) from None
         *_, last = traceback.extract_tb(error.__traceback__)
         where = f"{last.filename}:{last.lineno}"
         raise ValueError(
-            f"OBJECT: expected a module that can be imported, but {noise_level_at!r} fails with "
+            f"OBJECT: expected a module that can be imported, but {name!r} fails with "
             f"{type(error).__name__}: {error} ({where})"
         ) from error
 
@@ -95,7 +94,7 @@ def _run_file(path: Path) -> ModuleType:
         raise ValueError(f"there is no file {path} in {Path.cwd()}")
     spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
+        raise ValueError(f"{path} is not a Python file")
     module = module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
@@ -103,7 +102,7 @@ def _run_file(path: Path) -> ModuleType:
 
 
 def _names(found: object) -> str:
-    """The public names that were made there."""
+    """The public names defined there."""
     own = getattr(found, "__name__", None)
     names = [
         name
@@ -116,30 +115,35 @@ def _names(found: object) -> str:
 
 
 def member(found: Any, family_of: Callable[[object], Any]) -> Any:
-    """Return an object of a family: itself, what makes it without arguments, or adapted.
+    """Return an object of a family: the object, the result of a class or function, or adapted.
 
     Args:
-        found: an object, or a class or function that makes one.
-        family_of: tells the family of an object.
+        found: an object, or a class or function that returns one without arguments.
+        family_of: :func:`scoresde.testing.family_of`.
+
+    Returns:
+        The object of a family.
 
     Raises:
-        TypeError: if it belongs to none.
+        TypeError: if it belongs to no family.
     """
     if inspect.isroutine(found) or inspect.isclass(found):
         found = _made(found)
+    if hasattr(found, "noise_type") and hasattr(found, "f"):  # may be an nn.Module too
+        from scoresde.testing.adapters import FromTorchSDE
+
+        return FromTorchSDE(found)
     try:
         family_of(found)
     except TypeError:
-        from scoresde.testing.adapters import FromTorchSDE, SchedulerSampler
+        from scoresde.testing.adapters import SchedulerSampler
 
         if hasattr(found, "set_timesteps") and hasattr(found, "add_noise"):
             return SchedulerSampler(found)
-        if hasattr(found, "noise_type") and hasattr(found, "f"):
-            return FromTorchSDE(found)
         raise TypeError(
-            f"OBJECT: expected an SDE, a Score, a Sampler, a Solver, a Trace or a likelihood "
-            f"Method, got {summarize(found)}; derive from one of them, or wrap it in an adapter of "
-            "scoresde.testing.adapters"
+            f"OBJECT: expected an SDE, a Score, a Sampler, a Solver, a Trace, a likelihood "
+            f"Method or a network, got {summarize(found)}; derive from one of them, or wrap it in "
+            "an adapter of scoresde.testing.adapters"
         ) from None
     return found
 
@@ -183,34 +187,35 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "object",
         metavar="OBJECT",
-        help="module:object or file.py:object: an SDE, score, sampler, solver, trace or likelihood "
-        "method, or a class or function that makes one without arguments",
+        help="module:object or file.py:object: an SDE, score, sampler, solver, trace, likelihood "
+        "method or network, or a class or function that returns one without arguments",
     )
     parser.add_argument(
         "--only",
         nargs="+",
-        metavar="LAW",
-        help="names of the laws that are looked at (default: all)",
+        metavar="PROPERTY",
+        help="names of the properties to check (default: all)",
     )
     parser.add_argument(
         "--list",
         action="store_true",
-        help="list the laws with their formulas, and look at none (default: look at them)",
+        help="list the properties with their formulas, and check none (default: check them)",
     )
     parser.add_argument(
         "--examples",
         type=int,
         metavar="N",
-        help="how many cases of each law are tried (default: enough for seconds in all)",
+        help="number of cases of each property (default: enough for seconds in all)",
     )
     parser.add_argument(
         "--shape",
         type=int,
         nargs="+",
         metavar="N",
-        help="shape of one sample, for a score that takes no other (default: as it says, or any)",
+        help="shape of one sample, for a score or network that takes no other (default: its "
+        "attribute event_shape, or any)",
     )
-    add_seed(parser, "which cases are tried")
+    add_seed(parser, "the cases")
 
 
 def run(options: Namespace) -> int:
@@ -221,10 +226,10 @@ def run(options: Namespace) -> int:
     subject = member(find(options.object), family_of)
     family = family_of(subject)
     chosen = [each for each in family.chosen(options.only) if each.applies(subject)]
-    print(f"{title(subject)}: laws of {family.noun}s")
+    print(f"{title(subject)}: properties of {family.noun}s")
     if options.list:
         for each in chosen:
-            print(f"  {each.name}\n      {each.law}")
+            print(f"  {each.name}\n      {each.statement}")
         return 0
     fixed = (
         {}
@@ -234,46 +239,54 @@ def run(options: Namespace) -> int:
     check_integer("--seed", options.seed, minimum=0)
     if options.examples is not None:
         check_integer("--examples", options.examples, minimum=1)
-    found = []
-    for each, counterexample in family.broken(
+    found, count = [], 0
+    for result in family.results(
         subject, seed=options.seed, examples=options.examples, only=options.only, fixed=fixed
     ):
-        print(f"  {'passed' if counterexample is None else 'BROKEN'}  {each.name}", flush=True)
-        found += [] if counterexample is None else [counterexample]
-    print("", *_summary(found, len(chosen)), sep="\n")
+        verdict = "passed" if result.counterexample is None else "FAILED"
+        measured = "" if result.measured is None else f": measured {result.measured:.3g}"
+        print(f"  {verdict}  {result.checked.name}{measured}", flush=True)
+        found += [] if result.counterexample is None else [result.counterexample]
+        count += 1
+    print("", *_summary(found, count), sep="\n")
+    if count < len(chosen):
+        print(f"{len(chosen) - count} others were not checked, as they need this one.")
     crashed = [each for each in found if not isinstance(each.error, AssertionError)]
     if options.shape is None and any("event_shape" in each.case for each in crashed):
-        print("If it takes samples of one shape only, tell which: --shape 3 32 32")
+        print("If it takes samples of one shape only, pass it: --shape 3 32 32")
     return _BROKEN if found else 0
 
 
 def _summary(found: Sequence[Any], count: int) -> list[str]:
     if not found:
-        return [f"Looked at {count}: no counterexample was found."]
+        return [f"Checked {count}: no counterexample was found."]
     reports: dict[str, list[Any]] = {}
-    for each in found:  # one exception, met by many laws, is told once
-        known = isinstance(each.error, AssertionError)
-        reports.setdefault(each.broken.name if known else repr(each.error), []).append(each)
+    for each in found:  # one exception, raised by several properties, is reported once
+        own = isinstance(each.error, AssertionError)
+        reports.setdefault(each.broken.name if own else repr(each.error), []).append(each)
     lines = []
     for first, *others in reports.values():
         same = ", ".join(each.broken.name for each in others)
-        lines += [f"{first}\n    {'same':6} {same}\n" if same else f"{first}\n"]
-    advice = " Mend the first and look again: one mistake often breaks several." * (len(found) > 1)
-    return [*lines, f"Looked at {count}: {len(found)} broken.{advice}"]
+        lines += [f"{first}\n    {'same':8} {same}\n" if same else f"{first}\n"]
+    advice = " Fix the first and check again: one mistake often violates several." * (
+        len(found) > 1
+    )
+    return [*lines, f"Checked {count}: {len(found)} failed.{advice}"]
 
 
 COMMAND = Command(
     name="check",
-    summary="look for laws that your SDE, score, sampler, … breaks",
+    summary="check that your SDE, score, sampler, … has the properties of its family",
     description=(
-        "Look for laws of its family that an object of yours breaks: an SDE, a score, a sampler, "
-        "a solver, a trace or a likelihood. For each one the simplest counterexample is told, "
-        "with the numbers there and the usual causes. The exit code is 0 if none is broken, 1 if "
-        "one is, 2 if there is nothing to check. The module is run: check only what you trust."
+        "Check that an object of yours has the properties of its family: an SDE, a score, a "
+        "sampler, a solver, a trace, a likelihood method or a network. For each property that does "
+        "not hold, the simplest counterexample is printed, with the values there and the usual "
+        "causes. The exit code is 0 if all hold, 1 if one does not, 2 if there is nothing to "
+        "check. The module is executed: check only what you trust."
     ),
     example="""\
   scoresde check my_sde:MySDE
-  scoresde check path/to/my_sampler.py:my_sampler --only "order of the flow" --examples 5
+  scoresde check path/to/my_sampler.py:my_sampler --only "convergence order" --examples 5
   scoresde check scoresde:VPSDE --list""",
     add_options=add_options,
     run=run,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
-from scoresde._core.checks import check_instance
+from scoresde._core.checks import check_instance, check_integer
 from scoresde.flow.coordinates import Coordinates
 from scoresde.flow.fixed_grid import FixedGridFlow, GridPoint
 from scoresde.samplers.base import Noise
@@ -23,9 +23,12 @@ class Tableau:
     Args:
         weights: b, one for each stage.
         matrix: the rows of a below its diagonal, for all stages but the first; their sums are c.
+        order: the order of convergence. The order conditions up to 4 are checked; if 0, it is as
+            many of them as hold.
 
     Raises:
-        ValueError: unless row i has i entries and the weights sum to one.
+        ValueError: unless row i has i entries and the weights sum to one, or if the order
+            conditions of the declared order do not hold.
 
     Example:
         >>> Tableau(weights=(0.0, 1.0), matrix=((0.5,),)) == MIDPOINT
@@ -34,6 +37,7 @@ class Tableau:
 
     weights: tuple[float, ...]
     matrix: tuple[tuple[float, ...], ...] = ()
+    order: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         lengths = [len(row) for row in self.matrix]
@@ -43,10 +47,17 @@ class Tableau:
                 f"row less than weights, got {self.weights} and {self.matrix}; MIDPOINT is "
                 "Tableau(weights=(0.0, 1.0), matrix=((0.5,),))"
             )
+        check_integer("order", self.order, minimum=0)
+        found = self._conditions_hold_up_to()
+        if min(self.order, 4) > found:
+            raise ValueError(
+                f"order: expected at most {found}, up to which the order conditions hold, got "
+                f"{self.order}; compare the coefficients with their source"
+            )
+        object.__setattr__(self, "order", self.order or found)
 
-    @property
-    def order(self) -> int:
-        """The order of convergence, up to 4: how many levels of order conditions hold.
+    def _conditions_hold_up_to(self) -> int:
+        """Return up to which order, at most 4, all order conditions hold.
 
         b·1 = 1;  b·c = 1/2;  b·c² = 1/3, b·Ac = 1/6;  b·c³ = 1/4, b·(c ∘ Ac) = 1/8, b·Ac² = 1/12,
         b·AAc = 1/24.

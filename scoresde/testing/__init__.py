@@ -1,7 +1,10 @@
-"""Property-based tests of diffusions, scores, samplers and solvers, yours included.
+"""Property-based tests of SDEs, networks, scores, samplers and solvers, yours included.
+
+::
 
     from scoresde.testing import check_sde
-    check_sde(MySDE())          # raises an AssertionError that names the law, with a counterexample
+
+    check_sde(MySDE())  # raises an AssertionError that names the property, with a counterexample
 
 Needs hypothesis: ``pip install 'scoresde[testing]'``.
 """
@@ -16,12 +19,17 @@ except ImportError as error:
 from scoresde.testing import adapters, strategies
 from scoresde.testing.checks import checks, family_of, parametrize_with_checks
 from scoresde.testing.likelihoods import check_likelihood
+from scoresde.testing.networks import check_network
 from scoresde.testing.properties import (
     BrokenPropertyError,
     Counterexample,
+    NotFiniteError,
     Property,
+    PropertyResult,
     PropertySuite,
+    Report,
     close,
+    finite,
     holds,
 )
 from scoresde.testing.samplers import check_sampler
@@ -33,10 +41,14 @@ from scoresde.testing.traces import check_trace
 __all__ = [
     "BrokenPropertyError",
     "Counterexample",
+    "NotFiniteError",
     "Property",
+    "PropertyResult",
     "PropertySuite",
+    "Report",
     "adapters",
     "check_likelihood",
+    "check_network",
     "check_sampler",
     "check_score",
     "check_sde",
@@ -45,6 +57,7 @@ __all__ = [
     "checks",
     "close",
     "family_of",
+    "finite",
     "holds",
     "parametrize_with_checks",
     "strategies",

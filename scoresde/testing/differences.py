@@ -1,4 +1,4 @@
-"""Derivatives in time by differences, with a bound of their error: an oracle without autograd."""
+"""Derivatives by finite differences, with a bound of their error: an oracle without autograd."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ _ROUNDING = 1e-15
 def slope(curve: Callable[[Tensor], Tensor], t: float, T: float) -> tuple[Tensor, Tensor]:
     """Return the derivative of a curve, and a bound of its error.
 
-    Central differences, or one-sided near T, over the distance that suits each component best. The
-    difference to the slope over twice the distance bounds the error of the discretisation, kinks
-    included; that of rounding is 1e-15 (|curve| + 1)/distance.
+    Central differences, or one-sided near T, with the step that is best for each component. The
+    difference to the result for twice the step bounds the discretization error, kinks included; the
+    rounding error is 1e-15 (|curve| + 1)/step.
 
     Args:
-        curve: from a float64 time ``()`` to a tensor.
-        t: where, in (0, T].
-        T: the end of time.
+        curve: function of a float64 time ``()``, with a tensor as value.
+        t: time of the derivative, in (0, T].
+        T: end of the time interval.
+
+    Returns:
+        The derivative and the bound, both in the shape of the value.
     """
     here = curve(torch.tensor(t, dtype=torch.float64))
     slopes, bounds = zip(*(_slope(curve, t, T, part * t, here) for part in _STEPS), strict=True)

@@ -1,4 +1,4 @@
-"""Diffusions that are not Gaussian, to test with: a drift, a diffusion and no kernel."""
+"""SDEs for tests that are not Gaussian SDEs: a drift, a diffusion and no kernel."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scoresde.sdes import SDE
 
 
 class OrnsteinUhlenbeck(SDE):
-    r"""A spring towards μ: dx = θ (μ − x) dt + √(2D) dw. Its drift is affine, not linear.
+    r"""The Ornstein–Uhlenbeck process dx = θ (μ − x) dt + √(2D) dw; its drift is affine in x.
 
     Args:
-        theta: θ > 0, rate of return.
-        mu: μ, where it stands.
-        D: diffusion constant; the standing law is N(μ, D/θ).
+        theta: θ > 0, the rate of mean reversion.
+        mu: μ, the mean.
+        D: diffusion constant; the stationary distribution is N(μ, D/θ).
         T: noise end of time.
 
     Example:
@@ -43,7 +43,7 @@ class OrnsteinUhlenbeck(SDE):
         return like_time(torch.full_like(as_time(t, self.T), math.sqrt(2 * self.D)), t)
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return the score of the standing law."""
+        """Return the score of the stationary distribution."""
         return (self.mu - x) * (self.theta / self.D)
 
     def prior(
@@ -53,14 +53,16 @@ class OrnsteinUhlenbeck(SDE):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Distribution:
-        """Return the standing law."""
+        """Return the stationary distribution."""
         mean = torch.full(tuple(event_shape), self.mu, dtype=dtype, device=device)
         scale = torch.full_like(mean, math.sqrt(self.D / self.theta))
         return Independent(Normal(mean, scale, validate_args=False), mean.ndim, validate_args=False)
 
 
 class DoubleWell(SDE):
-    r"""A particle between two wells: dx = (x − x³) dt + g dw, standing law ∝ e^{(x² − x⁴/2)/g²}.
+    r"""A double-well potential: dx = (x − x³) dt + g dw.
+
+    Its stationary density is proportional to e^{(x² − x⁴/2)/g²}.
 
     Args:
         noise: g > 0.
@@ -84,5 +86,5 @@ class DoubleWell(SDE):
         return like_time(torch.full_like(as_time(t, self.T), self.noise), t)
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return the score of the standing law."""
+        """Return the score of the stationary distribution."""
         return (2 * x - 2 * x**3) / self.noise**2

@@ -1,8 +1,10 @@
-r"""What every likelihood method owes: the density of a known law, within the budget it tells.
+r"""The properties of likelihood methods: densities of known distributions, error budgets.
 
-Scores of mixtures are exact, so that every method, whichever density it means, has the same right
-answer in closed form. Methods that draw are judged by the mean of many repeats.
+Scores of mixtures are exact, so that every method, whichever density it estimates, has the same
+correct value in closed form. Stochastic methods are compared in the mean of many repetitions.
 """
+
+# ruff: noqa: ARG001 - tests, fields and strategies take the arguments of their family
 
 from __future__ import annotations
 
@@ -19,87 +21,82 @@ from scoresde.likelihood import Likelihood, Method, log_likelihood
 from scoresde.scores import FunctionScore
 from scoresde.scores.gaussian_mixture import GaussianMixture
 from scoresde.sdes import VESDE, GaussianSDE
-from scoresde.testing.properties import PropertySuite, close, holds
+from scoresde.testing.properties import PropertySuite, Report, close, documents, holds
 from scoresde.testing.sampler_contract import diffusions, one_gaussian, source
 from scoresde.testing.strategies import dtypes, event_shapes, seeds
 from scoresde.traces import Hutchinson
 
 LIKELIHOODS = PropertySuite("likelihood method")
-"""What every likelihood method owes."""
+"""The properties of likelihood methods."""
 
 _REPEATS = 200
-"""Of a point, for methods that draw."""
+"""Repetitions of a point, for stochastic methods."""
 
 _DEVIATIONS = 8.0
-"""Standard errors of their mean that are tolerated: false alarms 1e-7, skewed noise or not."""
+"""Tolerance of their mean in standard errors: false alarms 1e-7, for skewed noise too."""
 
-_TOLERANCE, _LENIENCE = 1e-3, 10.0
-"""What is asked for, in bits per dimension, and by how much a result may miss it."""
+_TOLERANCE, _FACTOR = 1e-3, 10.0
+"""The tolerance passed to a method, in bits per dimension, and the allowed error in units of it."""
 
 
+@documents(method="the method, or a strategy that draws some.")
 def check_likelihood(
     method: Method | st.SearchStrategy[Method],
     *,
     seed: int = 0,
     examples: int | None = None,
     only: str | Sequence[str] | None = None,
-) -> None:
-    """Look for laws that a likelihood method breaks.
-
-    Args:
-        method: the method, or a strategy that draws some.
-        seed: of the search, which is reproducible.
-        examples: how many cases of each law are tried.
-        only: the name of a law or some names; all if None.
-
-    Raises:
-        BrokenPropertyError: an ``AssertionError`` that tells of every broken law.
+) -> Report:
+    """Check that a likelihood method has the properties of likelihood methods.
 
     Example:
         >>> from scoresde.likelihood import PathIntegral
         >>> check_likelihood(PathIntegral(), only="closed form")
-    """
-    LIKELIHOODS.check(method, seed=seed, examples=examples, only=only)
+        <Report: 1 of 1 hold>
+    """  # noqa: DOC201 - see the decorator
+    return LIKELIHOODS.check(method, seed=seed, examples=examples, only=only)
 
 
-# --- laws in closed form
+# --- densities in closed form
 
 
 def mixture(sde: GaussianSDE, d: int, seed: int, narrowest: float = 0.1) -> GaussianMixture:
     """Return three Gaussians with means within 1.5 and widths from ``narrowest`` to 0.8."""
     means = 3 * torch.rand((3, d), generator=source(seed), dtype=torch.float64) - 1.5
-    turned = torch.linalg.qr(normal((3, d, d), generator=source(seed + 1), dtype=torch.float64)).Q
+    rotations = torch.linalg.qr(
+        normal((3, d, d), generator=source(seed + 1), dtype=torch.float64)
+    ).Q
     parts = torch.rand((3, 1, d), generator=source(seed + 2), dtype=torch.float64)
-    covariances = (turned * (narrowest * (0.8 / narrowest) ** parts) ** 2) @ turned.mT
+    covariances = (rotations * (narrowest * (0.8 / narrowest) ** parts) ** 2) @ rotations.mT
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     return GaussianMixture(weights, means, 0.5 * (covariances + covariances.mT), sde)
 
 
 def _allowed(d: int) -> float:
-    """What a result may miss the wanted error by, in nats."""
-    return _LENIENCE * _TOLERANCE * d * math.log(2)
+    """The allowed error of log p, in nats."""
+    return _FACTOR * _TOLERANCE * d * math.log(2)
 
 
-def _ask(method: Any, score: Any, x: Tensor, seed: int, **options: Any) -> Likelihood:
+def _log_likelihood(method: Any, score: Any, x: Tensor, seed: int, **options: Any) -> Likelihood:
     return log_likelihood(
         score, x, method=method, tolerance=_TOLERANCE, generator=source(seed), **options
     )
 
 
 def _repeated(method: Any, score: Any, x: Tensor, seed: int, **options: Any) -> Any:
-    """Return log p of every point, and by how much it may be off: by its noise, bias and budget.
+    """Return log p of every point, its tolerance for noise, bias and error budget, and the result.
 
-    A method that draws is asked 200 times for each point. That the logarithm of an unbiased
-    estimate lies low by half its variance is granted to all.
+    A stochastic method is repeated 200 times for each point. The tolerance includes half the
+    variance, the bias of the logarithm of an unbiased estimate.
     """
-    first = _ask(method, score, x, seed, **options)
+    first = _log_likelihood(method, score, x, seed, **options)
     if not bool((first.standard_error > 0).any()):
         return first.log_prob, first.solver_error, first
-    result = _ask(method, score, x.repeat_interleave(_REPEATS, 0), seed, **options)
-    values, told = (
+    result = _log_likelihood(method, score, x.repeat_interleave(_REPEATS, 0), seed, **options)
+    values, errors = (
         v.unflatten(0, (len(x), _REPEATS)) for v in (result.log_prob, result.standard_error)
     )
-    noise = _DEVIATIONS * values.std(1) / _REPEATS**0.5 + told.square().mean(1)
+    noise = _DEVIATIONS * values.std(1) / _REPEATS**0.5 + errors.square().mean(1)
     error = noise + result.solver_error.unflatten(0, (len(x), _REPEATS)).mean(1)
     return values.mean(1), error, result
 
@@ -111,8 +108,9 @@ def dimensions(method: object = None) -> st.SearchStrategy[int]:
 
 @LIKELIHOODS.property(
     "shapes",
-    "x (n, *event) of any event shape gives one log p for each row, in its dtype; x is left alone",
-    "a sum over the wrong axes; a mean where a sum is meant; a Jacobian with the batch in it",
+    "x (n, *event) of any event shape gives one log p for each sample, in its dtype; x is not "
+    "modified",
+    "a sum over the wrong axes; a mean instead of a sum; a Jacobian that includes the batch",
     examples=6,
     sde=diffusions,
     event_shape=event_shapes,
@@ -122,11 +120,11 @@ def dimensions(method: object = None) -> st.SearchStrategy[int]:
 def shapes(
     method: Any, sde: GaussianSDE, event_shape: tuple[int, ...], dtype: torch.dtype, seed: int
 ) -> None:
-    """On N(½, 0.3² I) every method is exact, whatever it draws, up to the tolerance."""
+    """On N(½, 0.3² I) every method is exact up to the tolerance, stochastic or not."""
     score = one_gaussian(sde, event_shape)
     x = score.sample(2, sde.t_min, source(seed), dtype)
-    kept, d = x.clone(), math.prod(event_shape)
-    result = _ask(method, score, x, seed)
+    before, d = x.clone(), math.prod(event_shape)
+    result = _log_likelihood(method, score, x, seed)
     for name in ("log_prob", "standard_error", "solver_error"):
         value = getattr(result, name)
         found, wanted = (tuple(value.shape), value.dtype), ((2,), dtype)
@@ -137,27 +135,28 @@ def shapes(
         value = getattr(result, name)
         holds(value.dtype == kind, f"{name} is {value.dtype}, expected {kind}")
     holds(result.converged.all(), "not converged on a single Gaussian")
-    close("x, after the call,", x, kept)
+    close("x, after the call,", x, before)
     exact = score.log_prob(x.double(), result.t_min)
-    # single precision: x, and so its distance to the centre, has seven digits
+    # single precision: x, and so its distance to the center, has seven digits
     allowed = _allowed(d) + 2 * result.error.double() + (dtype == torch.float32) * 1e-4 * d
     close("log p", result.log_prob, exact, atol=allowed)
 
 
 @LIKELIHOODS.property(
     "closed form",
-    "log p of a mixture is that of its closed form, in the mean where something is drawn",
-    "the sign of the divergence; ½ g² for g²; the prior at another time; log|det| left out",
+    "log p of a mixture is that of its closed form, for a stochastic method in the mean",
+    "the sign of the divergence; ½ g² instead of g² or the reverse; the prior at another time; "
+    "log|det| left out",
     examples=4,
     sde=diffusions,
     d=dimensions,
     seed=seeds,
 )
 def closed_form(method: Any, sde: GaussianSDE, d: int, seed: int) -> None:
-    """Two points, within ten times the tolerance and the error that is told.
+    """Two points, within ten times the tolerance plus the reported error.
 
-    Of a method that draws, the mean of 200 repeats may be off by 8 standard errors more, and by
-    the bias of a logarithm.
+    For a stochastic method the mean of 200 repetitions is allowed 8 standard errors more, and the
+    bias of a logarithm.
     """
     score = mixture(sde, d, seed)
     x = score.sample(2, sde.t_min, source(seed + 3), torch.float64)
@@ -167,23 +166,23 @@ def closed_form(method: Any, sde: GaussianSDE, d: int, seed: int) -> None:
 
 
 @LIKELIHOODS.property(
-    "normalisation",
+    "normalization",
     "∫ p dx = 1, in one dimension and in two",
-    "a missing factor 2π or T; bits for nats; a divergence that is counted twice",
+    "a missing factor 2π or T; bits instead of nats; a divergence that is counted twice",
     examples=2,
     d=lambda method: st.sampled_from([1, 2]),
     sde=diffusions,
     seed=seeds,
 )
-def normalisation(method: Any, d: int, sde: GaussianSDE, seed: int) -> None:
-    """The trapezoidal rule over [−6, 6]ᵈ, whose own error is below 1e-3.
+def normalization(method: Any, d: int, sde: GaussianSDE, seed: int) -> None:
+    """The trapezoidal rule over [−6, 6]ᵈ, whose error is below 1e-3.
 
-    Off by at most the tolerance, 8 standard errors of the sum, and what e^noise adds to its mean.
+    Allowed are the tolerance, 8 standard errors of the sum, and the bias of e^noise.
     """
     score = mixture(sde, d, seed, narrowest=0.4)
     axis = torch.linspace(-6, 6, 61 if d == 1 else 31, dtype=torch.float64)
     x = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
-    dense = x[score.log_prob(x, sde.t_min) > -20]  # the rest weighs less than 1e-6
+    dense = x[score.log_prob(x, sde.t_min) > -20]  # the others have a mass of less than 1e-6
     result = log_likelihood(score, dense, method=method, tolerance=1e-2, generator=source(seed))
     cell = float(axis[1] - axis[0]) ** d
     p, noise = cell * result.log_prob.exp(), result.standard_error
@@ -193,7 +192,7 @@ def normalisation(method: Any, d: int, sde: GaussianSDE, seed: int) -> None:
 
 
 @LIKELIHOODS.property(
-    "covariance",
+    "change of variables",
     "data y = a R x + b, under the diffusion in the same units, have log p(y) = log p(x) − d log a",
     "an absolute tolerance that presumes data of size 1; a clamp; a log σ without its unit",
     examples=3,
@@ -201,141 +200,150 @@ def normalisation(method: Any, d: int, sde: GaussianSDE, seed: int) -> None:
     shift=lambda method: st.sampled_from([-2.0, 0.0, 5.0]),
     seed=seeds,
 )
-def covariance(method: Any, scale: float, shift: float, seed: int) -> None:
-    """Two points of a mixture and of its image; both within their errors."""
+def change_of_variables(method: Any, scale: float, shift: float, seed: int) -> None:
+    """Two points of a mixture and of its image."""
     low, high = 0.01, 50.0
-    plain = mixture(VESDE(low, high), 2, seed)
-    turned = torch.linalg.qr(normal((2, 2), generator=source(seed), dtype=torch.float64)).Q
-    covariances = scale**2 * turned @ plain.covariances.double() @ turned.mT
+    original = mixture(VESDE(low, high), 2, seed)
+    rotation = torch.linalg.qr(normal((2, 2), generator=source(seed), dtype=torch.float64)).Q
+    covariances = scale**2 * rotation @ original.covariances.double() @ rotation.mT
     image = GaussianMixture(
-        plain.weights.double(),
-        scale * (plain.means.double() @ turned.mT + shift),
+        original.weights.double(),
+        scale * (original.means.double() @ rotation.mT + shift),
         0.5 * (covariances + covariances.mT),
         VESDE(scale * low, scale * high),
     )
-    x = plain.sample(2, 0.0, source(seed + 3), torch.float64)
-    y = scale * (x @ turned.mT + shift)
-    (here, error, _), (there, other, _) = (
-        _repeated(method, score, points, seed) for score, points in ((plain, x), (image, y))
+    x = original.sample(2, 0.0, source(seed + 3), torch.float64)
+    y = scale * (x @ rotation.mT + shift)
+    (of_x, error_x, _), (of_y, error_y, _) = (
+        _repeated(method, score, points, seed) for score, points in ((original, x), (image, y))
     )
-    wanted = here - 2 * math.log(scale)
-    close("log p(y)", there, wanted, atol=2 * _allowed(2) + error + other)
+    expected = of_x - 2 * math.log(scale)
+    close("log p(y)", of_y, expected, atol=2 * _allowed(2) + error_x + error_y)
 
 
 @LIKELIHOODS.property(
-    "batches",
-    "batch_size=k gives the result of the whole batch, and rows that are not drawn for the same "
-    "alone",
-    "steps, norms or probes that are shared by a batch; streams by place in the chunk",
+    "batch independence",
+    "batch_size=k gives the result of one batch; of a deterministic method, a sample alone too",
+    "steps, norms or probes that are shared by a batch; random numbers by position in the chunk",
     examples=2,
     sde=diffusions,
     seed=seeds,
 )
-def batches(method: Any, sde: GaussianSDE, seed: int) -> None:
-    """Four rows, one of them far off, in chunks of 3, and two of them alone."""
+def batch_independence(method: Any, sde: GaussianSDE, seed: int) -> None:
+    """Four samples, one of them an outlier, in chunks of 3, and two of them alone."""
     score = mixture(sde, 2, seed)
     x = score.sample(4, sde.t_min, source(seed + 3), torch.float64)
-    x[3] += 3.0  # a hard neighbour
-    whole, parts = (_ask(method, score, x, seed, batch_size=size) for size in (None, 3))
-    close("log p in chunks of 3", parts.log_prob, whole.log_prob, rtol=1e-6, atol=1e-6)
-    close("evaluations in chunks of 3", parts.evaluations, whole.evaluations)
-    if not bool((whole.standard_error > 0).any()):
+    x[3] += 3.0  # needs more steps
+    together, parts = (
+        _log_likelihood(method, score, x, seed, batch_size=size) for size in (None, 3)
+    )
+    close("log p in chunks of 3", parts.log_prob, together.log_prob, rtol=1e-6, atol=1e-6)
+    close("evaluations in chunks of 3", parts.evaluations, together.evaluations)
+    if not bool((together.standard_error > 0).any()):
         for i in (0, 3):
             own = slice(i, i + 1)
-            alone = _ask(method, score, x[own], seed + 1).log_prob
-            close(f"log p of row {i} alone", alone, whole.log_prob[own], rtol=1e-6, atol=1e-6)
+            alone = _log_likelihood(method, score, x[own], seed + 1).log_prob
+            close(f"log p of sample {i} alone", alone, together.log_prob[own], rtol=1e-6, atol=1e-6)
 
 
 @LIKELIHOODS.property(
     "generator",
-    "one seed, one result; global generators stand still",
-    "torch.randn without generator=; a seed that is set inside; noise that is not told",
+    "equal seeds give equal results; noise shows in the standard error; the global generator is "
+    "not used",
+    "torch.randn without generator=; a seed set inside; a standard error of 0 despite noise",
     examples=2,
     sde=diffusions,
     seed=seeds,
 )
 def generator(method: Any, sde: GaussianSDE, seed: int) -> None:
-    """All randomness comes from the generator, and what is drawn shows in the standard error."""
+    """All randomness comes from the generator."""
     score = mixture(sde, 2, seed)
     x = score.sample(3, sde.t_min, source(seed + 3), torch.float64)
     state = torch.get_rng_state()
-    first, again, other = (_ask(method, score, x, s) for s in (seed, seed, seed + 1))
-    holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
+    first, again, other = (_log_likelihood(method, score, x, s) for s in (seed, seed, seed + 1))
+    holds(torch.equal(torch.get_rng_state(), state), "the global generator has advanced")
     close("log p of the same seed", again.log_prob, first.log_prob)
     if torch.equal(other.log_prob, first.log_prob):
-        close("the standard error of a result that no seed changes", first.standard_error, 0.0)
+        close(
+            "the standard error of a result that does not depend on the seed",
+            first.standard_error,
+            0.0,
+        )
     else:
-        holds((first.standard_error > 0).all(), "seeds change log p, the standard error is 0")
+        holds(
+            (first.standard_error > 0).all(),
+            "log p depends on the seed, but the standard error is 0",
+        )
 
 
 @LIKELIHOODS.property(
     "budget",
-    "|log p − truth| <= 2 standard_error + solver_error, at any tolerance, in nine rows of ten",
-    "an error of a single step; a terminal law left out; a variance for its square root",
+    "|log p − exact| <= 2 standard_error + solver_error, at any tolerance, for nine samples of ten",
+    "an error of a single step; the terminal distribution left out; a variance instead of its root",
     examples=3,
     sde=diffusions,
     tolerance=lambda method: st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4]),
     seed=seeds,
 )
 def budget(method: Any, sde: GaussianSDE, tolerance: float, seed: int) -> None:
-    """100 points; what the Gaussian at T is no exact law by, 1e-4 a dimension, is granted.
+    """100 points; the error of the Gaussian approximation at T, 1e-4 a dimension, is allowed.
 
-    Where something is drawn, ±2 standard errors should cover 95 %: fewer than 75 of 100 are covered
-    with a chance of 1e-11. The standard error itself is noisy, for which 75 stands instead of 90.
+    Of a stochastic method, ±2 standard errors should cover 95 %: fewer than 75 of 100 are covered
+    with a probability of 1e-11. As the standard error is noisy too, 75 are required instead of 90.
     """
     score = mixture(sde, 3, seed)
     x = score.sample(100, sde.t_min, source(seed + 3), torch.float64)
     result = log_likelihood(score, x, method=method, tolerance=tolerance, generator=source(seed))
-    missed = (result.log_prob - score.log_prob(x, result.t_min)).abs()
-    covered = float((missed <= result.error + 3e-4).double().mean())
+    off = (result.log_prob - score.log_prob(x, result.t_min)).abs()
+    covered = float((off <= result.error + 3e-4).double().mean())
     least = 0.75 if bool((result.standard_error > 0).any()) else 0.9
-    worst = int((missed - result.error).argmax())
+    worst = int((off - result.error).argmax())
     holds(
         covered >= least,
-        f"the budget covers the error in {covered:.0%} of the rows, expected {least:.0%}; the "
-        f"worst is off by {float(missed[worst]):.3g} nats, its budget "
+        f"the budget covers the error of {covered:.0%} of the samples, expected {least:.0%}; the "
+        f"worst is off by {float(off[worst]):.3g} nats, its budget "
         f"{float(result.error[worst]):.3g}",
     )
 
 
 @LIKELIHOODS.property(
     "off the data",
-    "points off the data are right, or converged says that they are not",
-    "a solver that stops early and says nothing; log p that is clamped",
+    "points off the data are correct, or have converged=False",
+    "a solver that stops early without a status; log p that is clamped",
     examples=3,
     sde=diffusions,
     distance=lambda method: st.sampled_from([0.1, 1.0, 5.0]),
     seed=seeds,
 )
 def off_the_data(method: Any, sde: GaussianSDE, distance: float, seed: int) -> None:
-    """Eight of ten of 20 points, within their budget or ten tolerances of |log p|, or flagged."""
+    """Of 20 points 80 % are within their budget or ten tolerances of |log p|, or not converged."""
     score = mixture(sde, 2, seed)
     x = score.sample(20, sde.t_min, source(seed + 3), torch.float64)
     x = x + distance * normal(x.shape, generator=source(seed + 4), dtype=torch.float64)
-    result = _ask(method, score, x, seed)
+    result = _log_likelihood(method, score, x, seed)
     truth = score.log_prob(x, result.t_min)
-    granted = _LENIENCE * _TOLERANCE * torch.maximum(truth.abs(), torch.tensor(2 * math.log(2)))
+    allowed = _FACTOR * _TOLERANCE * torch.maximum(truth.abs(), torch.tensor(2 * math.log(2)))
     error = (result.log_prob - truth).abs()
-    right = error <= 4 * result.standard_error + result.solver_error + granted
-    fine = right | ~result.converged
-    bad = int(torch.where(fine, 0.0, error).argmax())
+    right = error <= 4 * result.standard_error + result.solver_error + allowed
+    valid = right | ~result.converged
+    bad = int(torch.where(valid, 0.0, error).argmax())
     holds(
-        float(fine.double().mean()) >= 0.8,
-        f"{int((~fine).sum())} of 20 points are wrong and not flagged: log p is "
+        float(valid.double().mean()) >= 0.8,
+        f"{int((~valid).sum())} of 20 points are wrong with converged=True: log p is "
         f"{float(result.log_prob[bad]):.6g} at {x[bad].tolist()}, expected {float(truth[bad]):.6g}",
     )
 
 
 @LIKELIHOODS.property(
     "failures",
-    "a row whose score is not finite is not converged, and leaves the others alone",
-    "a sum over the batch; an exception; NaN with converged=True; a solver that never ends",
+    "a sample whose score is not finite is not converged, and the others are not affected",
+    "a sum over the batch; an exception; NaN with converged=True; a solver that does not terminate",
     examples=2,
     sde=diffusions,
     seed=seeds,
 )
 def failures(method: Any, sde: GaussianSDE, seed: int) -> None:
-    """The score is NaN far to the right, where row 2 of four starts."""
+    """The score is NaN for x_1 > 10⁴, where sample 2 of four starts."""
     exact = one_gaussian(sde, (2,))
 
     def broken(x: Tensor, t: Tensor) -> Tensor:
@@ -344,10 +352,10 @@ def failures(method: Any, sde: GaussianSDE, seed: int) -> None:
     score = FunctionScore(broken, sde, moments=exact.moments)
     x = exact.sample(4, sde.t_min, source(seed), torch.float64)
     x[2] = torch.tensor([1e6, 0.0])
-    result = _ask(method, score, x, seed)
-    holds(not bool(result.converged[2]), "the row whose score is NaN has converged=True")
+    result = _log_likelihood(method, score, x, seed)
+    holds(not bool(result.converged[2]), "the sample whose score is NaN has converged=True")
     others = torch.tensor([0, 1, 3])
-    holds(result.converged[others].all(), "the other rows are not converged")
+    holds(result.converged[others].all(), "the other samples are not converged")
     truth = exact.log_prob(x, result.t_min)[others]
     error = 2 * result.error[others]
     close("log p of the others", result.log_prob[others], truth, atol=_allowed(2) + error)
@@ -355,26 +363,27 @@ def failures(method: Any, sde: GaussianSDE, seed: int) -> None:
 
 @LIKELIHOODS.property(
     "standard error",
-    "under random probes the standard error is the standard deviation of repeats",
+    "with random probes the standard error is the standard deviation of repetitions",
     "a variance that is not divided by the number of probes; probes that are taken as independent",
     examples=2,
     sde=diffusions,
     seed=seeds,
 )
 def standard_error(method: Any, sde: GaussianSDE, seed: int) -> None:
-    """400 repeats of a point, two Rademacher probes: within a factor of 2 in the mean square.
+    """400 repetitions of a point, two Rademacher probes: within a factor of 2 in the mean square.
 
-    Also no bias: the mean within 8 standard errors. A variance is too small by 4 with a chance of
-    exp(−400 · 0.75²/2κ) at most, 1e-7 for noise with a kurtosis κ up to 7; too large more rarely.
+    The mean is unbiased, within 8 standard errors. A variance is too small by a factor of 4 with a
+    probability of exp(−400 · 0.75²/2κ) at most, 1e-7 for noise with a kurtosis κ up to 7; too large
+    more rarely.
     """
     n, score = 400, mixture(sde, 5, seed)
     x = score.sample(1, sde.t_min, source(seed + 3), torch.float64).expand(n, 5).contiguous()
-    result = _ask(method, score, x, seed, trace=Hutchinson(probes=2))
+    result = _log_likelihood(method, score, x, seed, trace=Hutchinson(probes=2))
     noise = result.log_prob - score.log_prob(x, result.t_min)
     std = float(noise.std())
-    told = float(result.standard_error.square().mean()) ** 0.5
-    if max(std, told) > 1e-3:
-        ratio = math.log(max(told, 1e-12) / max(std, 1e-12))
-        close("log (standard error / spread of repeats)", ratio, 0.0, atol=math.log(2))
-    error = _DEVIATIONS * std / n**0.5 + told**2 + float(result.solver_error.mean())
+    reported = float(result.standard_error.square().mean()) ** 0.5
+    if max(std, reported) > 1e-3:
+        ratio = math.log(max(reported, 1e-12) / max(std, 1e-12))
+        close("log (standard error / standard deviation)", ratio, 0.0, atol=math.log(2))
+    error = _DEVIATIONS * std / n**0.5 + reported**2 + float(result.solver_error.mean())
     close("the mean error of log p", noise.mean(), 0.0, atol=error + _allowed(5))

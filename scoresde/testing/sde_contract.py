@@ -1,4 +1,4 @@
-"""What every diffusion owes as code: shapes, precision, rows on their own, honest errors."""
+"""The properties of SDEs as code: shapes, precision, batch independence, error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde._core.random import normal
 from scoresde.sdes import SDE
-from scoresde.testing.properties import PropertySuite, close, holds
+from scoresde.testing.properties import PropertySuite, close, finite, holds
 from scoresde.testing.strategies import (
     ascending,
     devices,
@@ -25,11 +25,11 @@ from scoresde.testing.strategies import (
 )
 
 SDES = PropertySuite("SDE")
-"""What every diffusion owes; :mod:`scoresde.testing.sdes` adds the mathematics."""
+"""The properties of SDEs; :mod:`scoresde.testing.sdes` adds the mathematical ones."""
 
 
 def gaussian(sde: SDE) -> bool:
-    """Whether the diffusion has a Gaussian kernel that it tells."""
+    """Whether the SDE has a Gaussian transition kernel in closed form."""
     return sde.gaussian
 
 
@@ -45,7 +45,7 @@ def states(seed: int, count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _results(sde: Any, x: Any, t: Any) -> dict[str, Any]:
-    """Everything that a diffusion says of a state: x-shaped."""
+    """All functions of a state: x-shaped."""
     found = {"drift": sde.drift(x, t)}
     if sde.gaussian:
         found |= {"perturb": sde.perturb(x, t, x), "mean": sde.marginal(x, t)[0]}
@@ -53,7 +53,7 @@ def _results(sde: Any, x: Any, t: Any) -> dict[str, Any]:
 
 
 def _coefficients(sde: Any, t: Any) -> dict[str, Any]:
-    """Everything that a diffusion says of a time: t-shaped."""
+    """All functions of time: t-shaped."""
     found = {"diffusion": sde.diffusion(t)}
     if sde.gaussian:
         found |= {"alpha": sde.alpha(t), "sigma": sde.sigma(t)}
@@ -62,10 +62,24 @@ def _coefficients(sde: Any, t: Any) -> dict[str, Any]:
 
 
 @SDES.property(
+    "finite",
+    "drift, diffusion and, of a Gaussian SDE, α, σ and its kernel are finite at all t in (0, T]",
+    "0/0, log 0 or the square root of a negative number in a coefficient; an overflow of exp",
+    examples=12,
+    prerequisite=True,
+    t=times,
+)
+def finite_coefficients(sde: Any, t: float) -> None:
+    """Looked at first: of NaN nothing else can be said."""
+    for name, value in (_coefficients(sde, t) | _results(sde, _X.double(), t)).items():
+        finite(f"{name} at t = {t:g}", value)
+
+
+@SDES.property(
     "shapes",
     "x (batch, *event) of any event shape; t a float, () or (batch,); results in the shape, dtype "
     "and device of x, coefficients in the shape of t",
-    "[:, None, None, None]; a float where a tensor is meant; float64 results for float32 states",
+    "[:, None, None, None]; a float instead of a tensor; float64 results for float32 states",
     event_shape=event_shapes,
     dtype=dtypes,
     device=devices,
@@ -75,7 +89,7 @@ def _coefficients(sde: Any, t: Any) -> dict[str, Any]:
 def shapes(
     sde: Any, event_shape: tuple[int, ...], dtype: torch.dtype, device: str, t: float, seed: int
 ) -> None:
-    """States of any shape, times of three kinds; one answer."""
+    """States of any shape and times of three kinds give the same values."""
     sde = copy.deepcopy(sde).to(device)
     x = states(seed, 1, (3, *event_shape))[0].to(device, dtype)
     each = torch.full((3,), t, dtype=torch.float64, device=device)
@@ -98,34 +112,34 @@ def shapes(
 
 
 @SDES.property(
-    "rows",
-    "drift(x, t)[i] = drift(x[i:i+1], t[i]): a sample knows nothing of its batch-mates",
+    "batch independence",
+    "drift(x, t)[i] = drift(x[i:i+1], t[i]): no sample depends on the others of its batch",
     "a mean or norm over the batch; one time for all; broadcasting (batch,) against the last axis",
     event_shape=event_shapes,
-    moments=ascending(3),
+    t=ascending(3),
     seed=seeds,
 )
-def rows(sde: Any, event_shape: tuple[int, ...], moments: list[float], seed: int) -> None:
-    """A batch is its rows, each at its own time."""
+def batch_independence(sde: Any, event_shape: tuple[int, ...], t: list[float], seed: int) -> None:
+    """Each sample of a batch, at its own time, is compared with a batch of one."""
     (x,) = states(seed, 1, (3, *event_shape))
-    together, t = _results(sde, x, double(moments)), double(moments)
+    together, coefficients = _results(sde, x, double(t)), _coefficients(sde, double(t))
     for i in range(3):
-        for name, alone in _results(sde, x[i : i + 1], moments[i]).items():
-            close(f"{name} in row {i}", together[name][i : i + 1], alone, rtol=1e-9, atol=1e-12)
-        for name, alone in _coefficients(sde, moments[i]).items():
-            close(f"{name} at time {i}", _coefficients(sde, t)[name][i], alone, rtol=1e-9)
+        for name, alone in _results(sde, x[i : i + 1], t[i]).items():
+            close(f"{name} of sample {i}", together[name][i : i + 1], alone, rtol=1e-9, atol=1e-12)
+        for name, alone in _coefficients(sde, t[i]).items():
+            close(f"{name} at time {i}", coefficients[name][i], alone, rtol=1e-9)
 
 
 @SDES.property(
     "single precision",
-    "coefficients of a float32 time, and drifts of float32 states, have their seven digits",
+    "coefficients of a float32 time and drifts of float32 states are accurate to seven digits",
     "1 − exp(−B) near t = 0 (write −expm1(−B)); schedules computed in the dtype of t",
     examples=15,
     t=lambda sde: st.one_of(times(sde), st.sampled_from([sde.T, max(sde.t_min, 1e-5 * sde.T)])),
     gap=ascending(1),
 )
 def single_precision(sde: Any, t: float, gap: list[float]) -> None:
-    """What float32 gives is what float64 gives, rounded."""
+    """The result in float32 is the result in float64, rounded."""
     low = torch.tensor(t, dtype=torch.float32).clamp(max=sde.T)
     for name, value in _coefficients(sde, low).items():
         close(f"{name} in float32", value, _coefficients(sde, low.double())[name], rtol=1e-6)
@@ -145,37 +159,37 @@ def single_precision(sde: Any, t: float, gap: list[float]) -> None:
 
 @SDES.property(
     "purity",
-    "the same arguments give the same numbers; arguments and global generators are left alone",
+    "equal arguments give equal values; arguments and global generators are not modified",
     "in-place operations on x; noise drawn inside a coefficient; a cache that is not invalidated",
     examples=5,
     t=times,
     seed=seeds,
 )
 def purity(sde: Any, t: float, seed: int) -> None:
-    """A diffusion is a function."""
+    """Drift and coefficients are functions of their arguments."""
     (x,) = states(seed, 1, (3, 2))
-    kept, state = x.clone(), torch.get_rng_state()
+    before, state = x.clone(), torch.get_rng_state()
     first = _results(sde, x, t) | _coefficients(sde, t)
     _results(sde, 2 * x, 0.5 * t)
     for name, value in (_results(sde, x, t) | _coefficients(sde, t)).items():
-        close(f"{name}, asked for again,", value, first[name])
-    close("x, after the call,", x, kept)
-    holds(torch.equal(torch.get_rng_state(), state), "the global generator has moved")
+        close(f"{name}, evaluated again,", value, first[name])
+    close("x, after the call,", x, before)
+    holds(torch.equal(torch.get_rng_state(), state), "the global generator has advanced")
 
 
 @SDES.property(
     "transforms",
-    "vmap, jvp and autograd see through the drift, and agree on its Jacobian",
+    "vmap, jvp and autograd differentiate the drift, and agree on its Jacobian",
     "numpy or .item() inside; in-place operations; .detach() or no_grad around the drift",
     examples=5,
     t=times,
     seed=seeds,
 )
 def transforms(sde: Any, t: float, seed: int) -> None:
-    """Function transforms, which likelihoods need, give the derivative of the drift."""
+    """Likelihoods need these function transforms; the oracle is a finite difference."""
     (x,) = states(seed, 1, (3, 2))
     jacobian = torch.func.vmap(torch.func.jacrev(lambda v: sde.drift(v[None], t)[0]))(x)
-    with warnings.catch_warnings():  # torch's own, of the first jvp in a process
+    with warnings.catch_warnings():  # raised by torch in the first jvp of a process
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
         tangent = torch.func.jvp(lambda v: sde.drift(v, t), (x,), (torch.ones_like(x),))[1]
     close("the sum of the Jacobian's columns", jacobian.sum(2), tangent, rtol=1e-9, atol=1e-12)
@@ -186,13 +200,13 @@ def transforms(sde: Any, t: float, seed: int) -> None:
 
 
 @SDES.property(
-    "record",
-    "each constructor argument is an attribute of the same name, and moves with .half() unrounded",
-    "self._beta for an argument beta; a table kept in float32, or as a parameter that is cast",
+    "serialization",
+    "each constructor argument is an attribute of the same name; .half() rounds no coefficient",
+    "self._beta for an argument beta; a table stored in float32, or as a parameter that is cast",
     examples=1,
 )
-def record(sde: Any) -> None:
-    """A model with this diffusion can be saved, and cast to half precision."""
+def serialization(sde: Any) -> None:
+    """A model with this SDE can be saved, and cast to half precision."""
     for name in inspect.signature(type(sde)).parameters:
         holds(hasattr(sde, name), f"{type(sde).__name__} has no attribute {name!r}")
     t = 0.37 * sde.T
@@ -204,7 +218,7 @@ _X = torch.ones(3, 2)
 _MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "a time after T": (lambda sde: sde.drift(_X, 1.5 * sde.T), ValueError),
     "a time before 0": (lambda sde: sde.sigma(-0.1 * sde.T), ValueError),
-    "a time that is NaN": (lambda sde: sde.diffusion(float("nan")), ValueError),
+    "a time of NaN": (lambda sde: sde.diffusion(float("nan")), ValueError),
     "two times for three rows": (lambda sde: sde.drift(_X, torch.ones(2) * sde.T), ValueError),
     "a column of times": (lambda sde: sde.drift(_X, torch.ones(3, 1) * sde.T), ValueError),
     "an integer time": (lambda sde: sde.alpha(torch.tensor(0)), TypeError),
@@ -218,17 +232,17 @@ _MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
 
 @SDES.property(
     "bad input",
-    "mistakes raise a ValueError or TypeError with a message: none gives a number",
+    "invalid arguments raise a ValueError or TypeError with a message, and never give a number",
     "clamping times silently; broadcasting two times against three rows",
     applies=gaussian,
     examples=1,
 )
 def bad_input(sde: Any) -> None:
-    """Common mistakes are refused."""
+    """Eleven common mistakes."""
     for mistake, (act, error) in _MISTAKES.items():
         try:
             act(sde)
         except error as refusal:
-            holds(str(refusal), f"{mistake} is refused without a message")
+            holds(str(refusal), f"{mistake} raises {error.__name__} without a message")
         else:
             raise AssertionError(f"{mistake} is accepted, expected a {error.__name__}")

@@ -1,4 +1,6 @@
-"""What every solver owes as code: rows on their own, failures by row, honest counts, an end."""
+"""The properties of solvers as code: batch independence, failures, counts, termination."""
+
+# ruff: noqa: ARG001 - tests, fields and strategies take the arguments of their family
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scoresde.solvers import Solution, Status
-from scoresde.testing.properties import PropertySuite, close, holds
+from scoresde.testing.properties import PropertySuite, close, finite, holds
 from scoresde.testing.strategies import devices, seeds
 
 SOLVERS = PropertySuite("solver")
-"""What every solver owes; :mod:`scoresde.testing.solvers` adds the mathematics."""
+"""The properties of solvers; :mod:`scoresde.testing.solvers` adds the mathematical ones."""
 
-_CAP = 20_000
-"""Evaluations of one row after which a solver counts as one that never ends."""
+_LIMIT = 20_000
+"""Evaluations of one sample after which a solver is taken for one that does not terminate."""
 
 
 class RunawayError(AssertionError):
-    """A solver evaluates and evaluates."""
+    """A solver does not terminate."""
 
 
 def column(tau: Tensor) -> Tensor:
@@ -37,8 +39,8 @@ def rand(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def capped(solver: Any, evaluations: int) -> Any:
-    """Return the solver with a cap of its own on evaluations, where it has such a field."""
+def limited(solver: Any, evaluations: int) -> Any:
+    """Return the solver with another ``max_evaluations``, if it has this field."""
     if hasattr(solver, "max_evaluations"):
         return dataclasses.replace(solver, max_evaluations=evaluations)
     return copy.copy(solver)
@@ -54,20 +56,24 @@ def solve_within(
     *,
     noisy: bool = False,
 ) -> Solution:
-    """Solve, and stop a solver that does not stop by itself.
+    """Solve, and stop a solver that does not terminate.
+
+    Returns:
+        The solution.
 
     Raises:
-        RunawayError: once a row has been evaluated 20 000 times.
+        RunawayError: once a sample has been evaluated 20 000 times.
     """
     calls = torch.zeros(len(z), dtype=torch.int64, device=z.device)
 
     def watched(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         calls.index_add_(0, rows, torch.ones_like(rows))
-        if len(calls) and int(calls.max()) > _CAP:
-            raise RunawayError(f"a row was evaluated {_CAP} times, and there is no end in sight")
+        if len(calls) and int(calls.max()) > _LIMIT:
+            raise RunawayError(f"a sample was evaluated {_LIMIT} times without reaching the end")
         return field(tau, z, rows, counter)
 
-    return solver.solve(watched, z, start, end, tolerance=tolerance, noisy=noisy)
+    solution: Solution = solver.solve(watched, z, start, end, tolerance=tolerance, noisy=noisy)
+    return solution
 
 
 def _decay(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
@@ -75,25 +81,25 @@ def _decay(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
     return -column(1.0 + rows) * z, z.sum(1, keepdim=True), None
 
 
-def _lively(pace: Tensor) -> Callable[..., Any]:
-    """Return z′ = r cos(r τ) z, at a pace r for each row, and q = Σ z."""
+def _oscillating(frequency: Tensor) -> Callable[..., Any]:
+    """Return z′ = r cos(r τ) z, with a frequency r for each sample, and q = Σ z."""
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
-        r = column(pace[rows])
+        r = column(frequency[rows])
         return r * torch.cos(r * column(tau)) * z, z.sum(1, keepdim=True), None
 
     return field
 
 
-def shares_nothing(solver: Any) -> bool:
-    """Whether batch-mates share neither errors nor failures."""
+def uncoupled(solver: Any) -> bool:
+    """Whether the samples of a batch share neither errors nor failures."""
     return not solver.coupled
 
 
 @SOLVERS.property(
     "shapes",
-    "z (n, d) for any n and d, 0 rows included; float64 results on the device of z",
-    "[:, None] for one shape only; squeeze() of a batch of one; a leak of float32",
+    "z (n, d) for any n and d, n = 0 included; float64 results on the device of z",
+    "[:, None] for one shape only; squeeze() of a batch of one; float32 results",
     examples=6,
     n=lambda solver: st.sampled_from([0, 1, 2, 5]),
     d=lambda solver: st.sampled_from([1, 2, 64]),
@@ -106,9 +112,9 @@ def shapes(solver: Any, n: int, d: int, device: str, seed: int) -> None:
     solution = solve_within(solver, _decay, z, 0.0, 0.5, 1e-3)
     for f in dataclasses.fields(Solution):
         value = getattr(solution, f.name)
-        whole = torch.int64 if f.name in ("evaluations", "status") else torch.float64
+        dtype = torch.int64 if f.name in ("evaluations", "status") else torch.float64
         found = tuple(value.shape), value.dtype, value.device
-        wanted = ((n, d) if f.name == "state" else (n,)), whole, z.device
+        wanted = ((n, d) if f.name == "state" else (n,)), dtype, z.device
         holds(found == wanted, f"{f.name} is {found}, expected {wanted}")
     rate = column(1.0 + torch.arange(n, device=z.device))
     close("z(½)", solution.state, z * torch.exp(-0.5 * rate), atol=0.1)
@@ -116,64 +122,69 @@ def shapes(solver: Any, n: int, d: int, device: str, seed: int) -> None:
 
 @SOLVERS.property(
     "single precision",
-    "a float32 start is solved as well as its digits allow, or refused; it doesn't run for ever",
-    "a smallest step of 10⁻¹² that float32 cannot make; a tolerance below its digits",
+    "a float32 start is solved, to a tolerance of 1e-3, as well as its digits allow",
+    "a TypeError for float32; a smallest step of 10⁻¹² that float32 cannot resolve; a tolerance "
+    "below its digits",
     examples=2,
     seed=seeds,
 )
 def single_precision(solver: Any, seed: int) -> None:
-    """At a tolerance of 1e-3, within a hundred of them."""
+    """Every sample reaches the end, within a hundred tolerances."""
     z = (0.5 + rand((2, 2), seed)).float()
     try:
         solution = solve_within(solver, _decay, z, 0.0, 1.0, 1e-3)
-    except (TypeError, ValueError):
-        return
+    except (TypeError, ValueError) as error:
+        raise AssertionError(
+            f"a float32 start raises {type(error).__name__}: {error}; expected a solution"
+        ) from error
     rate = column(1.0 + torch.arange(2))
-    arrived = solution.status == int(Status.CONVERGED)
-    expected = torch.where(column(arrived), (z * torch.exp(-rate)).double(), solution.state)
+    finite("z(1) of a float32 start", solution.state)
+    status = [Status(int(code)).name for code in solution.status]
+    holds(not solution.status.any(), f"the status is {status}, expected CONVERGED")
+    expected = (z * torch.exp(-rate)).double()
     close("z(1) of a float32 start", solution.state, expected, atol=0.1)
-    holds(torch.isfinite(solution.state).all(), "z(1) of a float32 start is not finite")
 
 
 @SOLVERS.property(
-    "rows",
-    "a row's solution, its steps and counts included, is the same whatever its batch-mates are",
+    "own steps",
+    "the solution of a sample, its steps and counts included, does not depend on the others of its "
+    "batch",
     "a norm, maximum or step size over the batch",
     applies=lambda solver: solver.own_steps,
     examples=3,
     seed=seeds,
 )
-def rows(solver: Any, seed: int) -> None:
-    """Each of four rows alone, one of them much livelier than the others."""
-    pace = torch.tensor([0.5, 1.0, 1.5, 6.0], dtype=torch.float64)
+def own_steps(solver: Any, seed: int) -> None:
+    """Each of four samples alone; one of them oscillates much faster than the others."""
+    frequency = torch.tensor([0.5, 1.0, 1.5, 6.0], dtype=torch.float64)
     z = 0.5 + rand((4, 2), seed)
-    together = solve_within(solver, _lively(pace), z, 0.0, 1.0, 1e-4)
+    together = solve_within(solver, _oscillating(frequency), z, 0.0, 1.0, 1e-4)
     for i in range(4):
         own = slice(i, i + 1)
-        alone = solve_within(solver, _lively(pace[own]), z[own], 0.0, 1.0, 1e-4)
+        alone = solve_within(solver, _oscillating(frequency[own]), z[own], 0.0, 1.0, 1e-4)
         for name in ("state", "integral", "evaluations"):
             found, expected = getattr(alone, name), getattr(together, name)[own]
-            close(f"{name} of row {i} alone", found, expected, rtol=1e-9, atol=1e-11)
+            close(f"{name} of sample {i} alone", found, expected, rtol=1e-9, atol=1e-11)
 
 
 @SOLVERS.property(
-    "company",
-    "one lively row among many that stand still has no larger error than alone",
-    "an error norm that averages over the batch: its mates hide what a row does",
-    applies=shares_nothing,
+    "batch independence",
+    "one fast sample among many constant ones has no larger error than alone",
+    "an error norm that averages over the batch, in which the error of one sample is invisible",
+    applies=uncoupled,
     examples=2,
     seed=seeds,
 )
-def company(solver: Any, seed: int) -> None:
-    """One row of 256, at a tolerance of 1e-4: at most three times the error alone, and 2e-4."""
-    pace = torch.zeros(256, dtype=torch.float64)
-    pace[0] = 8.0
+def batch_independence(solver: Any, seed: int) -> None:
+    """One sample of 256, at a tolerance of 1e-4: at most three times the error alone, and 2e-4."""
+    frequency = torch.zeros(256, dtype=torch.float64)
+    frequency[0] = 8.0
     z = 0.5 + rand((256, 2), seed)
-    exact = z[0] * torch.exp(torch.sin(pace[0]))
-    together = solve_within(solver, _lively(pace), z, 0.0, 1.0, 1e-4).state[0]
-    alone = solve_within(solver, _lively(pace[:1]), z[:1], 0.0, 1.0, 1e-4).state[0]
+    exact = z[0] * torch.exp(torch.sin(frequency[0]))
+    together = solve_within(solver, _oscillating(frequency), z, 0.0, 1.0, 1e-4).state[0]
+    alone = solve_within(solver, _oscillating(frequency[:1]), z[:1], 0.0, 1.0, 1e-4).state[0]
     error = float((alone - exact).abs().max())
-    close("z(1) of the lively row", together, exact, atol=3 * error + 2e-4)
+    close("z(1) of the fast sample", together, exact, atol=3 * error + 2e-4)
 
 
 _FAILURES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -187,19 +198,21 @@ _FAILURES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def failures_of(solver: object = None) -> st.SearchStrategy[str]:
-    """Draw a way to fail."""
+    """Draw a kind of failure."""
     return st.sampled_from(list(_FAILURES))
 
 
 @SOLVERS.property(
     "failures",
-    "a row whose field fails gets a failed status and its last good state, and the others arrive",
-    "NaN that is taken for a small error; a step that shrinks for ever; one status for the batch",
+    "a sample whose field fails has the status of a failure and its last finite state; the others "
+    "reach the end",
+    "NaN that is taken for a small error; a step that shrinks without bound; one status for the "
+    "batch",
     examples=8,
     kind=failures_of,
 )
 def failures(solver: Any, kind: str) -> None:
-    """Row 1 of three fails; where batch-mates are coupled they may fail with it, but say so."""
+    """Sample 1 of three fails; if samples are coupled the others may have a failed status too."""
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         bad, part = _FAILURES[kind](column(tau), z)
@@ -210,13 +223,15 @@ def failures(solver: Any, kind: str) -> None:
     z = torch.ones(3, 2, dtype=torch.float64)
     solution = solve_within(solver, field, z, 0.0, 1.0, 1e-4)
     bad = int(solution.status[1])
-    holds(bad != Status.CONVERGED, "the row that failed has the status CONVERGED")
+    holds(bad != Status.CONVERGED, "the sample that failed has the status CONVERGED")
     for name in ("state", "integral", "reached"):
         value = getattr(solution, name)
-        holds(torch.isfinite(value).all(), f"{name} is {value.tolist()}, expected finite numbers")
+        finite(name, value)
     reached = float(solution.reached[1])
-    holds(reached <= 0.51, f"the row that failed is said to have reached τ = {reached:.3g}")
-    if shares_nothing(solver):
+    holds(
+        reached <= 0.51, f"the sample that failed has reached = {reached:.3g}, expected at most 0.5"
+    )
+    if uncoupled(solver):
         status = [Status(int(code)).name for code in solution.status[[0, 2]]]
         holds(not solution.status[[0, 2]].any(), f"the status of the others is {status}")
         close("z(1) of the others", solution.state[[0, 2]], math.exp(-1), atol=1e-2)
@@ -231,60 +246,63 @@ _HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "very stiff": lambda tau, z: -1e6 * z,
     "noise": lambda tau, z: torch.sin(1e9 * (z + tau)),
 }
-"""Fields without a solution, or with one that is out of reach."""
+"""Fields without a solution, or with one that is too expensive."""
 
 
 @SOLVERS.property(
-    "an end",
-    "solve always returns, whatever the field, with a status for each row and a finite state",
+    "termination",
+    "solve always returns, for any field, with a status for each sample and a finite state",
     "a loop until the error is small; a step of 0; NaN > tolerance, which is false",
     examples=6,
     kind=lambda solver: st.sampled_from(list(_HARD)),
 )
-def an_end(solver: Any, kind: str) -> None:
-    """Discontinuities, poles, noise, NaN: at most 200 evaluations a row where that can be told."""
+def termination(solver: Any, kind: str) -> None:
+    """Discontinuities, poles, noise, NaN: 200 evaluations a sample, of a solver with this limit."""
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         v = _HARD[kind](column(tau), z)
         return v, v.sum(1, keepdim=True), None
 
     z = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    solution = solve_within(capped(solver, 200), field, z, 0.0, 1.0, 1e-6)
-    holds(torch.isfinite(solution.state).all(), f"z is {solution.state.tolist()}")
-    holds(torch.isfinite(solution.integral).all(), f"∫ q is {solution.integral.tolist()}")
-    there = solution.reached == 1.0
-    told = solution.status == int(Status.CONVERGED)
-    holds(bool((told <= there).all()), f"CONVERGED at τ = {solution.reached.tolist()}, not at 1")
+    solution = solve_within(limited(solver, 200), field, z, 0.0, 1.0, 1e-6)
+    finite("z", solution.state)
+    finite("∫ q", solution.integral)
+    at_end = solution.reached == 1.0
+    converged = solution.status == int(Status.CONVERGED)
+    reached = solution.reached.tolist()
+    holds(bool((converged <= at_end).all()), f"CONVERGED at τ = {reached}, not at 1")
 
 
 @SOLVERS.property(
-    "cap",
-    "max_evaluations is kept for every row, whose status then is MAX_EVALUATIONS",
-    "stages of a step that are counted as one; a cap on steps; the last step, which oversteps",
+    "evaluation limit",
+    "no sample is evaluated more than max_evaluations times; its status then is MAX_EVALUATIONS",
+    "stages of a step that are counted as one; a limit on steps; a last step beyond the limit",
     applies=lambda solver: hasattr(solver, "max_evaluations"),
     examples=2,
     most=lambda solver: st.sampled_from([12, 30]),
 )
-def cap(solver: Any, most: int) -> None:
-    """Where 12 and 30 evaluations are too few, the state so far is returned, with its time."""
+def evaluation_limit(solver: Any, most: int) -> None:
+    """12 and 30 evaluations are too few: the state so far is returned, with its time."""
     z, counts = torch.ones(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         counts.index_add_(0, rows, torch.ones_like(rows))
         return -z, z.sum(1, keepdim=True), None
 
-    solution = solve_within(capped(solver, most), field, z, 0.0, 1.0, 1e-12)
-    holds(int(counts.max()) <= most, f"a row was evaluated {int(counts.max())} times, not {most}")
+    solution = solve_within(limited(solver, most), field, z, 0.0, 1.0, 1e-12)
+    holds(
+        int(counts.max()) <= most, f"a sample was evaluated {int(counts.max())} times, not {most}"
+    )
     spent = solution.status == int(Status.MAX_EVALUATIONS)
     names = [Status(int(code)).name for code in solution.status]
     holds(spent.all(), f"the status is {names}, expected MAX_EVALUATIONS")
-    close("z where the row stopped", solution.state, torch.exp(-column(solution.reached)), atol=0.1)
+    close("z at the time reached", solution.state, torch.exp(-column(solution.reached)), atol=0.1)
 
 
 @SOLVERS.property(
     "counts",
-    "evaluations tells how often each row was evaluated",
-    "refused steps that are not counted; the first slope; rows that have arrived",
+    "evaluations is how often each sample was evaluated",
+    "rejected steps that are not counted; the first slope; samples that have reached the end",
     examples=2,
     seed=seeds,
 )
@@ -302,20 +320,21 @@ def counts(solver: Any, seed: int) -> None:
 
 @SOLVERS.property(
     "interval",
-    "the field is asked for times in [start, end] only, as float64, and rows that are in the batch",
-    "a last step that oversteps; a probing step beyond the end",
+    "the field is evaluated at times in [start, end] only, as float64, for rows of the batch",
+    "a last step beyond the end; a trial step beyond the end",
     examples=3,
     backward=lambda solver: st.booleans(),
 )
 def interval(solver: Any, backward: bool) -> None:
-    """So slow a field that a first step could be long."""
+    """The field is so slow that a first step could be long."""
     seen: list[Tensor] = []
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         seen.append(tau)
         agree = len(tau) == len(z) == len(rows) == len(counter)
         holds(
-            agree, f"tau, z, rows, node have {len(tau)}, {len(z)}, {len(rows)}, {len(counter)} rows"
+            agree,
+            f"tau, z, rows, counter have {len(tau)}, {len(z)}, {len(rows)}, {len(counter)} rows",
         )
         inside = bool(((rows >= 0) & (rows < 2)).all())
         holds(inside, f"rows are {rows.tolist()}, expected numbers of the batch's two")
@@ -330,13 +349,13 @@ def interval(solver: Any, backward: bool) -> None:
 
 
 @SOLVERS.property(
-    "nodes",
-    "fresh solvers number the evaluations of each row 0, 1, 2, …; others always say 0",
-    "one number for two stages; a number that goes on from row to row",
+    "counter",
+    "solvers with fresh=True number the evaluations of each sample 0, 1, 2, …; others pass 0",
+    "one number for two stages; numbers that continue from sample to sample",
     examples=1,
 )
-def nodes(solver: Any) -> None:
-    """What noise is drawn from."""
+def counter(solver: Any) -> None:
+    """Random probes are drawn from these numbers."""
     seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
@@ -347,59 +366,62 @@ def nodes(solver: Any) -> None:
     solve_within(solver, field, torch.ones(3, 1, dtype=torch.float64), 0.0, 1.0, 1e-4)
     for row, found in seen.items():
         wanted = list(range(len(found))) if solver.fresh else [0] * len(found)
-        holds(found == wanted, f"the nodes of row {row} are {found}, expected {wanted}")
+        holds(found == wanted, f"the counters of row {row} are {found}, expected {wanted}")
 
 
 @SOLVERS.property(
-    "nothing to do",
-    "start = end returns z; no integral leaves 0; an exact q has the standard error 0",
-    "a division by the length of the way; an integral that is taken for granted",
+    "degenerate problems",
+    "start = end returns z; without q the integral is 0; an exact q has the standard error 0",
+    "a division by end − start; an integral that is assumed to exist",
     examples=2,
     seed=seeds,
 )
-def nothing_to_do(solver: Any, seed: int) -> None:
-    """Degenerate problems."""
+def degenerate_problems(solver: Any, seed: int) -> None:
+    """No time, no integral, no noise."""
     z = 0.5 + rand((3, 2), seed)
     still = solve_within(solver, _decay, z, 0.7, 0.7, 1e-4)
-    close("z, after no time,", still.state, z)
-    close("∫ q, after no time,", still.integral, 0.0)
-    close("the status, after no time,", still.status, 0)
+    close("z where start = end", still.state, z)
+    close("∫ q where start = end", still.integral, 0.0)
+    close("the status where start = end", still.status, 0)
 
     def bare(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         return -z, z.new_zeros(len(z), 0), None
 
     path = solve_within(solver, bare, z, 0.0, 1.0, 1e-4)
     close("z(1) without an integral", path.state, z * math.exp(-1), atol=1e-2)
-    close("the integral of nothing", path.integral, 0.0)
+    close("the integral without q", path.integral, 0.0)
     exact = solve_within(solver, _decay, z, 0.0, 1.0, 1e-4)
     close("the standard error of an exact q", exact.standard_error, 0.0)
 
 
-class _OutOfOrderError(RuntimeError):
-    """What a broken field raises."""
+class _FieldError(RuntimeError):
+    """An exception of the field."""
 
 
 @SOLVERS.property(
-    "errors of the field",
-    "an exception that the field raises reaches the caller",
-    "except Exception around the step; an error that is taken for a step that failed",
+    "exceptions",
+    "an exception raised by the field is raised to the caller",
+    "except Exception around the step; an exception that is taken for a rejected step",
     examples=4,
     call=lambda solver: st.sampled_from([1, 4, 9]),
-    kind=lambda solver: st.sampled_from([_OutOfOrderError, ValueError, AssertionError]),
+    kind=lambda solver: st.sampled_from([_FieldError, ValueError, AssertionError]),
 )
-def errors_of_the_field(solver: Any, call: int, kind: type[Exception]) -> None:
+def exceptions(solver: Any, call: int, kind: type[Exception]) -> None:
     """In the first, fourth or ninth evaluation."""
     made: list[int] = []
 
     def field(tau: Tensor, z: Tensor, rows: Tensor, counter: Tensor) -> Any:
         made.append(1)
         if len(made) == call:
-            raise kind("mind the step")
+            raise kind("an exception of the field")
         return -z, z.sum(1, keepdim=True), None
 
     try:
         solver.solve(field, torch.ones(1, 1, dtype=torch.float64), 0.0, 1.0, tolerance=1e-8)
     except kind as error:
-        holds("mind the step" in str(error), f"the field's exception has become {error!r}")
+        holds(
+            "an exception of the field" in str(error),
+            f"the exception of the field has become {error!r}",
+        )
     else:
-        raise AssertionError(f"a {kind.__name__} in evaluation {call} is swallowed")
+        raise AssertionError(f"a {kind.__name__} in evaluation {call} is suppressed")

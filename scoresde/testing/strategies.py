@@ -1,13 +1,15 @@
-"""What is drawn: diffusions, times, mixtures, shapes, samplers, with parameters and seeds.
+"""Hypothesis strategies for SDEs, times, mixtures, shapes, samplers and more.
 
-Everything is drawn as parameters and seeds, never as raw noise, so that a failing example shrinks
-to a simple one and prints as code that runs.
+Strategies draw parameters and seeds, never raw noise, so that a failing example shrinks to a simple
+one and prints as code that runs::
 
     @given(st.data())
     def test_something(data):
         sde = data.draw(strategies.sdes())
         t = data.draw(strategies.times(sde))
 """
+
+# ruff: noqa: ARG001 - tests, fields and strategies take the arguments of their family
 
 from __future__ import annotations
 
@@ -96,7 +98,7 @@ def logs(low: float, high: float) -> st.SearchStrategy[float]:
 
 
 def decimals(low: float, high: float) -> st.SearchStrategy[float]:
-    """Draw a number of two decimals in [low, high], which have no more themselves."""
+    """Draw a number of two decimals in [low, high]; the bounds have at most two decimals."""
     return st.integers(round(100 * low), round(100 * high)).map(lambda n: n / 100)
 
 
@@ -106,12 +108,12 @@ def seeds(subject: object = None) -> st.SearchStrategy[int]:
 
 
 def event_shapes(subject: object = None) -> st.SearchStrategy[tuple[int, ...]]:
-    """Draw the shape of one sample: a number, a vector, an image, a film."""
+    """Draw the shape of one sample: a number, a vector, an image, a video."""
     return st.sampled_from([(), (1,), (5,), (2, 3), (1, 8, 8), (3, 4, 4, 4)])
 
 
 def dtypes(subject: object = None) -> st.SearchStrategy[torch.dtype]:
-    """Draw a floating-point type that states are kept in."""
+    """Draw the floating-point type of a state."""
     return st.sampled_from([torch.float64, torch.float32])
 
 
@@ -120,7 +122,7 @@ def devices(subject: object = None) -> st.SearchStrategy[str]:
     return st.sampled_from(["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 
 
-# --- diffusions and their times
+# --- SDEs and their times
 
 
 def tables(low: float, high: float, longest: int = 12) -> st.SearchStrategy[torch.Tensor]:
@@ -129,17 +131,17 @@ def tables(low: float, high: float, longest: int = 12) -> st.SearchStrategy[torc
     return entries.map(lambda values: torch.tensor(values, dtype=torch.float64))
 
 
-def _spread(sigmas: torch.Tensor) -> torch.Tensor:
-    """A ladder whose neighbours differ by 1 % at least."""
-    ladder = sigmas.sort().values
-    return ladder * 1.01 ** torch.arange(len(ladder), dtype=torch.float64)
+def _separated(sigmas: torch.Tensor) -> torch.Tensor:
+    """Return increasing noise levels that differ by at least 1 %."""
+    levels = sigmas.sort().values
+    return levels * 1.01 ** torch.arange(len(levels), dtype=torch.float64)
 
 
 _ENDS = floats(0.5, 3.0)
 _RATES = st.tuples(floats(0.0, 5.0), floats(0.1, 30.0)).map(lambda r: (r[0], r[0] + r[1]))
 _LEVELS = st.tuples(logs(1e-3, 0.5), logs(2.0, 1e3)).map(lambda r: (r[0], r[0] * r[1]))
 
-FAMILIES: dict[str, st.SearchStrategy[GaussianSDE]] = {
+GAUSSIAN: dict[str, st.SearchStrategy[GaussianSDE]] = {
     "VPSDE": st.builds(lambda r, T: VPSDE(r[0], r[1], T=T), _RATES, _ENDS),
     "SubVPSDE": st.builds(lambda r, T: SubVPSDE(r[0], r[1], T=T), _RATES, _ENDS),
     "VESDE": st.builds(lambda r, T: VESDE(r[0], r[1], T=T), _LEVELS, _ENDS),
@@ -147,9 +149,9 @@ FAMILIES: dict[str, st.SearchStrategy[GaussianSDE]] = {
     "EDMSDE": st.builds(lambda r: EDMSDE(*r), _LEVELS),
     "RectifiedFlow": st.builds(RectifiedFlow, T=floats(0.5, 0.9999)),
     "DDPM": st.builds(DDPM, tables(1e-4, 0.9), T=_ENDS),
-    "NCSN": st.builds(NCSN, tables(1e-3, 1e2).map(_spread), T=_ENDS),
+    "NCSN": st.builds(NCSN, tables(1e-3, 1e2).map(_separated), T=_ENDS),
 }
-"""One strategy for each Gaussian diffusion of the library, with valid parameters."""
+"""One strategy for each Gaussian SDE of the library, with valid parameters."""
 
 
 GENERAL: dict[str, st.SearchStrategy[SDE]] = {
@@ -158,31 +160,37 @@ GENERAL: dict[str, st.SearchStrategy[SDE]] = {
     ),
     "DoubleWell": st.builds(DoubleWell, logs(0.3, 3.0), _ENDS),
 }
-"""One strategy for each diffusion of :mod:`scoresde.testing.examples`, which are not Gaussian."""
+"""One strategy for each SDE of :mod:`scoresde.testing.examples`; they are not Gaussian SDEs."""
 
 
 def sdes(*names: str) -> st.SearchStrategy[GaussianSDE]:
-    """Draw a Gaussian diffusion with parameters of its own.
+    """Draw a Gaussian SDE and its parameters.
 
     Args:
-        *names: the families, such as ``"VPSDE"``; all of :data:`FAMILIES` if none is given.
+        *names: the classes, such as ``"VPSDE"``; all of :data:`GAUSSIAN` if none is given.
+
+    Returns:
+        A strategy.
     """
-    return st.one_of(*(FAMILIES[name] for name in names or FAMILIES))
+    return st.one_of(*(GAUSSIAN[name] for name in names or GAUSSIAN))
 
 
 def general_sdes() -> st.SearchStrategy[SDE]:
-    """Draw a diffusion known by its drift and noise alone."""
+    """Draw an SDE of which only drift and diffusion are known."""
     return st.one_of(*GENERAL.values())
 
 
 @st.composite
 def times(draw: st.DrawFn, sde: SDE, closed: bool = False) -> float:
-    """Draw a time of a diffusion in [t_min, T], evenly on the logarithmic scale.
+    """Draw a time of an SDE in [t_min, T], evenly on the logarithmic scale.
 
     Args:
-        draw: Hypothesis' own.
-        sde: the diffusion.
+        draw: passed by Hypothesis.
+        sde: the SDE.
         closed: whether 0, t_min and T themselves are drawn often.
+
+    Returns:
+        The time.
     """
     low = max(sde.t_min, 1e-5 * sde.T)
     inside = logs(low / sde.T, 1.0).map(lambda part: min(max(part * sde.T, low), sde.T))
@@ -191,20 +199,20 @@ def times(draw: st.DrawFn, sde: SDE, closed: bool = False) -> float:
 
 
 def closed_times(sde: SDE) -> st.SearchStrategy[float]:
-    """Draw a time in [0, T] whose ends 0, t_min and T come often."""
+    """Draw a time in [0, T], often one of 0, t_min and T."""
     return times(sde, closed=True)
 
 
 def ascending(count: int) -> Callable[[SDE], st.SearchStrategy[list[float]]]:
-    """Return the strategy of ``count`` ascending times; gaps are parts of the rest, none tiny."""
+    """Return a function from an SDE to the strategy of ``count`` ascending times, none close."""
 
     @st.composite
     def draw_times(draw: st.DrawFn, sde: SDE) -> list[float]:
         first = draw(logs(1e-5, 1.0 if count == 1 else 0.5))
         gaps = draw(st.lists(floats(0.05, 1.0), min_size=count, max_size=count))
         parts = [sum(gaps[:i]) / sum(gaps) for i in range(count)]
-        moments = (float(f"{sde.T * (first + (1 - first) * part):.6g}") for part in parts)
-        return [min(moment, sde.T) for moment in moments]
+        drawn = (float(f"{sde.T * (first + (1 - first) * part):.6g}") for part in parts)
+        return [min(t, sde.T) for t in drawn]
 
     return draw_times
 
@@ -222,11 +230,14 @@ def mixtures(
     """Draw a mixture of one to three Gaussians with exact scores.
 
     Args:
-        draw: Hypothesis' own.
+        draw: passed by Hypothesis.
         dim: number of coordinates.
-        sdes: strategy of the diffusion; VP if None.
+        sdes: strategy of the SDE; VP if None.
         narrowest: smallest standard deviation of a component in any direction: 0.1 is benign, 1e-6
             is nearly singular.
+
+    Returns:
+        The mixture.
     """
     count, seed = draw(st.integers(1, 3)), draw(seeds())
     weights = draw(st.lists(logs(0.05, 1.0), min_size=count, max_size=count))
@@ -247,8 +258,8 @@ def mixtures(
 
 
 @contextmanager
-def _steady() -> Iterator[None]:
-    """Leave Python's generator as it was, from which type checkers such as beartype draw."""
+def _unchanged_random_state() -> Iterator[None]:
+    """Restore the state of Python's generator, from which type checkers such as beartype draw."""
     state = random.getstate()
     try:
         yield
@@ -258,9 +269,9 @@ def _steady() -> Iterator[None]:
 
 @st.composite
 def networks(draw: st.DrawFn, event_shape: tuple[int, ...] = (2,)) -> MLP:
-    """Draw a small network with weights that are not zero."""
+    """Draw a small network with nonzero weights."""
     width, depth, seed = draw(st.sampled_from([4, 8])), draw(st.integers(1, 2)), draw(seeds())
-    with _steady(), torch.random.fork_rng(devices=[]):
+    with _unchanged_random_state(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = MLP(event_shape, width=width, depth=depth)
         for parameter in network.parameters():
@@ -275,13 +286,13 @@ def predictions() -> st.SearchStrategy[Prediction]:
 
 @st.composite
 def models(draw: st.DrawFn, event_shape: tuple[int, ...] = (2,)) -> ScoreModel:
-    """Draw a score with a small network, of any diffusion and parametrisation."""
+    """Draw a score with a small network, any Gaussian SDE and any prediction."""
     network, sde, prediction = draw(networks(event_shape)), draw(sdes()), draw(predictions())
-    with _steady():
+    with _unchanged_random_state():
         return ScoreModel(network, sde, prediction)
 
 
-# --- how it is solved
+# --- solvers, traces, likelihoods
 
 
 def tolerances(subject: object = None) -> st.SearchStrategy[float]:
@@ -290,7 +301,7 @@ def tolerances(subject: object = None) -> st.SearchStrategy[float]:
 
 
 def solvers() -> st.SearchStrategy[Solver]:
-    """Draw a solver: ours, torchdiffeq's or scipy's, of any method."""
+    """Draw a solver: the library's, torchdiffeq's or scipy's, of any method."""
     return st.one_of(
         st.builds(Adams, order=st.integers(1, 8)),
         st.builds(TorchDiffEq, st.sampled_from(["dopri5", "dopri8", "bosh3", "adaptive_heun"])),
@@ -302,16 +313,18 @@ def solvers() -> st.SearchStrategy[Solver]:
     )
 
 
-def laws() -> st.SearchStrategy[ProbeDistribution]:
-    """Draw a law of probes, whatever their number."""
+def probe_distributions() -> st.SearchStrategy[ProbeDistribution]:
+    """Draw a distribution of probes that is defined for any number of them."""
     return st.sampled_from([Rademacher(), Gaussian(), Sphere()])
 
 
 def traces() -> st.SearchStrategy[Trace]:
-    """Draw a divergence estimator: exact, or with up to five probes of any law."""
+    """Draw a divergence estimator: exact, or with up to five probes of any distribution."""
     return st.one_of(
         st.builds(ExactTrace, chunk=st.sampled_from([64, 1, 3])),
-        st.builds(Hutchinson, st.integers(1, 5), st.one_of(laws(), st.just(Orthogonal()))),
+        st.builds(
+            Hutchinson, st.integers(1, 5), st.one_of(probe_distributions(), st.just(Orthogonal()))
+        ),
         st.builds(HutchPlusPlus, budget=st.integers(3, 15)),
         st.builds(XTrace, budget=st.integers(2, 15)),
     )
@@ -327,7 +340,7 @@ def methods() -> st.SearchStrategy[Method]:
     )
 
 
-# --- from noise to data
+# --- samplers
 
 
 def steps(subject: object = None) -> st.SearchStrategy[int]:
@@ -347,7 +360,7 @@ def grids() -> st.SearchStrategy[Grid]:
 
 
 def coordinates() -> st.SearchStrategy[Coordinates]:
-    """Draw variables in which the flow is followed."""
+    """Draw coordinates of the probability flow."""
     return st.sampled_from([Windowed(), Standardized(), VarianceExploding(), LogSNR(), Rectified()])
 
 
@@ -362,7 +375,7 @@ def predictors() -> st.SearchStrategy[Sampler]:
 
 
 def flow_samplers() -> st.SearchStrategy[Sampler]:
-    """Draw a sampler that follows the probability flow."""
+    """Draw a sampler that solves the probability flow."""
     tableaus = st.sampled_from([HEUN, MIDPOINT, RALSTON, HEUN3, KUTTA3, RK4])
     orders, correctors = st.integers(1, 3), st.integers(0, 4)
     return st.one_of(

@@ -1,6 +1,16 @@
-"""Known bugs, each a small class: what people wrote, and the law that has to tell them so."""
+"""Known bugs, each a small class with a typical mistake, and the property that it violates."""
 
-from gallery import likelihoods, samplers, scores, sdes, solvers, traces
+from gallery import likelihoods, networks, samplers, scores, sdes, solvers, traces
 from gallery.bug import BUGS, Bug
 
-__all__ = ["BUGS", "Bug", "likelihoods", "samplers", "scores", "sdes", "solvers", "traces"]
+__all__ = [
+    "BUGS",
+    "Bug",
+    "likelihoods",
+    "networks",
+    "samplers",
+    "scores",
+    "sdes",
+    "solvers",
+    "traces",
+]

@@ -1,4 +1,4 @@
-"""What a bug in the gallery is."""
+"""A bug of the gallery."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ BUGS: list[Bug] = []
 
 @dataclass(frozen=True)
 class Bug:
-    """An object that breaks a law.
+    """An object that lacks a property.
 
     Attributes:
         make: makes the object.
-        law: the name of the law that one would expect to tell.
-        hint: words of the message that put a newcomer on the track.
-        right: makes an object that is written as it should be, and has to pass.
-        examples: cases that are tried.
+        violates: the name of the property that must fail.
+        hint: words of the message that point to the mistake.
+        right: makes an object without the mistake, which must pass.
+        examples: number of cases.
         slow: whether it takes more than a few seconds.
-        fixed: arguments of the law that are not drawn.
+        fixed: arguments of the test that are not drawn.
     """
 
     make: Callable[[], Any]
-    law: str
+    violates: str
     hint: str
     right: Callable[[], Any]
     examples: int = 4
@@ -33,12 +33,12 @@ class Bug:
 
     @property
     def name(self) -> str:
-        """Where it hangs: the family and the class."""
+        """The family and the name of the class or function."""
         return f"{self.make.__module__.rpartition('.')[2]}-{self.make.__name__}"
 
 
 def breaks(
-    law: str,
+    violates: str,
     hint: str,
     right: Callable[[], Any],
     *,
@@ -46,10 +46,10 @@ def breaks(
     slow: bool = False,
     **fixed: Any,
 ) -> Callable[[Any], Any]:
-    """Hang the decorated class, or function without arguments, in the gallery."""
+    """Add the decorated class, or function without arguments, to the gallery."""
 
-    def hang(make: Callable[[], Any]) -> Callable[[], Any]:
-        BUGS.append(Bug(make, law, hint, right, examples, slow, fixed))
+    def add(make: Callable[[], Any]) -> Callable[[], Any]:
+        BUGS.append(Bug(make, violates, hint, right, examples, slow, fixed))
         return make
 
-    return hang
+    return add

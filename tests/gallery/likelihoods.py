@@ -34,7 +34,7 @@ def by_the_flow(score, x, *, steps=24, sign=1.0, gain=1.0, stretch=1.0, prior=No
 
     log p(x) = log N(x_T; 0, σ_T²) + d (log α_T − log α) + ∫ ∇·(dy/dλ) dλ.
     """
-    sde, kept = score.sde, x.dtype
+    sde, dtype = score.sde, x.dtype
     score, x = score.double(), x.double()
     d = math.prod(x.shape[1:])
     ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64)
@@ -58,7 +58,7 @@ def by_the_flow(score, x, *, steps=24, sign=1.0, gain=1.0, stretch=1.0, prior=No
     scale = float(sde.sigma(ends[1])) if prior is None else prior
     terminal = -0.5 * (end / scale).square().sum(1) - d * math.log(scale * math.sqrt(2 * math.pi))
     volume = d * float(sde.log_alpha(ends[1]) - sde.log_alpha(ends[0]))
-    return (terminal + stretch * volume + sign * total).to(kept)
+    return (terminal + stretch * volume + sign * total).to(dtype)
 
 
 def density(**wrong):
@@ -70,7 +70,7 @@ def minus_the_divergence():
     return density(sign=-1.0)
 
 
-@breaks("closed form", "½ g² for g²", FlowIntegral, d=2, **VP)
+@breaks("closed form", "½ g² instead of g²", FlowIntegral, d=2, **VP)
 def twice_the_flow():
     """The flow with the whole g² s, in its velocity and its divergence."""
     return density(gain=2.0)
@@ -87,12 +87,12 @@ def standard_normal():
     return density(prior=1.0)
 
 
-@breaks("normalisation", "bits for nats", FlowIntegral, d=1, **VP)
+@breaks("normalization", "bits instead of nats", FlowIntegral, d=1, **VP)
 def bits():
     return FunctionMethod(lambda score, x: by_the_flow(score, x) / math.log(2))
 
 
-@breaks("shapes", "a mean where a sum is meant", FlowIntegral, event_shape=(5,), **VP)
+@breaks("shapes", "a mean instead of a sum", FlowIntegral, event_shape=(5,), **VP)
 def mean_over_dimensions():
     return FunctionMethod(lambda score, x: by_the_flow(score, x) / math.prod(x.shape[1:]))
 
@@ -107,9 +107,9 @@ def last_axis():
     return FunctionMethod(last)
 
 
-@breaks("batches", "shared by a batch", FlowIntegral, slow=True, **VP)
+@breaks("batch independence", "shared by a batch", FlowIntegral, slow=True, **VP)
 def mean_over_the_batch():
-    """The loss of a batch, handed to each of its members."""
+    """Half of log p is the mean over the batch."""
 
     def shared(score, x):
         log_prob = by_the_flow(score, x)
@@ -119,14 +119,14 @@ def mean_over_the_batch():
 
 
 @breaks("generator", "torch.randn without generator=", FlowIntegral, **VP)
-def one_careless_probe():
+def global_probe():
     return FunctionMethod(
         lambda score, x: by_the_flow(score, x, probe=torch.randn_like(x.double()).sign())
     )
 
 
 @breaks("budget", "an error of a single step", FlowIntegral, tolerance=1e-3, **VP)
-def coarse_but_sure():
+def coarse_with_a_small_error():
     """Six steps, with the error that would be right for many."""
 
     def coarse(score, x):
@@ -142,11 +142,11 @@ def clamped():
 
 
 @breaks("failures", "NaN with converged=True", FlowIntegral, **VP)
-def nothing_is_wrong():
+def nan_replaced():
     return FunctionMethod(lambda score, x: by_the_flow(score, x).nan_to_num())
 
 
-@breaks("covariance", "presumes data of size 1", FlowIntegral, slow=True, **VP)
+@breaks("change of variables", "presumes data of size 1", FlowIntegral, slow=True, **VP)
 def of_size_one():
     """Points are clipped to the range of images."""
     return FunctionMethod(lambda score, x: by_the_flow(score, x.clamp(-4.0, 4.0)))

@@ -26,10 +26,10 @@ def third():
     return Exponential(order=3)
 
 
-@breaks("order of the flow", "a missing factor 2: order 2 instead of 3", third, **VP)
+@breaks("convergence order", "a missing factor 2: order 2 instead of 3", third, **VP)
 @dataclass(frozen=True)
 class Published3M(Exponential):
-    """DPM-Solver++(3M) as it is published and copied: half the weight of the curvature."""
+    """DPM-Solver++(3M) as published: half the weight of the second difference."""
 
     order: int = 3
     published: bool = True
@@ -41,25 +41,25 @@ def ddim():
 
 
 @breaks(
-    "order of the flow", "slopes at the wrong times", lambda: Exponential(order=2), slow=True, **VP
+    "convergence order", "slopes at the wrong times", lambda: Exponential(order=2), slow=True, **VP
 )
 class RoundedTimes(Exponential):
-    """The network hears the nearest of 50 times, the state moves as if it had not."""
+    """The network gets the nearest of 50 times, the coefficients the exact time."""
 
     def read(self, score, x, t, here):
         return super().read(score, x, (t * 50).round() / 50, here)
 
 
-@breaks("order of the flow", "slopes at the wrong times", Heun, slow=True, **VP)
+@breaks("convergence order", "slopes at the wrong times", Heun, slow=True, **VP)
 class HeunAtOneTime(Heun):
     """The second slope is taken at the first time."""
 
     def step(self, score, x, t, s, state, noise):
         here, there = noise_level_at(score.sde, t), noise_level_at(score.sde, s)
-        push, factor = there.alpha * (there.ratio - here.ratio), there.alpha / here.alpha
+        gain, factor = there.alpha * (there.ratio - here.ratio), there.alpha / here.alpha
         slope = score.noise(x, t)
-        later = score.noise((x * factor + push * slope) / factor, t)
-        return x * factor + 0.5 * push * (slope + later), state
+        later = score.noise((x * factor + gain * slope) / factor, t)
+        return x * factor + 0.5 * gain * (slope + later), state
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Rosenbrock(Sampler):
         return after / before * x + self.gain(here, there) * integral, (a, f)
 
 
-@breaks("order of the flow", "declared is 2", Rosenbrock, slow=True, **VP)
+@breaks("convergence order", "declared is 2", Rosenbrock, slow=True, **VP)
 class RosenbrockOfTwoTimes(Rosenbrock):
     """√(α_s² + σ_t²) for √(α_s² + σ_s²), as in a published loop: order 1."""
 
@@ -107,23 +107,23 @@ def euler(weight=0.5, sign=1.0):
     return FunctionSampler(step, deterministic=True)
 
 
-@breaks("limit", "1 where the flow has ½", euler, **VP)
+@breaks("convergence", "1 where the flow has ½", euler, **VP)
 def flow_of_the_reverse_sde():
     """The probability flow with the weight 1 of the reverse SDE."""
     return euler(weight=1.0)
 
 
-@breaks("limit", "a sign or factor in the score's weight", euler, **VP)
+@breaks("convergence", "a sign or factor in the weight of the score", euler, **VP)
 def forward_in_time():
     """The step goes to T instead of 0: dt with the wrong sign."""
     return euler(sign=-1.0)
 
 
-def maruyama(weight=1.0, kick=lambda g, h: g * h.sqrt()):
+def maruyama(weight=1.0, std=lambda g, h: g * h.sqrt()):
     def step(score, x, t, s, noise):
         sde, h = score.sde, t - s
         g = sde.diffusion(t)
-        return x - h * (sde.drift(x, t) - weight * g**2 * score(x, t)) + kick(g, h) * noise(x)
+        return x - h * (sde.drift(x, t) - weight * g**2 * score(x, t)) + std(g, h) * noise(x)
 
     return FunctionSampler(step)
 
@@ -134,16 +134,16 @@ def half_the_score():
     return maruyama(weight=0.5)
 
 
-@breaks("Gaussian data", "g for g²", maruyama, **VP)
+@breaks("Gaussian data", "g instead of g²", maruyama, **VP)
 def squared_noise():
     """Noise g² √h z."""
-    return maruyama(kick=lambda g, h: g**2 * h.sqrt())
+    return maruyama(std=lambda g, h: g**2 * h.sqrt())
 
 
 @breaks("Gaussian data", "in the noise", maruyama, **VP)
 def noise_of_time():
     """Noise g h z instead of g √h z."""
-    return maruyama(kick=lambda g, h: g * h)
+    return maruyama(std=lambda g, h: g * h)
 
 
 @breaks("Gaussian data", "a coefficient of another time", Ancestral, **VP)
@@ -164,16 +164,16 @@ class MixedUp(Sampler):
         return score.sde.perturb(x, s, score.noise(x, t)), state
 
 
-@breaks("law of the data", "too much or too little noise", Ancestral, seed=0, **VP)
+@breaks("data distribution", "too much or too little noise", Ancestral, seed=0, **VP)
 class NoiseOnTop(Ancestral):
-    """A little more noise in each step, against collapse: modes are blurred."""
+    """A little more noise in each step blurs the modes."""
 
     def step(self, score, x, t, s, state, noise):
         x, state = super().step(score, x, t, s, state, noise)
         return x + 0.25 * score.sde.sigma(t) * noise(x), state
 
 
-@breaks("invariance", "√ε where √(2ε) is meant", AnnealedLangevin, seed=0, **VP)
+@breaks("invariance", "√ε instead of √(2ε)", AnnealedLangevin, seed=0, **VP)
 class ColdLangevin(AnnealedLangevin):
     def step(self, score, x, t, s, state, noise):
         size = 2 * (self.snr * score.sde.sigma(t)) ** 2
@@ -186,9 +186,9 @@ class GlobalNoise(Ancestral):
         return super().step(score, x, t, s, state, torch.randn_like)
 
 
-@breaks("Gaussian data", "not all is drawn by noise(x)", maruyama, **VP)
+@breaks("Gaussian data", "noise is not drawn by noise(x) alone", maruyama, **VP)
 def noise_of_its_own():
-    """Too little noise, which the propagation of moments could not see if it looked away."""
+    """Too little noise, drawn from the global generator."""
 
     def step(score, x, t, s, noise):
         sde, h = score.sde, t - s
@@ -210,7 +210,7 @@ def not_deterministic():
     return replace(maruyama(), deterministic=True)
 
 
-@breaks("rows", "averaged over the batch", AnnealedLangevin, **VP)
+@breaks("batch independence", "averaged over the batch", AnnealedLangevin, **VP)
 class BatchNorm(AnnealedLangevin):
     """The corrector of the official code: norms averaged over the batch."""
 
@@ -252,15 +252,15 @@ class ZeroOverZero(Exponential):
         return x, (here.half_logsnr, value)
 
 
-@breaks("closed ends", "a division by σ(0) = 0", ddim, **VP)
+@breaks("endpoints", "a division by σ(0) = 0", ddim, **VP)
 class DividingBySigma(Sampler):
     """DPM-Solver's r = h_last/h with λ = ∞ at the end."""
 
     def step(self, score, x, t, s, state, noise):
         sde = score.sde
         h = (sde.alpha(s).log() - sde.sigma(s).log()) - (sde.alpha(t).log() - sde.sigma(t).log())
-        kept = sde.sigma(s) / sde.sigma(t) * torch.exp(0 * h)
-        return kept * x - expand(sde.alpha(s) * torch.expm1(-h), x) * score.denoised(x, t), state
+        factor = sde.sigma(s) / sde.sigma(t) * torch.exp(0 * h)
+        return factor * x - expand(sde.alpha(s) * torch.expm1(-h), x) * score.denoised(x, t), state
 
 
 @breaks("grid", "N instead of N + 1 times", EulerMaruyama)
@@ -276,7 +276,7 @@ class RisingTime(EulerMaruyama):
 
 
 @breaks("inverse", "coefficients that presume s < t", ddim, seed=0, **VP)
-class NoWayBack(Sampler):
+class OneDirectionOnly(Sampler):
     """DDIM with |h|."""
 
     deterministic = True
@@ -289,7 +289,7 @@ class NoWayBack(Sampler):
 
 
 @breaks("chunks", "a norm or mean over the batch", EulerMaruyama, **VP)
-class CentredScore(EulerMaruyama):
+class CenteredScore(EulerMaruyama):
     """A step that shares a mean over those rows that the network sees together."""
 
     def step(self, score, x, t, s, state, noise):
@@ -300,3 +300,65 @@ class CentredScore(EulerMaruyama):
         value = torch.cat([shared(part) for part in x.split(getattr(score, "batch_size", len(x)))])
         g = sde.diffusion(t)
         return x - h * (sde.drift(x, t) - g**2 * value) + g * h.sqrt() * noise(x), state
+
+
+@breaks("grid", "expected a grid for at least one", EulerMaruyama)
+class NoGrid(EulerMaruyama):
+    """A grid that refuses every SDE."""
+
+    def times(self, sde, steps, std=1.0):
+        raise ValueError("sde: expected another SDE")
+
+
+@breaks("double precision", "states or coefficients computed in float32", ddim, **VP)
+class Float32Inside(Exponential):
+    """The state is rounded to float32 in each step, and returned in float64."""
+
+    order: int = 1
+
+    def step(self, score, x, t, s, state, noise):
+        x, state = super().step(score, x.float().double(), t, s, state, noise)
+        return x, state
+
+
+@breaks("double precision", "states or coefficients computed in float32", ddim, **VP)
+class Float32Coefficients(Sampler):
+    """DDIM with α and σ in float32."""
+
+    deterministic = True
+
+    def step(self, score, x, t, s, state, noise):
+        sde = score.sde
+        alpha, sigma = sde.alpha(s).float().double(), sde.sigma(s).float().double()
+        return alpha * score.denoised(x, t) + sigma * score.noise(x, t), state
+
+
+def wavy(std=1.0):
+    """A reverse SDE that is not affine on Gaussian data: its x̂ has small ripples."""
+
+    def step(score, x, t, s, noise):
+        scale, b = score.sde.transition(s, t)
+        clean = score.denoised(x, t)
+        clean = clean + 0.01 * torch.sin(5 * clean)
+        alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
+        mean = (x - b**2 * (x - alpha * clean) / sigma**2) / scale
+        return mean + std * b * score.sde.sigma(s) / sigma * noise(x)
+
+    return FunctionSampler(step)
+
+
+@breaks("Gaussian data", "a factor √2 or ½ in the noise", wavy, **VP)
+def half_the_noise():
+    """Not affine, with half the noise."""
+    return wavy(std=0.5)
+
+
+@breaks("endpoints", "moves the state by", ddim, **VP)
+class JumpAtTheEnd(Exponential):
+    """The step to t = 0 adds a constant."""
+
+    order: int = 1
+
+    def step(self, score, x, t, s, state, noise):
+        x, state = super().step(score, x, t, s, state, noise)
+        return x + float(s == 0), state

@@ -16,20 +16,20 @@ def mixture(kind=GaussianMixture):
 
 
 class _Mixture(GaussianMixture):
-    """A known law, ready for a bug."""
+    """A known distribution, for subclasses with a bug."""
 
     def __init__(self):
         right = mixture()
         super().__init__(right.weights, right.means, right.covariances, VPSDE())
 
 
-@breaks("views", "the sign of the score", mixture)
-class TurnedRound(_Mixture):
+@breaks("predictions", "the sign of the score", mixture)
+class NegatedScore(_Mixture):
     def forward(self, x, t):
         return -super().forward(x, t)
 
 
-@breaks("views", "σ² for σ", mixture)
+@breaks("predictions", "σ² instead of σ", mixture)
 class ScaledTwice(_Mixture):
     """s = −ε̂/σ²."""
 
@@ -61,11 +61,11 @@ class Unscaled(_Mixture):
         return (alpha * clean - x) / sigma**2
 
 
-@breaks("posterior covariance", "a field that is no gradient", mixture)
-class Swirling(_Mixture):
+@breaks("posterior covariance", "a field that is not a gradient", mixture)
+class Rotational(_Mixture):
     def output(self, x, t):
-        turned = torch.stack([-x[:, 1], x[:, 0]], dim=1)
-        return super().output(x, t) + 0.1 * turned
+        rotated = torch.stack([-x[:, 1], x[:, 0]], dim=1)
+        return super().output(x, t) + 0.1 * rotated
 
 
 @breaks("convolution", "a missing factor 2π, determinant or weight", mixture)
@@ -97,7 +97,7 @@ def small(network=_Small):
         return ScoreModel(network(), VPSDE())
 
 
-@breaks("rows", "batch norm", small)
+@breaks("batch independence", "batch norm", small)
 def batch_norm():
     class Normed(_Small):
         def forward(self, x, label):
@@ -125,7 +125,7 @@ def numpy_inside():
     return small(ByNumPy)
 
 
-@breaks("closed ends", "a label log σ or 1/t", small)
+@breaks("endpoints", "a label log σ or 1/t", small)
 def inverse_time():
     class Inverse(_Small):
         def forward(self, x, label):
@@ -153,7 +153,11 @@ class _Norms(Score):
         return x / (1 + flatten(x).norm())
 
 
-@breaks("rows", "a mean, norm or maximum over the batch", lambda: FunctionScore(_origin, VPSDE()))
+@breaks(
+    "batch independence",
+    "a mean, norm or maximum over the batch",
+    lambda: FunctionScore(_origin, VPSDE()),
+)
 class WholeBatchNorm(_Norms):
     pass
 
@@ -164,6 +168,23 @@ def _origin(x, t):
 
 @breaks("symmetry", "singles out an axis", mixture)
 class NotEven(_Mixture):
-    """It promises s(−x) = −s(x) for data that are not even."""
+    """It declares s(−x) = −s(x) for data that are not symmetric."""
 
     symmetries = (torch.neg,)
+
+
+@breaks("endpoints", "is nan", small)
+def not_at_time_zero():
+    """x̂ is 0/0 at t = 0 itself, where x̂ = x."""
+
+    class Ratio(Score):
+        event_shape = (2,)
+
+        def __init__(self):
+            super().__init__(VPSDE())
+
+        def denoised(self, x, t):
+            sigma = expand(self.sde.sigma(as_time(t)), x)
+            return x * (sigma / sigma)
+
+    return Ratio()

@@ -8,14 +8,14 @@ from torch.distributions import Independent, Normal
 from gallery.bug import breaks
 from scoresde import VESDE, VPSDE, SubVPSDE
 from scoresde._core.shapes import as_time, expand
-from scoresde.sdes.base import Reverse
+from scoresde.sdes.base import ReverseSDE
 from scoresde.testing.adapters import FunctionSDE
 from scoresde.testing.examples import OrnsteinUhlenbeck
 
 
 @breaks("moment equations", "g instead of g²", VPSDE)
 class SquaredDiffusion(VPSDE):
-    """The noise enters as √β dw; who writes β has squared it."""
+    """The noise is √β dw; here it is β dw."""
 
     def diffusion(self, t):
         return super().diffusion(t) ** 2
@@ -35,9 +35,9 @@ class WholeRate(VPSDE):
         return 2 * super().drift(x, t)
 
 
-@breaks("moment equations", "β(t) where ∫β is meant", SubVPSDE)
+@breaks("moment equations", "β(t) instead of ∫β", SubVPSDE)
 class SubVPOfVP(SubVPSDE):
-    """The noise of VP beside the variance of sub-VP."""
+    """The noise of VP with the variance of sub-VP."""
 
     def diffusion(self, t):
         return VPSDE(self.beta_min, self.beta_max, self.T).diffusion(t)
@@ -51,16 +51,16 @@ class SubVPHalfway(SubVPSDE):
         return 0.5 * torch.log(-torch.expm1(4 * self.log_alpha(t)))
 
 
-@breaks("perturbation", "σ² where σ is meant", VPSDE)
+@breaks("perturbation", "σ² instead of σ", VPSDE)
 class VarianceForStd(VPSDE):
     def marginal(self, x0, t):
         mean, std = super().marginal(x0, t)
         return mean, std**2
 
 
-@breaks("semigroup", "σ_t² − σ_s² where the scale is not 1", VPSDE)
+@breaks("semigroup", "although the scale is not 1", VPSDE)
 class ExplodingKernel(VPSDE):
-    """The kernel of VE, in a diffusion that shrinks."""
+    """The kernel of VE, in an SDE with α < 1."""
 
     def transition(self, s, t):
         scale, _ = super().transition(s, t)
@@ -76,13 +76,13 @@ class FromNoiseToData(VPSDE):
         return super().log_alpha(self.T - as_time(t, self.T))
 
 
-@breaks("log-SNR", "the half is meant", VPSDE)
+@breaks("log-SNR", "instead of the half", VPSDE)
 class FullLogSNR(VPSDE):
     def half_logsnr(self, t):
         return 2 * super().half_logsnr(t)
 
 
-@breaks("closed ends", "data scaled before", VPSDE)
+@breaks("endpoints", "data scaled before", VPSDE)
 class RateForIntegral(VPSDE):
     """α = e^{−β(t)/2}."""
 
@@ -90,7 +90,7 @@ class RateForIntegral(VPSDE):
         return -0.5 * self.beta(t)
 
 
-@breaks("closed ends", "1/t or log 0 at an end", VPSDE)
+@breaks("endpoints", "1/t or log 0 at an end", VPSDE)
 class DividedByTime(VPSDE):
     """The mean rate B(t)/t, which is 0/0 at the data end."""
 
@@ -99,7 +99,7 @@ class DividedByTime(VPSDE):
         return -0.5 * time * ((0.1 * time + 9.95 * time**2) / time)
 
 
-@breaks("prior", "N(0, I) for a diffusion that explodes", VESDE)
+@breaks("prior", "N(0, I) for a variance-exploding SDE", VESDE)
 class StandardPrior(VESDE):
     def prior(self, event_shape, *, dtype=None, device=None):
         zeros = torch.zeros(tuple(event_shape), dtype=dtype, device=device)
@@ -116,9 +116,9 @@ class SinglePrecision(VPSDE):
         return (1 - torch.exp(-(0.1 * t + 9.95 * t**2))).sqrt()
 
 
-@breaks("record", "a table kept in float32", VPSDE)
+@breaks("serialization", "a table stored in float32", VPSDE)
 class HalvedTable(VPSDE):
-    """A rate that .half() rounds."""
+    """A parameter that .half() rounds."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +140,9 @@ class ForImagesOnly(OrnsteinUhlenbeck):
         return rate[:, None, None, None] * (self.mu - x)
 
 
-@breaks("rows", "broadcasting (batch,) against the last axis", VPSDE, event_shape=(3,))
+@breaks(
+    "batch independence", "broadcasting (batch,) against the last axis", VPSDE, event_shape=(3,)
+)
 class LastAxis(VPSDE):
     """β(t) x with t (batch,) and x (batch, d): no error where d happens to be the batch."""
 
@@ -148,7 +150,7 @@ class LastAxis(VPSDE):
         return -0.5 * self.beta(t).to(x.dtype) * x
 
 
-@breaks("rows", "a mean or norm over the batch", OrnsteinUhlenbeck)
+@breaks("batch independence", "a mean or norm over the batch", OrnsteinUhlenbeck)
 class BatchMean(OrnsteinUhlenbeck):
     def drift(self, x, t):
         return self.theta * (x.mean(0, keepdim=True) - x)
@@ -173,14 +175,14 @@ class Clamping(VPSDE):
 
 
 @breaks("simulation", "a factor √2", VPSDE)
-class DoubledHeat(VPSDE):
-    """g² = 2β, and curves that were never compared with it."""
+class DoubledNoise(VPSDE):
+    """g² = 2β, with the curves of g² = β."""
 
     def diffusion(self, t):
         return math.sqrt(2) * super().diffusion(t)
 
 
-class _Reversed(Reverse):
+class _Reversed(ReverseSDE):
     def drift(self, x, t):
         time = as_time(t, self.T)
         weight = 0.5 * (1 + self._eta(time) ** 2) * self.sde.diffusion(time)
@@ -193,7 +195,7 @@ class ReversedByG(VPSDE):
         return _Reversed(self, score, eta, event_shape)
 
 
-@breaks("shapes", "a float where a tensor is meant", OrnsteinUhlenbeck)
+@breaks("shapes", "a float instead of a tensor", OrnsteinUhlenbeck)
 def constant_of_one_time():
     """g as one number, whatever the shape of t."""
 
@@ -202,3 +204,27 @@ def constant_of_one_time():
             return torch.tensor([1.0])
 
     return Constant(lambda x, t: -x, lambda t: 1.0 + 0 * t)
+
+
+@breaks("finite", "the value itself is NaN", VPSDE)
+class NotANumber(VPSDE):
+    """σ = √(1 − e^B), the square root of a negative number."""
+
+    def log_sigma(self, t):
+        return torch.log(torch.sqrt(-torch.expm1(-2 * self.log_alpha(t))))
+
+
+@breaks("batch independence", "the value itself is NaN", VPSDE)
+class NotANumberEither(NotANumber):
+    """NaN is not reported as a mean or norm over the batch."""
+
+
+@breaks("endpoints", "at t = tensor", OrnsteinUhlenbeck)
+def not_for_tensors():
+    """0/0 where the time 0 is a tensor."""
+
+    class Ratio(FunctionSDE):
+        def diffusion(self, t):
+            return super().diffusion(t) * (t / t if torch.is_tensor(t) else 1.0)
+
+    return Ratio(lambda x, t: -x, lambda t: 1.0 + 0 * t)

@@ -38,7 +38,7 @@ def right():
     return fixed_steps(rk4, convergence_order=4)
 
 
-@breaks("order", "a wrong coefficient", right)
+@breaks("convergence order", "a wrong coefficient", right)
 def wrong_weights():
     """The classical Runge–Kutta method with the weights 1, 2, 1, 2."""
 
@@ -58,7 +58,7 @@ def late_slopes():
     return fixed_steps(late)
 
 
-@breaks("there and back", "abs() of a step", right)
+@breaks("reversibility", "abs() of a step", right)
 def positive_steps():
     def positive(field, z, start, end, tolerance):
         low, high = sorted((start, end))
@@ -67,15 +67,15 @@ def positive_steps():
     return fixed_steps(positive)
 
 
-@breaks("tolerance", "a tolerance that is not handed on", right)
-def deaf():
+@breaks("tolerance", "a tolerance that is not passed on", right)
+def ignores_the_tolerance():
     def fixed(field, z, start, end, tolerance):
         return runge_kutta(field, z, start, end, 16)
 
     return fixed_steps(fixed)
 
 
-@breaks("company", "its mates hide what a row does", TorchDiffEq)
+@breaks("batch independence", "in which the error of one sample is invisible", TorchDiffEq)
 def shared_norm():
     """torchdiffeq with its default norm, the root mean square of the whole batch."""
 
@@ -87,14 +87,14 @@ def shared_norm():
     return FunctionSolver(shared, coupled=False)
 
 
-@breaks("rows", "step size over the batch", Adams)
+@breaks("own steps", "step size over the batch", Adams)
 class Together(TorchDiffEq):
     """Steps chosen by the worst row, but declared as each row's own."""
 
     own_steps = True
 
 
-@breaks("failures", "a step that shrinks for ever", Adams, slow=True)
+@breaks("failures", "a step that shrinks without bound", Adams, slow=True)
 def until_it_is_small():
     """An adaptive method that repeats a step until its error is small, which NaN never is."""
 
@@ -113,7 +113,7 @@ def until_it_is_small():
     return FunctionSolver(adaptive, coupled=False)
 
 
-@breaks("interval", "a probing step beyond the end", Adams)
+@breaks("interval", "a trial step beyond the end", Adams)
 class Probing(Adams):
     """A first slope is taken a little beyond the end."""
 
@@ -123,38 +123,38 @@ class Probing(Adams):
         return super().solve(field, z, start, end, tolerance=tolerance, noisy=noisy)
 
 
-class _Retold(Adams):
-    """The solution of Adams' method, with something told otherwise."""
+class _Changed(Adams):
+    """The solution of Adams' method, with one field changed."""
 
-    def retell(self, solution):
+    def changes(self, solution):
         raise NotImplementedError
 
     def solve(self, field, z, start, end, *, tolerance, noisy=False):
         solution = super().solve(field, z, start, end, tolerance=tolerance, noisy=noisy)
-        return dataclasses.replace(solution, **self.retell(solution))
+        return dataclasses.replace(solution, **self.changes(solution))
 
 
-@breaks("cap", "expected MAX_EVALUATIONS", Adams)
-class AlwaysConverged(_Retold):
-    def retell(self, solution):
+@breaks("evaluation limit", "expected MAX_EVALUATIONS", Adams)
+class AlwaysConverged(_Changed):
+    def changes(self, solution):
         return {"status": 0 * solution.status}
 
 
-@breaks("counts", "refused steps that are not counted", Adams)
-class HalfCounted(_Retold):
-    def retell(self, solution):
+@breaks("counts", "rejected steps that are not counted", Adams)
+class HalfCounted(_Changed):
+    def changes(self, solution):
         return {"evaluations": solution.evaluations // 2}
 
 
 @breaks("error estimate", "the error of a single step", Adams)
-class TooSure(_Retold):
-    def retell(self, solution):
+class TooSure(_Changed):
+    def changes(self, solution):
         return {"error": 1e-3 * solution.error}
 
 
-@breaks("gradient", "no_grad or .detach() on the way", Adams)
-class WithoutGraph(_Retold):
-    def retell(self, solution):
+@breaks("gradient", "no_grad or .detach() around a step", Adams)
+class WithoutGraph(_Changed):
+    def changes(self, solution):
         return {"state": solution.state.detach() + 0 * solution.integral[:, None]}
 
 
@@ -173,7 +173,7 @@ def squeezing():
     return fixed_steps(squeezed)
 
 
-@breaks("errors of the field", "except Exception around the step", right)
+@breaks("exceptions", "except Exception around the step", right)
 def swallowing():
     def swallow(field, z, start, end, tolerance):
         try:
@@ -184,9 +184,9 @@ def swallowing():
     return fixed_steps(swallow)
 
 
-@breaks("nothing to do", "a division by the length of the way", right)
-def whole_way():
-    """Steps counted in parts of the way."""
+@breaks("degenerate problems", "a division by end − start", right)
+def steps_from_the_length():
+    """The number of steps is the length of the interval over the step."""
 
     def parts(field, z, start, end, tolerance):
         steps = enough(tolerance)
@@ -194,3 +194,23 @@ def whole_way():
         return runge_kutta(field, z, start, end, round((end - start) / h))
 
     return fixed_steps(parts)
+
+
+@breaks("single precision", "expected a solution", Adams)
+class OnlyDouble(Adams):
+    """A solver that refuses float32."""
+
+    def solve(self, field, z, start, end, *, tolerance, noisy=False):
+        if z.dtype != torch.float64:
+            raise TypeError("z: expected float64")
+        return super().solve(field, z, start, end, tolerance=tolerance, noisy=noisy)
+
+
+@breaks("single precision", "expected CONVERGED", Adams)
+class NeverInSingle(Adams):
+    """A smallest step that float32 does not reach: every sample fails."""
+
+    def solve(self, field, z, start, end, *, tolerance, noisy=False):
+        solution = super().solve(field, z, start, end, tolerance=tolerance, noisy=noisy)
+        failed = z.dtype == torch.float32
+        return dataclasses.replace(solution, status=solution.status + 2 * failed)

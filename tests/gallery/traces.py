@@ -51,7 +51,7 @@ def uniform_probes():
     return Hutchinson(law=Uniform())
 
 
-@breaks("rows", "one probe for the whole batch", written_out)
+@breaks("batch independence", "one probe for all samples", written_out)
 def shared_probe():
     def shared(field, x, noise):
         v = noise(x).sign()[:1].expand_as(x)
@@ -60,7 +60,7 @@ def shared_probe():
     return FunctionTrace(shared)
 
 
-@breaks("streams", "torch.randn without streams", written_out)
+@breaks("random numbers", "torch.randn instead of rng", written_out)
 def global_noise():
     def careless(field, x, noise):
         v = torch.randn_like(x)
@@ -69,24 +69,24 @@ def global_noise():
     return FunctionTrace(careless)
 
 
-@breaks("streams", "the node that is left out", Hutchinson)
-class KeptProbe(Hutchinson):
+@breaks("random numbers", "a counter that is left out", Hutchinson)
+class FixedProbe(Hutchinson):
     """The same probe at every evaluation along the path."""
 
     def __call__(self, field, x, rng, *, differentiable=False):
-        kept = CounterRNG(rng.seeds, torch.zeros_like(rng.counter))
-        return super().__call__(field, x, kept, differentiable=differentiable)
+        fixed = CounterRNG(rng.seeds, torch.zeros_like(rng.counter))
+        return super().__call__(field, x, fixed, differentiable=differentiable)
 
 
 @dataclass(frozen=True)
 class NormalsAsSigns(Rademacher):
-    """Normals, with what is known of signs."""
+    """Normals, with the declared variance of signs."""
 
     def draw(self, rng, k, d):
         return Gaussian().draw(rng, k, d)
 
 
-@breaks("no noise", "normals where signs are meant", Hutchinson)
+@breaks("zero variance", "normals instead of signs", Hutchinson)
 def normals_as_signs():
     return Hutchinson(law=NormalsAsSigns())
 
@@ -104,11 +104,11 @@ class OneProbesVariance(Hutchinson):
         super().__init__(probes=4)
 
     def variance(self, jacobian):
-        return self.law.variance(jacobian, 1)
+        return self.distribution.variance(jacobian, 1)
 
 
-@breaks("variance", "2 ‖J‖² where the symmetric part is meant", Hutchinson, kind="antisymmetric")
-class WholeNorm(Hutchinson):
+@breaks("variance", "2 ‖J‖² instead of the symmetric part", Hutchinson, kind="antisymmetric")
+class FrobeniusNorm(Hutchinson):
     def variance(self, jacobian):
         return 2 * (jacobian - jacobian.diagonal().diag()).square().sum()
 
@@ -121,7 +121,7 @@ def detached():
     return FunctionTrace(cut, linear=True)
 
 
-@breaks("curved fields", "a finite difference that is too coarse", written_out)
+@breaks("nonlinear fields", "a finite difference that is too coarse", written_out)
 def coarse_difference():
     def difference(field, x, noise):
         v = noise(x).sign()
@@ -130,7 +130,7 @@ def coarse_difference():
     return FunctionTrace(difference)
 
 
-@breaks("curved fields", "the Jacobian of another row or of x = 0", written_out)
+@breaks("nonlinear fields", "the Jacobian of another sample or of x = 0", written_out)
 def at_the_origin():
     def origin(field, x, noise):
         return one_probe(field, 0 * x, noise)
@@ -151,7 +151,7 @@ def always_a_graph():
     return FunctionTrace(one_probe)
 
 
-@breaks("shapes", "a leak of float64", written_out)
+@breaks("shapes", "float64 results", written_out)
 def promoted():
     def double(field, x, noise):
         return one_probe(field, x, noise).double()

@@ -1,17 +1,21 @@
-"""What is not written under our contract, as members of our families, so that it can be checked.
+"""Functions and objects of other libraries as members of the families, to be checked.
 
-| what there is | what it becomes |
-|---|---|
-| ``drift(x, t)`` and ``diffusion(t)`` | ``FunctionSDE`` |
-| ``alpha(t)`` and ``sigma(t)`` | ``FunctionGaussianSDE`` |
-| an object of torchsde | ``FromTorchSDE`` |
-| ``score(x, t)`` | ``FunctionScore`` |
-| a step ``(score, x, t, s, noise) -> x`` | ``FunctionSampler`` |
-| a whole run ``(score, x, times, noise) -> x`` | ``LoopSampler`` |
-| a scheduler of diffusers | ``SchedulerSampler`` |
-| an integrator ``(field, z, start, end, tolerance) -> z`` | ``FunctionSolver`` |
-| a divergence ``(field, x, noise) -> estimates`` | ``FunctionTrace`` |
-| a log-density ``(score, x) -> log p`` | ``FunctionMethod`` |
+=========================================================  ===========================
+code                                                       adapter
+=========================================================  ===========================
+``drift(x, t)`` and ``diffusion(t)``                       :class:`FunctionSDE`
+``alpha(t)`` and ``sigma(t)``                              :class:`FunctionGaussianSDE`
+an object of torchsde                                      :class:`FromTorchSDE`
+``score(x, t)``                                            :class:`FunctionScore`
+a step ``(score, x, t, s, noise) -> x``                    :class:`FunctionSampler`
+a loop ``(score, x, times, noise) -> x``                   :class:`LoopSampler`
+a scheduler of diffusers                                   :class:`SchedulerSampler`
+an integrator ``(field, z, start, end, tolerance) -> z``   :class:`FunctionSolver`
+a divergence ``(field, x, noise) -> estimates``            :class:`FunctionTrace`
+a log-density ``(score, x) -> log p``                      :class:`FunctionMethod`
+=========================================================  ===========================
+
+::
 
     check_sampler(FunctionSampler(my_step, convergence_order=2, deterministic=True))
 """

@@ -18,7 +18,7 @@ from scoresde.samplers import Noise, Sampler
 from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 from scoresde.solvers import Solution, Solver, Status, base
-from scoresde.solvers._augmented import Augmented, EvaluationLimitError, join
+from scoresde.solvers.augmented import Augmented, EvaluationLimitError, join
 from scoresde.testing.properties import code
 from scoresde.traces import Trace
 from scoresde.traces.base import VectorField
@@ -36,22 +36,22 @@ def check_function(name: str, value: object, arguments: str) -> None:
 
 
 class Named:
-    """A recipe that prints its functions by their names, and leaves defaults out."""
+    """A dataclass that prints its functions by their names, and leaves defaults out."""
 
     def __repr__(self) -> str:
         """Return the constructor's call."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if self._special(f)}  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{k}={code(v)}' for k, v in told.items())})"
+        values = {f.name: getattr(self, f.name) for f in fields(self) if self._shown(f)}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{k}={code(v)}' for k, v in values.items())})"
 
-    def _special(self, declared: Field[Any]) -> bool:
+    def _shown(self, declared: Field[Any]) -> bool:
         return declared.default is MISSING or getattr(self, declared.name) != declared.default
 
 
-# --- diffusions
+# --- SDEs
 
 
 class FunctionSDE(SDE):
-    r"""A diffusion dx = f(x, t) dt + g(t) dw from two plain functions.
+    r"""An SDE dx = f(x, t) dt + g(t) dw from two plain functions.
 
     Args:
         drift_function: f, from ``x`` ``(batch, *event)`` and a float64 ``t`` that broadcasts
@@ -59,10 +59,10 @@ class FunctionSDE(SDE):
         diffusion_function: g, elementwise in a float64 ``t`` of any shape.
         T: noise end of time.
         t_min: data end of numerical work.
-        prior_function: the law at T from an event shape, if it is to be sampled.
+        prior_function: the distribution at T from an event shape, if samples are drawn.
 
     Raises:
-        TypeError: if one of them is no function.
+        TypeError: if one of them is not a function.
         ValueError: when called, if a result does not have the shape of its argument.
 
     Example:
@@ -111,23 +111,23 @@ class FunctionSDE(SDE):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Distribution:
-        """Return the law that ``prior_function`` gives."""
+        """Return the distribution that ``prior_function`` returns."""
         if self.prior_function is None:
             return super().prior(event_shape, dtype=dtype, device=device)
         return self.prior_function(event_shape)
 
 
 class FunctionGaussianSDE(GaussianSDE):
-    r"""A diffusion x_t = α(t) x_0 + σ(t) ε from its two curves, as plain functions.
+    r"""A Gaussian SDE x_t = α(t) x_0 + σ(t) ε from two plain functions.
 
     Args:
         alpha_function: α > 0, elementwise and differentiable in a float64 ``t``; α(0) = 1.
-        sigma_function: σ > 0, likewise; σ/α rises.
+        sigma_function: σ > 0, likewise; σ/α increases.
         T: noise end of time.
         t_min: data end of numerical work.
 
     Raises:
-        TypeError: if one of them is no function.
+        TypeError: if one of them is not a function.
 
     Example:
         >>> sde = FunctionGaussianSDE(
@@ -167,14 +167,14 @@ class FunctionSampler(Named, Sampler):
     """A step ``(score, x, t, s, noise) -> x`` as a sampler.
 
     The step goes from the state x at time t to time s < t; ``noise(x)`` draws independent N(0, 1)
-    like x. A step with a memory is a :class:`~scoresde.samplers.Sampler` of its own, or a
+    like x. A step with a history is written as a :class:`~scoresde.samplers.Sampler` or as a
     :class:`LoopSampler`.
 
     Args:
         function: the step.
-        convergence_order: the order that it is held to, if any.
+        convergence_order: the declared order, if any.
         deterministic: whether it draws no noise.
-        corrects: whether it stays at its time and moves samples towards p_t.
+        corrects: whether it is a corrector, which moves samples towards p_t at constant t.
 
     Example:
         >>> def euler(score, x, t, s, noise):
@@ -196,7 +196,6 @@ class FunctionSampler(Named, Sampler):
     def step(
         self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
-        """Return what the function gives."""
         return check_like("function", self.function(score, x, t, s, noise), x), state
 
 
@@ -207,17 +206,18 @@ class FunctionSampler(Named, Sampler):
 class FunctionSolver(Named, Solver):
     """An integrator ``(field, z, start, end, tolerance) -> z`` as a solver.
 
-    It is handed ``field(tau, z)`` with a number tau, and a state z ``(m, n)`` whose last columns
-    are the integrals that likelihoods need, and returns z at the end. All samples are one system to
-    it.
+    The function gets ``field(tau, z)`` with a number tau, and a state z ``(m, n)`` whose last
+    columns are the integrals that likelihoods need, and returns z at the end. All samples are one
+    system.
 
     Args:
         function: the integrator.
-        convergence_order: p, if errors fall like n⁻ᵖ in n evaluations and it is held to that.
-        own_steps: whether a sample's digits do not depend on its batch-mates, as with given steps.
-        coupled: whether batch-mates share their error, as where a step is chosen by a norm over
-            all, and their failures.
-        max_evaluations: how many evaluations it may take.
+        convergence_order: p, if errors decrease like n⁻ᵖ in n evaluations; None: not declared.
+        own_steps: whether the result of a sample is independent of the others of its batch to the
+            last digits, as with given steps.
+        coupled: whether the samples of a batch share errors and failures, as where a step is chosen
+            by a norm over all.
+        max_evaluations: largest number of evaluations.
 
     Example:
         >>> def rk4(field, z, start, end, tolerance):
@@ -278,13 +278,13 @@ class FunctionSolver(Named, Solver):
 class FunctionTrace(Named, Trace):
     """A divergence ``(field, x, noise) -> estimates`` as a trace.
 
-    The function is handed h, points x ``(m, d)`` that require gradients, and ``noise(x)``, which
-    draws independent N(0, 1) like x, other ones at each call (for signs: ``noise(x).sign()``). It
-    returns independent estimates of tr ∂h/∂x for each row, ``(m, k)`` or ``(m,)``.
+    The function gets h, points x ``(m, d)`` that require gradients, and ``noise(x)``, which draws
+    independent N(0, 1) like x, others at each call (for signs: ``noise(x).sign()``). It returns
+    independent estimates of tr ∂h/∂x for each row, ``(m, k)`` or ``(m,)``.
 
     Args:
         function: the estimator.
-        probes: how many products vᵀJ it takes; None for one per dimension.
+        probes: number of products vᵀJ that it needs; None for one per dimension.
         exact: whether the estimate has no noise.
         linear: whether, with the same noise, it is linear in the field.
 
@@ -309,13 +309,12 @@ class FunctionTrace(Named, Trace):
         check_function("function", self.function, "(field, x, noise) -> estimates")
 
     def products(self, d: int) -> int:
-        """Return what ``probes`` says."""
         return d if self.probes is None else self.probes
 
     def __call__(
         self, field: VectorField, x: Tensor, rng: CounterRNG, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return h(x) ``(m, d)`` and what the function gives, ``(m, k)``."""
+        """Return h(x) ``(m, d)`` and the estimates of the function, ``(m, k)``."""
         drawn: list[Tensor] = []
 
         def noise(like: Tensor) -> Tensor:
@@ -345,7 +344,7 @@ class FunctionMethod(Named, Method):
 
     Args:
         function: from a score and points ``(batch, *event)`` to log p in nats ``(batch,)``, or to
-            a pair of log p and a bound of its error, which is taken as 0 otherwise.
+            a pair of log p and a bound of its error, which is 0 otherwise.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE, log_likelihood
@@ -361,9 +360,9 @@ class FunctionMethod(Named, Method):
         check_function("function", self.function, "(score, x) -> log p")
 
     def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
-        """Return what the function gives; what is not known of its way is NaN."""
-        told = self.function(query.flow.score.select(rows), x)
-        log_prob, error = told if isinstance(told, tuple) else (told, torch.zeros_like(told))
+        """Return log p of the function; latent and prior mismatch are unknown, and NaN."""
+        value = self.function(query.flow.score.select(rows), x)
+        log_prob, error = value if isinstance(value, tuple) else (value, torch.zeros_like(value))
         if check_tensor("function", log_prob).shape != x.shape[:1]:
             raise ValueError(
                 f"function: expected shape ({len(x)},), one number for each point, got "

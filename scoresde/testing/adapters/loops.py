@@ -1,4 +1,4 @@
-"""A whole run as a sampler, by running it again from the start for each further step."""
+"""A sampling loop as a sampler, by running it again from the start for each further step."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from scoresde.testing.adapters.functions import Named, check_function
 
 @dataclass(frozen=True, repr=False)
 class LoopSampler(Named, Sampler):
-    """A whole run ``(score, x, times, noise) -> x`` as a sampler.
+    """A sampling loop ``(score, x, times, noise) -> x`` as a sampler.
 
-    Most samplers are published as loops over all times. The state after k steps is what the run
-    along the first k + 1 times ends in, so each further step is the run from the start again; what
-    the score said and what noise was drawn is remembered, so that it costs no evaluation twice.
-    The last state is that of the run along all times.
+    Most samplers are published as loops over all times. The state after k steps is the end of the
+    loop over the first k + 1 times, so each further step runs the loop from the start again; the
+    values of the score and the noise are stored, so that nothing is evaluated twice. The last state
+    is that of the loop over all times.
 
     Args:
-        function: the run, from the state x at ``times[0]`` to ``times[-1]``; ``times`` are falling
-            float64 ``(N+1,)``, and ``noise(x)`` draws independent N(0, 1) like x.
-        convergence_order: the order that it is held to, if any.
+        function: the loop, from the state x at ``times[0]`` to ``times[-1]``; ``times`` are
+            decreasing float64 ``(N+1,)``, and ``noise(x)`` draws independent N(0, 1) like x.
+        convergence_order: the declared order, if any.
         deterministic: whether it draws no noise.
 
     Example:
@@ -47,31 +47,33 @@ class LoopSampler(Named, Sampler):
     def __post_init__(self) -> None:
         check_function("function", self.function, "(score, x, times, noise) -> x")
 
-    def init(self, score: Score, x: Tensor, times: Tensor) -> _Run:
-        """Return a run that has not begun."""
-        return _Run(x.clone(), [times.reshape(-1)[0]])
+    def init(self, score: Score, x: Tensor, times: Tensor) -> _LoopState:
+        """Return the start of the loop."""
+        return _LoopState(x.clone(), [times.reshape(-1)[0]])
 
     def step(
-        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _Run, noise: Noise
-    ) -> tuple[Tensor, _Run]:
-        """Run from the start to s."""
+        self, score: Score, x: Tensor, t: Tensor, s: Tensor, state: _LoopState, noise: Noise
+    ) -> tuple[Tensor, _LoopState]:
+        """Run the loop from the start to s."""
         state.times.append(s)
-        told = _Told(score, state.said)
-        end = self.function(told, state.start.clone(), torch.stack(state.times), state.draw(noise))
+        stored = _StoredScore(score, state.values)
+        end = self.function(
+            stored, state.start.clone(), torch.stack(state.times), state.draw(noise)
+        )
         return check_like("function", end, x), state
 
 
 @dataclass
-class _Run:
-    """What a run knows of itself: where it began, its times, what the score said, the noise."""
+class _LoopState:
+    """The start of a loop, its times so far, the values of the score, and the noise."""
 
     start: Tensor
     times: list[Tensor]
-    said: list[tuple[Prediction, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    values: list[tuple[Prediction, Tensor, Tensor, Tensor]] = field(default_factory=list)
     drawn: list[Tensor] = field(default_factory=list)
 
     def draw(self, noise: Noise) -> Noise:
-        """Return a source that begins with the noise of the runs before."""
+        """Return a function that first returns the noise of the earlier runs."""
         count = 0
 
         def again(x: Tensor) -> Tensor:
@@ -84,27 +86,28 @@ class _Run:
         return again
 
 
-class _Told(Score):
-    """A score that says again what it said before, call by call, as long as the questions agree."""
+class _StoredScore(Score):
+    """A score that returns stored values, call by call, as long as the arguments are the same."""
 
-    def __init__(self, score: Score, said: list[Any]) -> None:
+    def __init__(self, score: Score, values: list[Any]) -> None:
         super().__init__(score.sde, score.moments)
         self.score = score
-        self.said = said
-        self.asked = 0
+        self.values = values
+        self.calls = 0
 
     def denoised(self, x: Tensor, t: Time) -> Tensor:
         """Return x̂."""
         return self.predict(x, t, DATA)
 
     def predict(self, x: Tensor, t: Time, prediction: Prediction) -> Tensor:
-        time, number = as_time(t, self.sde.T), self.asked
-        self.asked += 1
-        if number < len(self.said):
-            before, at, when, value = self.said[number]
-            if before == prediction and torch.equal(when, time) and torch.equal(at, x):
-                return value.clone()
-            del self.said[number:]
+        time, number = as_time(t, self.sde.T), self.calls
+        self.calls += 1
+        if number < len(self.values):
+            kind, state, stored_time, stored = self.values[number]
+            if kind == prediction and torch.equal(stored_time, time) and torch.equal(state, x):
+                copied: Tensor = stored.clone()
+                return copied
+            del self.values[number:]
         value = self.score.predict(x, t, prediction)
-        self.said.append((prediction, x.clone(), time.clone(), value))
+        self.values.append((prediction, x.clone(), time.clone(), value))
         return value.clone()

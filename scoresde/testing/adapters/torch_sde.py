@@ -1,4 +1,4 @@
-"""Objects of torchsde as diffusions."""
+"""Objects of torchsde as SDEs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scoresde.sdes import SDE
 
 
 class FromTorchSDE(SDE):
-    r"""An object of torchsde, with ``f(t, y)``, ``g(t, y)`` and ``noise_type``, as a diffusion.
+    r"""An object of torchsde, with ``f(t, y)``, ``g(t, y)`` and ``noise_type``, as an SDE.
 
-    It tells the way from data to noise, t rising from 0 to T. Its noise must be one number g(t) for
-    all states and coordinates: ``"diagonal"`` with g(t) in each column, or a matrix g(t) I
+    It describes the process from data to noise, t increasing from 0 to T. Its noise must be one
+    number g(t) for all states and coordinates: ``"diagonal"`` with g(t) in each column, or g(t) I
     (``"additive"``, ``"general"``, ``"scalar"`` where d = 1). As it does not depend on the state,
     Itô and Stratonovich are the same.
 
@@ -23,7 +23,7 @@ class FromTorchSDE(SDE):
         object: the object of torchsde.
         T: noise end of time.
         t_min: data end of numerical work.
-        dimension: number d of coordinates that it is asked with for its noise.
+        dimension: number d of coordinates with which its noise is evaluated.
 
     Raises:
         TypeError: if ``f``, ``g`` or ``noise_type`` is missing.
@@ -61,12 +61,13 @@ class FromTorchSDE(SDE):
         self.dimension = dimension
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """Return f(t, x), shaped like ``x``; it is asked once for each time."""
+        """Return f(t, x), shaped like ``x``; it is evaluated once for each time."""
         time = as_time(t, self.T)
         check_batch(time, x)
         y = flatten(x)
         if time.ndim == 0:
-            return self.object.f(time.to(x), y).reshape(x.shape)
+            drift: Tensor = self.object.f(time.to(x), y).reshape(x.shape)
+            return drift
         parts = [self.object.f(u.to(x), y[i : i + 1]) for i, u in enumerate(time)]
         return torch.cat(parts).reshape(x.shape)
 
@@ -81,11 +82,11 @@ class FromTorchSDE(SDE):
         g = self.object.g(t, y.reshape(2, self.dimension)).to(torch.float64)
         if self.object.noise_type == "diagonal":
             g = torch.diag_embed(g)
-        value = g[0, 0, 0]
+        value: Tensor = g[0, 0, 0]
         eye = torch.eye(self.dimension, dtype=g.dtype, device=g.device)
         if g.shape[1:] != eye.shape or not torch.allclose(g, value * eye, rtol=1e-6):
             raise ValueError(
-                f"object: expected a noise of one number g(t) for all states and coordinates, got "
+                f"object: expected one number g(t) as noise for all states and coordinates, got "
                 f"g = {g.tolist()} for two states; a diffusion whose noise depends on the state "
                 "has no score-based reversal here"
             )
