@@ -30,7 +30,7 @@ from scoresde.flow.coordinates import DataCoordinates, FlowCoefficients, Standar
 from scoresde.flow.linearization import DenoiserLinearization
 from scoresde.scores.base import Score
 from scoresde.sdes import GaussianSDE
-from scoresde.sdes.gaussian import Inverse
+from scoresde.sdes.gaussian import InverseLogSNR
 from scoresde.solvers.base import Field, FieldEvaluation
 from scoresde.solvers.local_linearization import IDENTITY, EigenCoordinates
 from scoresde.traces import Trace
@@ -215,7 +215,7 @@ class GaussianProbabilityFlow(ProbabilityFlowODE):
         self.coordinates = DataCoordinates(Standardized(), std, variance)
         self.t_min = self.sde.t_min if t_min is None else t_min
         self.t_max = self.sde.T if t_max is None else t_max
-        self._time_at = Inverse(self.sde, _NODES)
+        self._time_at = InverseLogSNR(self.sde, _NODES)
         self.start, self.end = self.angle(self.t_min), self.angle(self.t_max)
 
     def angle(self, t: float) -> float:
