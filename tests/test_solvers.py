@@ -137,7 +137,7 @@ def test_errors_fall_with_the_tolerance(solver):
 )
 def test_a_declared_order_is_the_observed_order(order):
     """k slopes give order k + 1 in work against precision, for the path and the integral."""
-    check_solver(Adams(order=order), only="order")
+    check_solver(Adams(order=order), only="convergence order")
 
 
 @METHODS
