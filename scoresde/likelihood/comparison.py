@@ -46,7 +46,9 @@ class LikelihoodComparison(Likelihood):
         """The errors of each method and of the first, added, in nats ``(methods, batch)``."""
         return torch.stack([result.error for result in self.results]) + self.error
 
-    def concatenate(self, others: Sequence[Self]) -> Self:
+    def concatenate(  # pyright: ignore[reportIncompatibleMethodOverride] (rows of one kind)
+        self, others: Sequence[Self]
+    ) -> Self:
         rows = [each.results for each in (self, *others)]
         results = tuple(first.concatenate(more) for first, *more in zip(*rows, strict=True))
         return replace(super().concatenate(others), results=results)

@@ -7,6 +7,7 @@ from data to noise, ``sample`` from noise to data.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -78,7 +79,6 @@ class ScoreDistribution(Distribution):
         tensor(-1.8379)
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as in the base class)
     has_rsample = True
 
     def __init__(
@@ -123,6 +123,11 @@ class ScoreDistribution(Distribution):
         super().__init__(torch.Size(), event, validate_args=validate_args)
 
     @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """No constraints on parameters."""
+        return {}
+
+    @property
     def support(self) -> constraints.Constraint:
         """All of R^event."""
         return constraints.independent(constraints.real, len(self.event_shape))
@@ -131,7 +136,7 @@ class ScoreDistribution(Distribution):
         self, batch_shape: Sequence[int], _instance: ScoreDistribution | None = None
     ) -> ScoreDistribution:
         """Return ``batch_shape`` independent copies of this distribution."""
-        new: ScoreDistribution = self._get_checked_instance(ScoreDistribution, _instance)
+        new = cast(ScoreDistribution, self._get_checked_instance(ScoreDistribution, _instance))
         new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
         return new
 
