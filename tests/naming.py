@@ -1,4 +1,4 @@
-"""Names of parametrised tests, the same in every process."""
+"""Names of parametrized tests, the same in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The likelihood against closed forms: its value, its budget, and its independence of company."""
+"""The likelihood against closed forms: value, error budget, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from scoresde import (
 from scoresde.flow.probability_flow import probability_flow
 from scoresde.likelihood import Likelihood, PathIntegral
 from scoresde.likelihood.flow import _typical
-from scoresde.likelihood.log_likelihood import _room, _trace_for
+from scoresde.likelihood.log_likelihood import _batch_size, _default_trace
 from scoresde.solvers import Adams, SciPy, Solution, TorchDiffEq
 from scoresde.traces import ExactTrace, Hutchinson
 
@@ -134,11 +134,11 @@ def test_density_integrates_to_one(d: int) -> None:
     assert abs(float(total) - 1) < 2e-3
 
 
-def test_company_does_not_matter() -> None:
+def test_batch_independence() -> None:
     """To 1e-6; a stiff row, whose steps follow rounding errors, to as many digits of its −406."""
     score = mixture(VPSDE(), 3, "anisotropic")
     x = score.sample(12, 0.0, seeded(1), dtype=torch.float64)
-    x[3] += 3.0  # a hard neighbour
+    x[3] += 3.0  # a difficult point
     together = log_likelihood(score, x)
     alone = torch.cat([log_likelihood(score, row[None]).log_prob for row in x])
     turned = log_likelihood(score, x.flip(0)).log_prob.flip(0)
@@ -194,7 +194,7 @@ def test_fresh_probes_beat_one_fixed_probe() -> None:
     assert fresh.log_prob.std() < 0.5 * fixed.log_prob.std()
 
 
-def test_terminal_law() -> None:
+def test_terminal_distribution() -> None:
     sde = VPSDE()
     means = torch.tensor([[-3.0, 0.0], [3.0, 1.0]])
     score = GaussianMixture(torch.ones(2), means, 0.1 * torch.eye(2).expand(2, 2, 2), sde)
@@ -240,8 +240,8 @@ def test_event_shapes(shape: tuple[int, ...], dtype: torch.dtype, device: str) -
     terminal = Normal(torch.full(shape, mean, device=device), torch.full(shape, std, device=device))
     x = score.sample(2, 0.0, dtype=dtype, generator=seeded(1))
     result = log_likelihood(score, x, trace=ExactTrace(), prior=Independent(terminal, len(shape)))
-    law = stats.norm(*marginal(sde.t_min))
-    truth = law.logpdf(x.cpu().double().reshape(2, d).numpy()).sum(1)
+    exact = stats.norm(*marginal(sde.t_min))
+    truth = exact.logpdf(x.cpu().double().reshape(2, d).numpy()).sum(1)
     error = (result.log_prob.cpu().double() - torch.from_numpy(truth)).abs() / d
     assert result.log_prob.shape == (2,)
     assert result.latent.shape == x.shape
@@ -250,7 +250,7 @@ def test_event_shapes(shape: tuple[int, ...], dtype: torch.dtype, device: str) -
 
 
 def test_a_model_is_as_good_as_its_score() -> None:
-    """A network of any parametrisation that says what the mixture says."""
+    """A network of any parametrization that outputs what the mixture would."""
     score = mixture(VPSDE(), 2)
 
     class Oracle(nn.Module):
@@ -278,7 +278,7 @@ def test_conditions_follow_their_rows() -> None:
 
 
 def test_general_sde() -> None:
-    """dx = −x dt + √2 dw keeps N(0, 1) as it is, and is not told by α and σ."""
+    """dx = −x dt + √2 dw has N(0, 1) as its stationary distribution; α and σ are not given."""
 
     class Relaxation(SDE):
         def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -320,7 +320,7 @@ def test_a_spent_sample_says_so() -> None:
     assert result.log_prob.isfinite().all()
 
 
-def test_time_parametrisation_does_not_matter() -> None:
+def test_time_parametrization_does_not_matter() -> None:
     """VP under another rate is the same diffusion on another clock: the same density."""
     slow, fast = VPSDE(), VPSDE(1.0, 19.1)
     t_min = float(fast.time_at(slow.half_logsnr(slow.t_min)))
@@ -339,9 +339,9 @@ def test_bits_per_dim() -> None:
     assert torch.allclose(result.bits_per_dim(), nats, atol=1e-6)
     assert torch.allclose(result.bits_per_dim(levels=256, scale=2.0), nats + 7, atol=1e-5)
     assert torch.allclose(result.bits_per_dim(levels=256, scale=1.0), nats + 8, atol=1e-5)
-    quantised = torch.randint(0, 256, (64, 4), generator=seeded(2)) / 127.5 - 1
+    quantized = torch.randint(0, 256, (64, 4), generator=seeded(2)) / 127.5 - 1
     with pytest.raises(ValueError, match="dequantize"):
-        log_likelihood(score, quantised, tolerance=1.0).bits_per_dim(levels=256, scale=2.0)
+        log_likelihood(score, quantized, tolerance=1.0).bits_per_dim(levels=256, scale=2.0)
 
 
 def test_inference_mode_does_not_matter() -> None:
@@ -392,29 +392,29 @@ def test_a_single_fresh_probe_has_an_error_bar_too() -> None:
     assert 0.8 < claimed / float(result.log_prob.std()) < 1.6
 
 
-class Doubtful(Adams):
-    """Adams, who doubts every result by so many nats."""
+class LargeErrors(Adams):
+    """Adams with a given error estimate in nats."""
 
-    doubt = 0.0
+    estimate = 0.0
 
     def solve(self, *arguments: Any, **options: Any) -> Solution:
         solution = super().solve(*arguments, **options)
-        return replace(solution, error=torch.full_like(solution.error, self.doubt))
+        return replace(solution, error=torch.full_like(solution.error, self.estimate))
 
 
 @pytest.mark.parametrize(("part", "converged"), [(0.8, True), (1.2, False)])
-def test_what_is_doubted_more_than_ten_tolerances_has_not_converged(
+def test_errors_above_ten_tolerances_have_not_converged(
     part: float, converged: bool
 ) -> None:
     score = mixture(VPSDE(), 2, "smooth")
     x = torch.tensor([[0.3, -0.2], [4.0, 4.0]], dtype=torch.float64)
     log_prob = score.log_prob(x, score.sde.t_min)
     for row, size in zip(x.split(1), log_prob.abs().clamp(min=2 * math.log(2)), strict=True):
-        solver = Doubtful()
-        object.__setattr__(solver, "doubt", part * 10 * 1e-3 * float(size))
+        solver = LargeErrors()
+        object.__setattr__(solver, "estimate", part * 10 * 1e-3 * float(size))
         result = log_likelihood(score, row, solver=solver, tolerance=1e-3)
         assert bool(result.converged) is converged
-        assert solver.doubt <= float(result.solver_error) < 1.01 * solver.doubt
+        assert solver.estimate <= float(result.solver_error) < 1.01 * solver.estimate
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["VP", "VE"])
@@ -422,8 +422,9 @@ def test_the_typical_density_is_that_of_a_gaussian(sde: GaussianSDE) -> None:
     covariance = torch.diag(torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64))
     data = GaussianMixture(torch.ones(1), torch.zeros(1, 3), covariance[None], sde)
     at = sde.alpha(sde.t_min) ** 2 * covariance + sde.sigma(sde.t_min) ** 2 * torch.eye(3)
-    law = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), at)
-    assert _typical(probability_flow(data, (3,))) == pytest.approx(-float(law.entropy()), rel=1e-9)
+    gaussian = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), at)
+    expected = -float(gaussian.entropy())
+    assert _typical(probability_flow(data, (3,))) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -439,11 +440,11 @@ def test_the_typical_density_is_that_of_a_gaussian(sde: GaussianSDE) -> None:
     ],
 )
 def test_the_cheaper_trace_is_chosen(d, tolerance, trace):
-    assert _trace_for(d, tolerance) == trace
+    assert _default_trace(d, tolerance) == trace
 
 
 def test_the_budget_far_off_gaussian_data_is_the_resolution_of_the_depth():
-    """The flow stands still: told is ⅔ of the tolerance, of what log p lies below typical."""
+    """The flow is constant: the error is ⅔ of the tolerance per bit below typical log p."""
     score = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.eye(3)[None], VPSDE())
     x = torch.tensor([[0.5, 0.0, 0.0], [30.0, 0.0, 0.0]], dtype=torch.float64)
     near, far = log_likelihood(score, x, tolerance=1e-3).solver_error.tolist()
@@ -481,13 +482,12 @@ def test_the_stiffness_is_taken_out_beyond_one_chunk_of_products():
     ],
     ids=str,
 )
-def test_jacobians_find_room(d, trace, solver, size):
-    flow = probability_flow(FunctionScore(lambda x, t: -x, VPSDE()), (d,))
-    assert _room(flow, trace, solver, 100_000) == size
+def test_jacobians_bound_the_batch_size(d, trace, solver, size):
+    assert _batch_size(d, trace, solver, 100_000) == size
 
 
-def test_frames_are_made_for_those_who_use_them():
-    """The Jacobian is asked for by the method that steps in its frame, and by no other."""
+def test_local_coordinates_only_where_the_solver_uses_them():
+    """The Jacobian is computed for solvers that step in local coordinates, and for no other."""
     asked = []
 
     class Noted(ExactTrace):

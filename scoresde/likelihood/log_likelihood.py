@@ -76,7 +76,7 @@ def log_likelihood(
             larger than one bit per dimension, as far off the data, relative to it.
         generator: source of the probes; None for PyTorch's global one.
         batch_size: number of samples integrated together, to bound memory; None for all, or for as
-            many as half a gigabyte has room for the Jacobians of.
+            many as fit their Jacobians into half a gigabyte.
         prior: the distribution at T, with the shape of the event; None for the Gaussian with the
             moments of x_T where the score has those of its data, else the SDE's own prior.
         t_min: the time at which x is taken as a sample, the SDE's own ``t_min`` by default. There
@@ -139,7 +139,7 @@ def log_likelihood(
             f"solver: expected one with gradients, such as Adams(), got {solver!r}; or pass "
             "differentiable=False"
         )
-    size = _batch_size(settings, len(x))
+    size = _batch_size(flow.dimension, trace, settings.solver, len(x))
     if batch_size is not None:
         size = check_integer("batch_size", batch_size, minimum=1)
     parts = []
@@ -155,11 +155,9 @@ def log_likelihood(
     return parts[0].concatenate(parts[1:])
 
 
-def _batch_size(settings: LikelihoodSettings, count: int) -> int:
+def _batch_size(d: int, trace: Trace, solver: Solver, count: int) -> int:
     """Return the number of ``count`` samples to integrate together by default."""
-    d = settings.flow.dimension
-    uses_jacobians = settings.trace.exact and settings.solver.local_coordinates
-    if not uses_jacobians or d > MAX_JACOBIAN_DIMENSION:
+    if not (trace.exact and solver.local_coordinates) or d > MAX_JACOBIAN_DIMENSION:
         return count
     return max(1, min(count, _JACOBIANS // d**2))
 
