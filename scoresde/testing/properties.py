@@ -292,7 +292,7 @@ class BrokenPropertyError(AssertionError):
 
 
 class NotFiniteError(AssertionError):
-    """A value that is compared is NaN or infinite."""
+    """A value that is compared with another one is NaN or infinite (see :func:`close`)."""
 
 
 class PropertySuite:
@@ -461,12 +461,12 @@ def holds(condition: Any, otherwise: str) -> None:
 
 
 def finite(what: str, value: Any) -> None:
-    """Raise a :class:`NotFiniteError` unless all numbers of a tensor are finite."""
+    """Raise an ``AssertionError`` unless all numbers of a tensor are finite."""
     value = torch.as_tensor(value)
     bad = ~value.isfinite()
     if bool(bad.any()):
         first = float(value[bad].reshape(-1)[0])
-        raise NotFiniteError(
+        raise AssertionError(
             f"{what} is {first} in {int(bad.sum())} of {value.numel()} entries, expected finite "
             "numbers"
         )

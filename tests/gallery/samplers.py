@@ -353,7 +353,7 @@ def half_the_noise():
     return wavy(std=0.5)
 
 
-@breaks("endpoints", "moves the state by", ddim, **VP)
+@breaks("endpoints", "changes the state by", ddim, steps=20, **VP)
 class JumpAtTheEnd(Exponential):
     """The step to t = 0 adds a constant."""
 
@@ -361,4 +361,4 @@ class JumpAtTheEnd(Exponential):
 
     def step(self, score, x, t, s, state, noise):
         x, state = super().step(score, x, t, s, state, noise)
-        return x + float(s == 0), state
+        return x + 3 * float(s == 0), state

@@ -206,7 +206,7 @@ def constant_of_one_time():
     return Constant(lambda x, t: -x, lambda t: 1.0 + 0 * t)
 
 
-@breaks("finite", "the value itself is NaN", VPSDE)
+@breaks("finite", "the square root of a negative number", VPSDE)
 class NotANumber(VPSDE):
     """σ = √(1 − e^B), the square root of a negative number."""
 
