@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from scoresde import MLP, VPSDE, Hutchinson, Score, ScoreModel, fit, log_likelihood, sample
-from scoresde.commands.data import Bins, Dequantized, digits, evaluation_set
+from scoresde.commands.data import DequantizedDataset, Quantization, digits, evaluation_set
 from scoresde.commands.train import LABEL_SCALE, count_parameters, new_model, objective
 from scoresde.guidance import (
     GuidanceInterval,
@@ -43,7 +43,7 @@ from scoresde.guidance import (
 )
 from scoresde.plots import figure, sample_grid, style
 
-LEVELS = Bins(17)
+LEVELS = Quantization(17)
 SHAPE = (1, 8, 8)
 CLASSES = 10
 INTERVAL = (0.2, 4.0)
@@ -66,11 +66,11 @@ class Effort:
 QUICK = Effort(16, 1, 30, 10, per_class=4, evaluated=6, weights=(0.0, 1.0, 3.0), probes=1)
 
 
-class Labelled(TensorDataset):
-    """Integer levels with labels, dequantized anew whenever they are looked at."""
+class LabeledDataset(TensorDataset):
+    """Integer levels with labels, dequantized with new noise at every access."""
 
     def __init__(self, levels: Tensor, labels: Tensor) -> None:
-        self.points = Dequantized(levels, LEVELS)
+        self.points = DequantizedDataset(levels, LEVELS)
         super().__init__(*self.points.tensors, labels)
 
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ class Labelled(TensorDataset):
 
 
 def labels_of(levels: Tensor) -> Tensor:
-    """Return what digits show, as scikit-learn tells."""
+    """Return what digits show, the labels of scikit-learn."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -90,7 +90,7 @@ def labels_of(levels: Tensor) -> Tensor:
 # --- what is learned
 
 
-def learn(data: Labelled, effort: Effort, width: int, steps: int) -> tuple[ScoreModel, float]:
+def learn(data: LabeledDataset, effort: Effort, width: int, steps: int) -> tuple[ScoreModel, float]:
     """Return a conditional model and the seconds it took."""
     torch.manual_seed(0)
     std = float(data.tensors[0].std())
@@ -127,7 +127,7 @@ class Reader(nn.Module):
         return self.layers(torch.cat([x.flatten(1), 0.3 * label[:, None]], dim=1))
 
 
-def learn_classifier(data: Labelled, effort: Effort) -> NoisyClassifier:
+def learn_classifier(data: LabeledDataset, effort: Effort) -> NoisyClassifier:
     """Return a classifier of noisy digits."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -212,7 +212,7 @@ def by_class(model: ScoreModel, x: Tensor, probes: int) -> tuple[Tensor, Tensor,
 
 
 def likelihood_rows(log_prob: Tensor, error: Tensor, labels: Tensor) -> tuple[list[str], Tensor]:
-    """Return what likelihoods say about digits, as rows of a table, and which they classify."""
+    """Return statistics of the likelihoods as rows of a table, and which digits are right."""
     found = log_prob.argmax(1)
     hits = found == labels
     ordered = log_prob.sort(dim=1, descending=True).values
@@ -245,7 +245,7 @@ def main() -> None:
     began = time.perf_counter()
 
     seen, unseen = digits("digits-train").read(), digits("digits-test").read()
-    data = Labelled(seen, labels_of(seen))
+    data = LabeledDataset(seen, labels_of(seen))
     x, y = evaluation_set(unseen, LEVELS)[: effort.evaluated], labels_of(unseen)[: effort.evaluated]
     judge = Judge.learned(*data.tensors)
     model, seconds = learn(data, effort, effort.width, effort.steps)

@@ -3,9 +3,9 @@
     python benchmarks/posterior.py [--quick] [--out benchmarks/results]
 
 Mixtures of eight Gaussians with standard deviations from 0.15 to 0.5 in d = 2, 16 and 64 under VP,
-seen through a random matrix of d/4 rows (one for d = 2) with noise σ_y = 0.1: the posterior is a
-mixture again, in closed form. The score is exact, so that what is left is the methods' own error.
-Every method draws as many samples for each of several observations; told are the means over these:
+observed through a random matrix of d/4 rows (one for d = 2), noise σ_y = 0.1: the posterior is a
+mixture again, in closed form. The score is exact, so that the error is that of the method alone.
+Every method draws as many samples for each of several observations; figures are their means:
 
 * mean: distance of the means over √(tr C), C the covariance of the posterior;
 * trace: that of the samples' covariance over tr C; 1 is right, below is too narrow;
@@ -14,8 +14,9 @@ Every method draws as many samples for each of several observations; told are th
 * SW2: sliced 2-Wasserstein distance to exact samples, over √(tr C/d);
 * misfit: E‖y − A x‖² over its value under the posterior.
 
-Exact samples show the floor of each. An evaluation is one call of the denoiser on a sample,
-products are those with its Jacobian, a backward pass each; for particles they are per particle.
+Exact samples show the sampling error of each. An evaluation is one call of the denoiser on a
+sample, products are those with its Jacobian, a backward pass each; for particles they are per
+particle.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from scoresde.samplers import Ancestral, Exponential, Sampler, UniformLogSNR
 
 FLOW, SDE = Exponential(3), Exponential(3, eta=1.0)
 NOISE_STD = 0.1
-FLOOR = "exact samples (the floor)"
+EXACT = "exact samples (sampling error)"
 LEGEND = __doc__.split("\n\n", 2)[2]
 
 
@@ -140,31 +141,31 @@ def cloud(
     return twisted_smc(posterior, (particles, problem.d), **options)
 
 
-def floor(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
-    """Draw exactly."""
+def exact_samples(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
+    """Draw from the exact posterior."""
     return problem.exact.sample(n, generator=generator)
 
 
 def by_default(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
-    """Restore as it comes: steps of first order."""
+    """Draw with the default method of ``restore``."""
     return restore(problem.prior, problem.seen, (problem.d,), n=n, generator=generator)[0]
 
 
 def damped(problem: Problem) -> DPS:
-    """Return DPS that is told how curved the likelihood is."""
+    """Return DPS with the curvature of the likelihood."""
     norm = float(torch.linalg.matrix_norm(problem.seen.operator.matrix((problem.d,)), 2))
     return DPS(problem.prior, problem.seen, curvature=(norm / NOISE_STD) ** 2)
 
 
 METHODS: dict[str, tuple[Method, str]] = {
-    FLOOR: (floor, "–"),
+    EXACT: (exact_samples, "–"),
     "the prior, y ignored": (by_score(lambda p: p.prior), "100"),
     "Imputation": (by_steps(lambda o: Imputation(Ancestral(), o), "noiseless"), "100"),
     "RePaint, 10 rounds": (by_steps(lambda o: RePaint(Ancestral(), o), "noiseless"), "1000"),
     "DDNM": (by_score(lambda p: DiffPIR(p.prior, p.seen, weight=0.0)), "100"),
     "DiffPIR, λ = 1": (by_score(lambda p: DiffPIR(p.prior, p.seen)), "100"),
     "DPS as published, ζ = 0.3": (
-        by_steps(lambda o: NormalizedDPS(Ancestral(), o, size=0.3), "seen", 1000),
+        by_steps(lambda o: NormalizedDPS(Ancestral(), o, step_size=0.3), "seen", 1000),
         "2000 + 1000 products",
     ),
     "DPS as Bayes' theorem": (
@@ -185,7 +186,7 @@ METHODS: dict[str, tuple[Method, str]] = {
         "30 + 30 products",
     ),
     "MMPS": (by_score(lambda p: MMPS(p.prior, p.seen)), "100 + at most 600 products"),
-    "MMPS as `restore` takes it": (by_default, "100 + at most 600 products"),
+    "MMPS as `restore` uses it": (by_default, "100 + at most 600 products"),
     "MMPS by the flow": (
         by_score(lambda p: MMPS(p.prior, p.seen), FLOW, 30),
         "30 + at most 180 products",
@@ -216,33 +217,36 @@ def errors(problem: Problem, x: Tensor) -> list[float]:
     directions = torch.nn.functional.normalize(_normal(source, problem.d, 64), dim=0)
     reference = exact.sample(len(x), generator=source, dtype=torch.float64)
     a, b = ((v @ directions).sort(dim=0).values for v in (x, reference))
-    modes = torch.softmax(exact._parts(x, 1e-5).log_weighted, 1).mean(0)
-    misfit, right = (float(problem.seen.residual(v).square().sum(1).mean()) for v in (x, reference))
+    components = torch.distributions.MultivariateNormal(exact.means, exact.covariances)
+    modes = torch.softmax(exact.weights.log() + components.log_prob(x.unsqueeze(1)), 1).mean(0)
+    misfit, exact_misfit = (
+        float(problem.seen.residual(v).square().sum(1).mean()) for v in (x, reference)
+    )
     return [
         float((x.mean(0) - exact.moments.mean).norm()) / math.sqrt(trace),
         float(x.var(0).sum()) / trace,
         float((torch.cov(x.T) - covariance).norm() / covariance.norm()),
         0.5 * float((modes - exact.weights).abs().sum()),
         float((a - b).square().mean().sqrt()) / math.sqrt(trace / problem.d),
-        misfit / right,
+        misfit / exact_misfit,
     ]
 
 
 SW2 = 4
-"""Which of the errors is told in words."""
+"""Index of the error in the summary sentence."""
 
 
-def reading(d: int, rows: dict[str, list[float]]) -> str:
-    """Return what a table says, in a sentence."""
-    found = {name: values[SW2] for name, values in rows.items() if name != FLOOR}
+def summary(rows: dict[str, list[float]]) -> str:
+    """Return a sentence about a table: the most and least accurate methods."""
+    found = {name: values[SW2] for name, values in rows.items() if name != EXACT}
     exact = {name: value for name, value in found.items() if "particles" in name}
     near = sorted(found.keys() - exact.keys(), key=lambda name: found[name])
     words = "; ".join(f"{name} {found[name]:.2g}" for name in near[:4])
     ends = "; ".join(f"{name.replace('**', '')} {value:.2g}" for name, value in exact.items())
     worst = f"{near[-2]} {found[near[-2]]:.2g}"
     return (
-        f"SW2 of exact samples is {rows[FLOOR][SW2]:.2g}. Nearest without particles: {words}; "
-        f"farthest: {worst}, where the prior itself is at {found['the prior, y ignored']:.2g}. "
+        f"SW2 of exact samples is {rows[EXACT][SW2]:.2g}. Most accurate without particles: {words}"
+        f"; least accurate: {worst}; the prior itself: {found['the prior, y ignored']:.2g}. "
         f"With particles: {ends}."
     )
 
@@ -267,11 +271,11 @@ def table(d: int, observations: int, n: int) -> list[str]:
         cells = " | ".join(f"{value:.3g}" for value in means[name])
         lines.append(f"| {name} | {cells} | {cost} |")
         print(d, lines[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
-    return [*lines, "", reading(d, means), ""]
+    return [*lines, "", summary(means), ""]
 
 
 def growth(dimensions: list[int], runs: int, counts: tuple[int, ...]) -> list[str]:
-    """Return tables of estimates by more and more particles, over independent runs."""
+    """Return tables of the errors against the number of particles, over independent runs."""
     heads = "| d | " + " | ".join(f"{count} particles" for count in counts) + " |"
     rule, means, logs = "|---" * (len(counts) + 1) + "|", [], []
     for d in dimensions:
@@ -282,23 +286,23 @@ def growth(dimensions: list[int], runs: int, counts: tuple[int, ...]) -> list[st
         for count in counts:
             source = torch.Generator().manual_seed(count)
             found = cloud(problem, MMPS(problem.prior, seen), count, source)
-            miss = (found.mean().double() - exact).square().sum(1).mean().sqrt() / scale
+            mean_error = (found.mean().double() - exact).square().sum(1).mean().sqrt() / scale
             error = found.log_evidence - problem.evidence
-            cells[0].append(f"{miss:.3f} (ESS {float(found.ess.mean()) / count:.0%})")
+            cells[0].append(f"{mean_error:.3f} (ESS {float(found.ess.mean()) / count:.0%})")
             cells[1].append(f"{error.mean():+.3f} ± {error.std():.3f}")
             print(d, count, cells[0][-1], cells[1][-1], flush=True)
         for lines, values in zip((means, logs), cells, strict=True):
             lines.append(f"| {d} | " + " | ".join(values) + " |")
     return [
-        "## More and more particles",
+        "## Convergence in the number of particles",
         "",
         f"Particles on MMPS, {runs} independent runs on one observation. Posterior mean: root mean "
         "square of its error over √(tr C), and the effective sample size of the final weights; "
-        "without bias it halves whenever there are four times as many particles.",
+        "without bias it is proportional to 1/√particles.",
         "",
         *(heads, rule, *means),
         "",
-        "log p(y) in nats: mean and spread over runs of its error.",
+        "log p(y) in nats: mean and standard deviation over runs of its error.",
         "",
         *(heads, rule, *logs),
         "",
@@ -306,7 +310,7 @@ def growth(dimensions: list[int], runs: int, counts: tuple[int, ...]) -> list[st
 
 
 SHOWN = (
-    FLOOR,
+    EXACT,
     "Imputation",
     "RePaint, 10 rounds",
     "DiffPIR, λ = 1",

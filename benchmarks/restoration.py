@@ -1,18 +1,18 @@
-"""Restoration of held-out digits, against what needs no diffusion.
+"""Restoration of held-out digits, against baselines without diffusion.
 
     python benchmarks/restoration.py [--quick] [--out benchmarks/results]
 
-A small U-Net (that of `scoresde demo`) has learnt 1500 digits, 8 × 8 pixels in [−1, 1]. Held-out
-ones are seen through a mask, in averages of 2 × 2 or 4 × 4 pixels, or under noise, and restored.
+A small U-Net (that of `scoresde demo`) is trained on 1500 digits, 8 × 8 pixels in [−1, 1]. Held-out
+ones are observed through a mask, as means of 2 × 2 or 4 × 4 pixels, or with noise, and restored.
 
 * PSNR: 10 log₁₀ (2²/mean square error) in dB, of one sample and of the posterior mean: by Bayes'
-  theorem a perfect sample misses twice what the perfect mean misses, 3 dB. The means of Wiener and
-  `denoise` are exact, the others those of the samples, with a part of their noise;
-* bits/dim: −log₂ p per pixel that the model itself gives to what comes out (of samples, where there
-  are some): near that of the truth is right, above is not like a digit, below is too plain.
+  theorem an exact sample has twice the error of the exact mean, 3 dB. The means of Wiener and
+  `denoise` are exact, the others averages of the samples, with their Monte Carlo error;
+* bits/dim: −log₂ p per pixel by the model itself (of samples, for methods that draw them): near
+  that of the truth is right, above is unlike a digit, below is too smooth.
 
-The baselines know the same training digits: their mean; the one that fits y best; the Gaussian of
-their mean and covariance, whose posterior is Wiener's filter.
+The baselines use the same training digits: their mean; the one that fits y best; the Gaussian of
+their mean and covariance, whose posterior mean is the Wiener filter.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from common import table
 from density import problems
-from density.tables import table
 from torch import Tensor
 
 from scoresde import GaussianMixture, Moments, ScoreModel, log_likelihood
@@ -111,7 +111,7 @@ def tasks(x: Tensor) -> list[Task]:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before anything is seen: the network, and the digits it was learnt from."""
+    """The prior knowledge: the network, and the digits it was trained on."""
 
     model: ScoreModel
     train: Tensor
@@ -120,38 +120,40 @@ class Known:
 
 Outcome = tuple[Tensor | None, Tensor]
 """Samples ``(n, samples, *event)`` if there are any, and the estimate ``(n, *event)``."""
-Way = Callable[[Known, Task, torch.Generator], Outcome]
+Restorer = Callable[[Known, Task, torch.Generator], Outcome]
 
 
 def mean_image(known: Known, task: Task, source: torch.Generator) -> Outcome:
-    """Return the mean of the training digits, whatever is seen."""
+    """Return the mean of the training digits, whatever the observation."""
+    del source  # nothing is drawn
     return None, known.train.mean(0).expand(len(task.seen), *EVENT)
 
 
 def nearest(known: Known, task: Task, source: torch.Generator) -> Outcome:
-    """Return the training digit whose observation is nearest to what is seen."""
-    there = task.operator(known.train).flatten(1)
-    return None, known.train[torch.cdist(task.seen.flatten(1), there).argmin(1)]
+    """Return the training digit whose observation is nearest to y."""
+    del source  # nothing is drawn
+    observed = task.operator(known.train).flatten(1)
+    return None, known.train[torch.cdist(task.seen.flatten(1), observed).argmin(1)]
 
 
 def wiener(known: Known, task: Task, source: torch.Generator) -> Outcome:
     """Return samples and mean of the posterior under a Gaussian prior."""
-    laws = [known.gaussian.posterior(task.operator, y, task.noise_std) for y in task.seen]
-    drawn = torch.stack([law.sample(SAMPLES, generator=source) for law in laws])
-    return drawn, torch.stack([law.means[0] for law in laws]).float()
+    posteriors = [known.gaussian.posterior(task.operator, y, task.noise_std) for y in task.seen]
+    drawn = torch.stack([p.sample(SAMPLES, generator=source) for p in posteriors])
+    return drawn, torch.stack([p.means[0] for p in posteriors]).float()
 
 
-def by(method: PosteriorScoreSampling | ParticleSampling) -> Way:
+def by(method: PosteriorScoreSampling | ParticleSampling) -> Restorer:
     """Restore by a method."""
 
-    def act(known: Known, task: Task, source: torch.Generator) -> Outcome:
+    def restorer(known: Known, task: Task, source: torch.Generator) -> Outcome:
         x = restore(
             known.model, task.observation, EVENT,
             n=SAMPLES, method=method, generator=source, batch_size=1024,
         )  # fmt: skip
         return x, x.mean(1)
 
-    return act
+    return restorer
 
 
 def plain(known: Known, task: Task, source: torch.Generator) -> Outcome:
@@ -163,16 +165,16 @@ def plain(known: Known, task: Task, source: torch.Generator) -> Outcome:
     return x, denoise(known.model, task.seen.reshape(-1, *EVENT), task.noise_std)
 
 
-BASELINES: dict[str, Way] = {
+BASELINES: dict[str, Restorer] = {
     "the mean digit": mean_image,
     "nearest training digit": nearest,
     "Gaussian posterior (Wiener)": wiener,
 }
-RESTORERS: dict[str, Way] = {
+RESTORERS: dict[str, Restorer] = {
     "**MMPS**, the default": by(PosteriorScoreSampling()),
     "**particles** on ΠGDM, 16": by(ParticleSampling(PiGDM, particles=16)),
 }
-DENOISERS: dict[str, Way] = {"**denoise**": plain}
+DENOISERS: dict[str, Restorer] = {"**denoise**": plain}
 
 
 def psnr(found: Tensor, truth: Tensor) -> float:
@@ -190,22 +192,22 @@ def bits(known: Known, x: Tensor) -> tuple[float, float]:
 
 
 def compare(known: Known, task: Task, truth: Tensor) -> tuple[str, dict[str, Outcome]]:
-    """Return the table of a task, and what came out."""
+    """Return the table of a task, and the results."""
     rows, outcomes = [("the truth", "", "", "{:.2f} ± {:.2f}".format(*bits(known, truth)))], {}
-    for name, way in (BASELINES | (DENOISERS if task.denoises else RESTORERS)).items():
+    for name, restorer in (BASELINES | (DENOISERS if task.denoises else RESTORERS)).items():
         began = time.perf_counter()
-        drawn, mean = way(known, task, torch.Generator().manual_seed(2))
+        drawn, mean = restorer(known, task, torch.Generator().manual_seed(2))
         outcomes[name] = drawn, mean
         one = "" if drawn is None else f"{psnr(drawn, truth.unsqueeze(1)):.2f}"
-        told = "{:.2f} ± {:.2f}".format(*bits(known, mean if drawn is None else drawn[:, 0]))
-        rows.append((name, one, f"{psnr(mean, truth):.2f}", told))
+        code_length = "{:.2f} ± {:.2f}".format(*bits(known, mean if drawn is None else drawn[:, 0]))
+        rows.append((name, one, f"{psnr(mean, truth):.2f}", code_length))
         print(task.name, rows[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
     heads = ("", "PSNR of a sample, dB", "PSNR of the estimate, dB", "bits/dim")
     return f"## {task.name[:1].upper()}{task.name[1:]}\n\n{table(heads, rows)}\n", outcomes
 
 
 def picture(path: Path, truth: Tensor, shown: list[tuple[Task, dict[str, Outcome]]]) -> None:
-    """Draw what was seen and what came of it, a panel for each task."""
+    """Draw observations and results, a panel for each task."""
     count = 8
     with style():
         canvas = figure(11.0, 8.6, dpi=130)
@@ -233,13 +235,13 @@ def picture(path: Path, truth: Tensor, shown: list[tuple[Task, dict[str, Outcome
 
 
 def model(quick: bool) -> ScoreModel:
-    """Return the network of `scoresde demo`; trained once, then kept."""
+    """Return the network of `scoresde demo`; trained once, then loaded from the cache."""
     path = problems.CACHE / "restoration.safetensors"
     if quick:
         return problems.model(quick=True)
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        demo.learn(digits("digits-train").read(), demo.Effort(), seed=0).score.save(path)
+        demo.train(digits("digits-train").read(), demo.Effort(), seed=0).score.save(path)
     return ScoreModel.load(path)
 
 
@@ -251,17 +253,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     count = 3 if options.quick else DIGITS
-    truth = evaluation_set(digits("digits-test").read()[FIRST : FIRST + count], demo.LEVELS)
-    train = evaluation_set(digits("digits-train").read(), demo.LEVELS)
+    truth = evaluation_set(digits("digits-test").read()[FIRST : FIRST + count], demo.QUANTIZATION)
+    train = evaluation_set(digits("digits-train").read(), demo.QUANTIZATION)
     moments = Moments.of(train)
     assert moments.basis is not None
     covariance = moments.basis @ moments.variance.diag() @ moments.basis.T
     ridge = 1e-4 * torch.eye(64, dtype=torch.float64)
     network = model(options.quick)
-    law = GaussianMixture(
+    gaussian = GaussianMixture(
         torch.ones(1), moments.mean[None], (covariance + ridge)[None], network.sde
     )
-    known = Known(network, train, law)
+    known = Known(network, train, gaussian)
     chosen = tasks(truth)[2:3] if options.quick else tasks(truth)
     lines, outcomes = [], []
     for task in chosen:
@@ -273,7 +275,7 @@ def main() -> None:
         head = (
             "# Held-out digits restored\n\n"
             f"Made by `python benchmarks/restoration.py`: {count} digits, {SAMPLES} samples for "
-            f"each, σ_y = {NOISE_STD} where nothing else is said; CPU, one thread.\n\n{LEGEND}\n"
+            f"each, σ_y = {NOISE_STD} unless stated otherwise; CPU, one thread.\n\n{LEGEND}\n"
         )
         (options.out / "restoration.md").write_text("\n".join([head, *lines]), encoding="utf-8")
         panels = [outcomes[i] for i in ((0,) if options.quick else (0, 2, 3, 5))]

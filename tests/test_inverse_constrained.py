@@ -48,7 +48,7 @@ def correlated(sde, correlation=0.8):
     ids=str,
 )
 def test_imputation_draws_what_is_seen_and_leaves_the_rest(sde, operator, event):
-    """A x_t = α y + σ A z; the part that A does not see is as it was (eq. 53 for a grey axis)."""
+    """A x_t = α y + σ A z; the part that A does not see is as it was (eq. 53 for a gray axis)."""
     x, z = randn(2, *event, seed=1), randn(2, *event, seed=2)
     y = operator(randn(2, *event, seed=3))
     t = torch.tensor(0.4, dtype=torch.float64)
@@ -100,7 +100,9 @@ def test_published_dps_moves_against_the_misfit():
     step = 1e-5 * torch.eye(2, dtype=torch.float64)
     slope = [(misfit(x + e) - misfit(x - e)) / 2e-5 for e in step]
     plain, _ = Ancestral().step(prior, x, t, s, None, lambda _: z)
-    moved, _ = NormalizedDPS(Ancestral(), FIRST, size=0.3).step(prior, x, t, s, None, lambda _: z)
+    moved, _ = NormalizedDPS(Ancestral(), FIRST, step_size=0.3).step(
+        prior, x, t, s, None, lambda _: z
+    )
     expected = plain - 0.3 * torch.tensor([slope], dtype=torch.float64)
     torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-8)
 
@@ -113,7 +115,7 @@ def test_published_dps_moves_against_the_misfit():
         (lambda: RePaint(Ancestral(), FIRST, repeats=0), ValueError, "repeats"),
         (lambda: Imputation("ancestral", FIRST), TypeError, "sampler: expected a Sampler"),
         (lambda: Imputation(Ancestral(), torch.ones(2)), TypeError, "observation: expected an Obs"),
-        (lambda: NormalizedDPS(Ancestral(), FIRST, size=-1.0), ValueError, "size"),
+        (lambda: NormalizedDPS(Ancestral(), FIRST, step_size=-1.0), ValueError, "size"),
         (
             lambda: sample(correlated(VPSDE()), (3, 3), Imputation(Ancestral(), FIRST), steps=2),
             ValueError,

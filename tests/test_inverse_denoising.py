@@ -29,38 +29,39 @@ def mixture(sde, event=(3,)):
     return GaussianMixture(torch.tensor([0.5, 0.3, 0.2]), means, covariances, sde)
 
 
-def noisy(law, n, sigma):
-    clean = law.sample(n, generator=generator(2), dtype=torch.float64)
+def noisy(prior, n, sigma):
+    clean = prior.sample(n, generator=generator(2), dtype=torch.float64)
     return clean + sigma * torch.randn(clean.shape, generator=generator(3), dtype=torch.float64)
 
 
 @SDES
 def test_the_mean_is_that_of_the_exact_posterior(sde):
-    law, identity = mixture(sde), Matrix(torch.eye(3))
-    y, sigma = noisy(law, 4, 0.4), torch.tensor([0.05, 0.2, 0.4, 2.0], dtype=torch.float64)
+    prior, identity = mixture(sde), Matrix(torch.eye(3))
+    y, sigma = noisy(prior, 4, 0.4), torch.tensor([0.05, 0.2, 0.4, 2.0], dtype=torch.float64)
     exact = [
-        law.posterior(identity, *pair).moments.mean for pair in zip(y, sigma.tolist(), strict=True)
+        prior.posterior(identity, *pair).moments.mean
+        for pair in zip(y, sigma.tolist(), strict=True)
     ]
-    torch.testing.assert_close(denoise(law, y, sigma), torch.stack(exact), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(denoise(prior, y, sigma), torch.stack(exact), rtol=1e-7, atol=1e-8)
 
 
 def test_samples_from_the_state_have_the_exact_posterior():
     """Mean and variances within 5 standard errors: false-alarm rate of a new seed below 1e-4."""
-    law, n = mixture(VPSDE()), 4000
-    y = noisy(law, 1, 0.5)
-    x, t = as_state(law.sde, y, 0.5)
-    low = torch.linspace(float(law.sde.half_logsnr(t)), float(law.sde.half_logsnr(1e-5)), 51)
-    times = law.sde.time_at(low.double())
+    prior, n = mixture(VPSDE()), 4000
+    y = noisy(prior, 1, 0.5)
+    x, t = as_state(prior.sde, y, 0.5)
+    low = torch.linspace(float(prior.sde.half_logsnr(t)), float(prior.sde.half_logsnr(1e-5)), 51)
+    times = prior.sde.time_at(low.double())
     start = x.repeat_interleave(n, 0)
     drawn = sample(
-        law, None, Exponential(3, eta=1.0), start=start, times=times, generator=generator()
+        prior, None, Exponential(3, eta=1.0), start=start, times=times, generator=generator()
     )
-    exact = law.posterior(Matrix(torch.eye(3)), y[0], 0.5)
+    exact = prior.posterior(Matrix(torch.eye(3)), y[0], 0.5)
     reference = exact.sample(40000, generator=generator(5), dtype=torch.float64)
     error = (drawn.mean(0) - exact.moments.mean) / (reference.var(0) / n).sqrt()
     assert float(error.abs().max()) < 5
-    centred = (reference - exact.moments.mean).square()
-    std = (drawn.var(0) - centred.mean(0)) / (centred.var(0) / n).sqrt()
+    centered = (reference - exact.moments.mean).square()
+    std = (drawn.var(0) - centered.mean(0)) / (centered.var(0) / n).sqrt()
     assert float(std.abs().max()) < 5
 
 
@@ -69,14 +70,14 @@ def test_samples_from_the_state_have_the_exact_posterior():
 )
 def test_the_level_is_the_most_likely_one(sde, event):
     """Against a search over the closed form of log p_σ(y)."""
-    law = mixture(sde, event)
-    identity = Matrix(torch.eye(law.means[0].numel()), event)
-    y = noisy(law, 3, 0.7)
-    found = noise_level(law, y, levels=96)
+    prior = mixture(sde, event)
+    identity = Matrix(torch.eye(prior.means[0].numel()), event)
+    y = noisy(prior, 3, 0.7)
+    found = noise_level(prior, y, levels=96)
     for row, sigma in zip(y, found.tolist(), strict=True):
 
         def loss(log_sigma, row=row):
-            return -float(law.evidence(identity, row.reshape(1, -1), math.exp(log_sigma)))
+            return -float(prior.evidence(identity, row.reshape(1, -1), math.exp(log_sigma)))
 
         grid = torch.linspace(-4.0, 3.0, 36).tolist()
         best = min(grid, key=loss)
@@ -86,25 +87,25 @@ def test_the_level_is_the_most_likely_one(sde, event):
 
 
 def test_levels_are_found_without_exact_traces_and_used():
-    law = mixture(VESDE(), (8, 8))
-    y = noisy(law, 8, 0.5)
-    probes = noise_level(law, y, trace=Hutchinson(probes=4), generator=generator())
+    prior = mixture(VESDE(), (8, 8))
+    y = noisy(prior, 8, 0.5)
+    probes = noise_level(prior, y, trace=Hutchinson(probes=4), generator=generator())
     assert float((probes - 0.5).abs().max()) < 0.15
-    error = (denoise(law, y) - denoise(law, y, 0.5)).square().mean().sqrt()
+    error = (denoise(prior, y) - denoise(prior, y, 0.5)).square().mean().sqrt()
     assert float(error) < 0.05
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda law, y: denoise(law, y, -1.0), r"sigma: expected noise levels in \(0, "),
-        (lambda law, y: denoise(law, y, 1e6), "sigma: expected noise levels"),
-        (lambda law, y: denoise(law, y, torch.ones(3)), "expected shape"),
-        (lambda law, y: denoise(law, y * torch.nan, 0.1), "y: expected finite"),
-        (lambda law, y: noise_level(law, y, levels=1), "levels"),
+        (lambda prior, y: denoise(prior, y, -1.0), r"sigma: expected noise levels in \(0, "),
+        (lambda prior, y: denoise(prior, y, 1e6), "sigma: expected noise levels"),
+        (lambda prior, y: denoise(prior, y, torch.ones(3)), "expected shape"),
+        (lambda prior, y: denoise(prior, y * torch.nan, 0.1), "y: expected finite"),
+        (lambda prior, y: noise_level(prior, y, levels=1), "levels"),
     ],
 )
 def test_bad_input(act, message):
-    law = mixture(VPSDE())
+    prior = mixture(VPSDE())
     with pytest.raises(ValueError, match=message):
-        act(law, noisy(law, 2, 0.1))
+        act(prior, noisy(prior, 2, 0.1))

@@ -21,7 +21,7 @@ from scoresde.inverse_problems import (
     PiGDM,
     twisted_smc,
 )
-from scoresde.inverse_problems.particles import effective, systematic
+from scoresde.inverse_problems.particles import effective_sample_size, systematic_resampling
 from scoresde.operators import Matrix
 from scoresde.samplers import Exponential, SamplingError, UniformLogSNR
 
@@ -54,8 +54,9 @@ def runs(method, sde, count, particles, **options):
 def test_the_evidence_is_unbiased_whatever_the_proposal(method, sde):
     """The mean of 40 estimates by 300 particles is within 4.5 standard errors, and 2 %.
 
-    The false-alarm rate of a new seed is below 1e-4; the percents are for the chain, whose law in
-    80 steps is not quite the prior's. (The weights of other proposals have tails too long to tell.)
+    The false-alarm rate of a new seed is below 1e-4; the percents are for the chain, whose
+    distribution in 80 steps differs from the prior's. (Weights of other proposals have too heavy
+    tails.)
     """
     prior, cloud = runs(method, sde, 40, 300, steps=80)
     ratio = torch.exp(cloud.log_evidence - prior.evidence(A, Y, NOISE))
@@ -123,7 +124,7 @@ def test_the_bias_of_the_proposal_is_gone():
     assert float((cloud.mean().mean(0) - exact.moments.mean).abs().max()) < 0.05
 
 
-# --- what the particles owe
+# --- properties of the particles
 
 
 def test_without_information_they_are_samples_of_the_second_order_sde():
@@ -181,12 +182,14 @@ def test_systematic_resampling_is_unbiased_and_even():
     copies = torch.stack(
         [
             torch.stack([(row == k).sum(1) for k in range(4)], dim=1)
-            for row in (systematic(weights.log(), 10, generator(seed)) for seed in range(400))
+            for row in (
+                systematic_resampling(weights.log(), 10, generator(seed)) for seed in range(400)
+            )
         ]
     ).double()
     assert float((copies - 10 * weights).abs().max()) <= 1
     assert float((copies.mean(0) - 10 * weights).abs().max()) < 0.1  # 4 standard errors of 400
-    assert effective(weights.log()).tolist() == pytest.approx(
+    assert effective_sample_size(weights.log()).tolist() == pytest.approx(
         (1 / weights.square().sum(1)).tolist()
     )
 
@@ -198,7 +201,7 @@ def test_a_result_of_equal_weights_is_drawn_once_each():
     assert sorted(cloud.draw(6, generator())[0].tolist()) == x[0].tolist()
 
 
-def test_what_weighs_nothing_is_told_not_returned():
+def test_particles_of_zero_weight_raise():
     def broken(x):
         return torch.where(x[:, 0] > -50, torch.nan, 0.0) + 0 * x.sum(1)
 

@@ -164,8 +164,10 @@ def test_each_method_is_its_formula(sde, t):
         return clean + torch.einsum("nij,nj->ni", gain, w @ a)
 
     c = prior.moments.variance.mean()
-    remaining = float(c * sigma**2 / (alpha**2 * c + sigma**2))
-    zero, isotropic_spread = (k * torch.eye(4, dtype=torch.float64) for k in (0.0, remaining))
+    conditional_variance = float(c * sigma**2 / (alpha**2 * c + sigma**2))
+    zero, isotropic_spread = (
+        k * torch.eye(4, dtype=torch.float64) for k in (0.0, conditional_variance)
+    )
     tweedie = sigma**2 / alpha * jacobian.mT
     prox = torch.linalg.lstsq(
         torch.cat([a, noise_std * alpha / sigma * torch.eye(4, dtype=torch.float64)]),

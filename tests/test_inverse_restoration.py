@@ -113,11 +113,11 @@ def test_what_is_enlarged_looks_the_same_from_afar(downsampling, shape, factor, 
         torch.testing.assert_close(operator(x[:, k]), y, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_colourised_is_as_grey_as_before():
-    grey, luma = randn(2, 1, 5, 7), (0.299, 0.587, 0.114)
-    x = colorize(WHITE, grey, weights=luma, n=2, method=QUICK)
+def test_what_is_colorized_is_as_gray_as_before():
+    gray, luma = randn(2, 1, 5, 7), (0.299, 0.587, 0.114)
+    x = colorize(WHITE, gray, weights=luma, n=2, method=QUICK)
     assert x.shape == (2, 2, 3, 5, 7)
-    torch.testing.assert_close(Grayscale(luma)(x[:, 1]), grey, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Grayscale(luma)(x[:, 1]), gray, rtol=1e-4, atol=1e-4)
     two = colorize(WHITE, randn(1, 1, 3), weights=(0.5, 0.5), method=QUICK)
     assert two.shape == (1, 2, 3)
 
@@ -145,7 +145,7 @@ def test_chunks_change_nothing_and_seeds_decide():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --- the law
+# --- the distribution
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_particles_are_exact_through_a_curved_function(method):
     logs = prior.log_prob(points) + seen.select(torch.tensor([0])).log_prob(points)
     weights = torch.softmax(logs, 0)
     expected = torch.cat([weights @ points, weights @ points.square()])
-    cloud = scoresde.guidance.twisted_smc(
+    cloud = scoresde.inverse_problems.twisted_smc(
         method(prior, seen), (200, 2), steps=40, generator=generator()
     )
     x, w = cloud.x.double(), cloud.log_weights.exp()
@@ -235,7 +235,7 @@ def test_bayes_theorem_gives_the_density_of_any_point():
     prior, operator = correlated(2), Matrix(randn(1, 2, seed=5))
     y, x = torch.full((1, 1), 0.7, dtype=torch.float64), randn(3, 2, seed=8)
     seen = Observation(operator, y.expand(40, 1), 0.3)
-    cloud = scoresde.guidance.twisted_smc(
+    cloud = scoresde.inverse_problems.twisted_smc(
         MMPS(prior, seen), (200, 2), steps=40, generator=generator()
     )
     log_evidence = cloud.log_evidence.logsumexp(0) - math.log(40)
@@ -269,7 +269,11 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
         (lambda: inpaint(WHITE, X * math.nan, KNOWN), ValueError, "x: expected finite"),
         (lambda: inpaint(WHITE, X, KNOWN, n=0), ValueError, "n: expected"),
         (lambda: inpaint(WHITE, X, KNOWN, noise_std=-1.0), ValueError, "noise_std"),
-        (lambda: inpaint(WHITE, X, KNOWN, method=MMPS), TypeError, "method: expected Guided"),
+        (
+            lambda: inpaint(WHITE, X, KNOWN, method=MMPS),
+            TypeError,
+            "method: expected a PosteriorSampler",
+        ),
         (
             lambda: inpaint(WHITE, X, KNOWN, method=PosteriorScoreSampling(DPS)),
             ValueError,
@@ -300,8 +304,8 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
             r"\(…, 3n, 3n\).*choose another factor",
         ),
         (lambda: colorize(WHITE, torch.ones(1, 3, 2, 2)), ValueError, "one channel"),
-        (lambda: colorize(WHITE, torch.ones(4)), ValueError, r"grey.unsqueeze\(1\)"),
-        (lambda: colorize(SHAPED, torch.ones(1, 1, 8, 8)), ValueError, "grey with 3 weights"),
+        (lambda: colorize(WHITE, torch.ones(4)), ValueError, r"gray.unsqueeze\(1\)"),
+        (lambda: colorize(SHAPED, torch.ones(1, 1, 8, 8)), ValueError, "gray with 3 weights"),
         (lambda: denoise(SHAPED, torch.ones(1, 8, 8), 0.1), ValueError, "y: expected shape"),
         (lambda: denoise(WHITE, X, 0.0), ValueError, "sigma: expected noise levels"),
         (lambda: denoise(WHITE, X, 0.1, n=0), ValueError, "n: expected"),
@@ -318,9 +322,13 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
         (
             lambda: restore(WHITE, LogLikelihood(lambda x: x.sum(1)), (2,)),
             TypeError,
-            "for other likelihoods take DPS",
+            "for other likelihoods use DPS",
         ),
-        (lambda: PosteriorScoreSampling("mmps"), TypeError, "posterior: expected what makes one"),
+        (
+            lambda: PosteriorScoreSampling("mmps"),
+            TypeError,
+            "posterior: expected a class or function",
+        ),
         (lambda: PosteriorScoreSampling(sampler="ddim"), TypeError, "sampler: expected a Sampler"),
         (lambda: PosteriorScoreSampling(steps=0), ValueError, "steps"),
         (lambda: ConstrainedSampling(steps=0), ValueError, "steps"),
@@ -331,7 +339,7 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
             ValueError,
             "function: expected values like y",
         ),
-        (lambda: ddnm(WHITE, NonlinearObservation(torch.sin, X)), TypeError, "which is linear"),
+        (lambda: ddnm(WHITE, NonlinearObservation(torch.sin, X)), TypeError, "one that is linear"),
     ],
 )
 def test_bad_input(act, error, message):
@@ -341,7 +349,7 @@ def test_bad_input(act, error, message):
 
 @pytest.mark.parametrize("iterations", [1, 3, 8])
 def test_conjugate_gradients_do_no_harm_where_the_map_is_not_symmetric(iterations):
-    """As the Jacobian of a learnt denoiser: what is returned never misses more than 0 does."""
+    """As the Jacobian of a learned denoiser: what is returned never misses more than 0 does."""
     m, b = 0.5 * torch.eye(8, dtype=torch.float64) + 0.4 * randn(8, 8, seed=3), randn(200, 8)
     x = conjugate_gradients(lambda v: v @ m.T, b, iterations=iterations, tolerance=1e-6)
     assert bool(((x @ m.T - b).norm(dim=1) <= b.norm(dim=1)).all())

@@ -1,4 +1,4 @@
-"""Linear operators: the laws that each of them obeys, against dense matrices."""
+"""Linear operators: the properties of each of them, against dense matrices."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_average_pool_and_convolution_against_torch():
 
 
 def test_least_squares_by_its_own_solve():
-    """x + Aᵀ(AAᵀ + c)⁻¹(y − Ax) minimises ‖y − Au‖² + c‖u − x‖²: its gradient there is 0."""
+    """x + Aᵀ(AAᵀ + c)⁻¹(y − Ax) minimizes ‖y − Au‖² + c‖u − x‖²: its gradient there is 0."""
     operator = Bicubic(2)
     x, y, c = randn(1, 6, 6), randn(1, 3, 3, seed=1), 0.2
     u = x + operator.adjoint(operator.solve(y - operator(x), c))

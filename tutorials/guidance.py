@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Guidance: samples of a class, and what a weight does to them
 #
-# A score of p(x) becomes one of p(x|y), or of something sharper, by adding scores up. This script
-# goes through the ways on points of the plane, where the truth is known and every claim can be
-# checked. It takes well under a minute; run it as it stands, or cell by cell.
+# Sums of scores turn a score of p(x) into one of p(x|y), or of a sharper density. This script shows
+# the methods on points of the plane, where the exact result is known and claims can be checked. It
+# takes well under a minute; run it as a script, or cell by cell.
 #
 #     python tutorials/guidance.py
 
@@ -39,8 +39,8 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## 1. Data of three classes
 #
-# Each class is a pair of blobs on a circle, so that neighbours overlap and a class has variety to
-# lose. `Mixture` puts the classes together; that is exact at every noise level.
+# Each class is a pair of blobs on a circle, so that adjacent classes overlap and each has two
+# modes. `Mixture` is the score of all classes together, exact at every noise level.
 
 # %%
 sde = VPSDE()
@@ -58,17 +58,17 @@ classes = [pair_of_blobs(k) for k in range(3)]
 everything = Mixture(classes)
 x = torch.cat([part.sample(1500, generator=generator) for part in classes])
 y = torch.arange(3).repeat_interleave(1500)
-accuracy = (everything.log_shares(x, 0.0).argmax(1) == y).double().mean()
-print(f"the best classifier there is gets {100 * float(accuracy):.1f} % of the points right")
+accuracy = (everything.log_responsibilities(x, 0.0).argmax(1) == y).double().mean()
+print(f"the exact classifier gets {100 * float(accuracy):.1f} % of the points right")
 
 
 def describe(name, samples):
-    """How sure the exact classifier is of class 0, how many are in its lesser blob, how wide."""
-    sure = everything.log_shares(samples, 0.0)[:, 0].exp().mean()
+    """Print the exact p(class 0), the fraction in the lesser blob, and the width."""
+    probability = everything.log_responsibilities(samples, 0.0)[:, 0].exp().mean()
     lesser = ((samples - classes[0].means[1].float()).norm(dim=1) < 0.7).double().mean()
     width = samples.std(dim=0).mean()
     print(
-        f"{name:34s} p(class 0) {float(sure):.3f}, "
+        f"{name:34s} p(class 0) {float(probability):.3f}, "
         f"lesser blob {float(lesser):.2f}, width {width:.2f}"
     )
 
@@ -76,10 +76,10 @@ def describe(name, samples):
 describe("data of class 0", x[y == 0])
 
 # %% [markdown]
-# ## 2. One network for all classes, and for none
+# ## 2. One network, conditional and unconditional
 #
-# `fit` gives the network its label and drops one in ten, so that it also learns p(x). `given` binds
-# a label; the result is a score like any other.
+# `fit` passes the labels to the network and drops one in ten, so that it also learns p(x). `given`
+# binds a label; the result is a score.
 
 # %%
 network = MLP((2,), width=64, depth=2, classes=3, label_scale=3.0)
@@ -101,8 +101,8 @@ describe("conditional model", draw(model.given(classes=0)))
 #
 # The score is extrapolated from the unconditional one through the conditional one,
 # s_∅ + w (s − s_∅). Larger weights make samples more typical of the class, and less varied; too
-# large ones push them beyond the data. An interval of noise levels σ/α keeps guidance out of the
-# start, where it decides too much.
+# large ones leave the support of the data. An interval of noise levels σ/α excludes the first
+# steps, where guidance reduces the variety most.
 
 # %%
 for weight in (1.0, 2.0, 4.0):
@@ -115,24 +115,23 @@ describe(
 # %% [markdown]
 # ## 4. Classifier guidance
 #
-# Bayes' theorem says the same of an unconditional score and a classifier that knows noise,
-# ∇ log p(x_t|y) = ∇ log p(x_t) + ∇ log p(y|x_t). Here both are known exactly, and so is the result.
-# (`NoisyClassifier` and `classification_loss` train one.)
+# By Bayes' theorem the conditional score is the sum of an unconditional score and the gradient of a
+# classifier of noisy data, ∇ log p(x_t|y) = ∇ log p(x_t) + ∇ log p(y|x_t). Here both are known
+# exactly, and so is the result. (`NoisyClassifier` and `classification_loss` train one.)
 
 # %%
-led = classifier_guidance(everything, everything.log_shares, labels=0)
-describe("exact score and classifier", draw(led))
+guided = classifier_guidance(everything, everything.log_responsibilities, labels=0)
+describe("exact score and classifier", draw(guided))
 probe = torch.randn(100, 2, generator=generator)
-error = (led(probe, 0.3) - classes[0](probe, 0.3)).abs().max()
+error = (guided(probe, 0.3) - classes[0](probe, 0.3)).abs().max()
 print(f"largest difference from the exact conditional score: {float(error):.1e}")
 
 # %% [markdown]
-# ## 5. Products are not what they seem
+# ## 5. Products need correctors
 #
-# Scores add up to the score of a product of densities *at one noise level*. Noising does not
-# commute with products, so that no sampler which follows the levels ends at the product of the
-# clean densities. Langevin steps at each level mend that,
-# the better the more there are.
+# A sum of scores is the score of a product of densities *at one noise level*. Noising does not
+# commute with products, so that samples of the reverse SDE do not have the product of the clean
+# densities. Langevin steps at each level reduce this error, the more steps the better.
 
 # %%
 
@@ -155,7 +154,7 @@ for name, sampler in {"reverse SDE": ReverseDiffusion(), "with Langevin steps": 
 # %% [markdown]
 # ## 6. A classifier made of likelihoods
 #
-# A conditional model tells log p(x|y) for every class. Whichever is largest is the class.
+# A conditional model gives log p(x|y) for every class. The prediction is the class of the largest.
 
 # %%
 test = torch.cat([part.sample(40, generator=generator) for part in classes])
@@ -164,7 +163,7 @@ by_class = torch.stack(
     [log_likelihood(model.given(classes=k), test, tolerance=1e-2).log_prob for k in range(3)], dim=1
 )
 ours = (by_class.argmax(1) == truth).double().mean()
-best = (everything.log_shares(test, 0.0).argmax(1) == truth).double().mean()
+best = (everything.log_responsibilities(test, 0.0).argmax(1) == truth).double().mean()
 print(
     f"right by likelihood: {100 * float(ours):.0f} %, "
     f"by the exact classifier: {100 * float(best):.0f} %"

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # Restoration: what may it have been?
+# # Restoration: samples from a posterior
 #
-# A diffusion model knows what data look like. Told what was *seen* of a sample, blurred, half
-# hidden or noisy, it answers with samples of what it may have been: draws from the posterior
+# A diffusion model is a prior p(x) of data. Given an observation y of a sample, blurred, masked or
+# noisy, restoration draws samples from the posterior
 #
 #     p(x|y) ∝ p(x) p(y|x).
 #
-# First on points of the plane, where the posterior is known exactly, so that every method can be
-# held against it; then on handwritten digits. It takes about a minute.
+# First on points of the plane, where the posterior is known exactly and methods are compared with
+# it; then on handwritten digits. It takes about a minute.
 #
 #     python tutorials/restoration.py
 
@@ -39,7 +39,7 @@ from scoresde.inverse_problems import (
     twisted_smc,
 )
 from scoresde.operators import AveragePool, Matrix
-from scoresde.plots import COLOURS, figure, sample_grid, style
+from scoresde.plots import COLORS, figure, sample_grid, style
 
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
@@ -47,13 +47,14 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## 1. A posterior that is known
 #
-# Eight blobs on a circle, and of each point we see the first coordinate alone, with noise:
-# y = x₁ + 0.1 n. Seen y = 0.7, it may be one of those above or of those below. How often which?
+# Eight Gaussians on a circle; of each point only the first coordinate is observed, with noise:
+# y = x₁ + 0.1 n. Given y = 0.7, the point is in the upper or in the lower half plane. With which
+# probability?
 
 # %%
 angles = 2 * math.pi * (torch.arange(8) + 0.5) / 8
 means = torch.stack([angles.cos(), angles.sin()], dim=1)
-weights = torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 1])  # the blob at the upper right is more likely
+weights = torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 1])  # the one at the upper right is more likely
 prior = GaussianMixture(weights, means, 0.02 * torch.eye(2).expand(8, 2, 2), VPSDE())
 
 operator, y = Matrix(torch.tensor([[1.0, 0.0]])), torch.tensor([[0.7]])
@@ -63,9 +64,9 @@ upper = float(exact.sample(20000, generator=generator)[:, 1].gt(0).double().mean
 print(f"exact posterior:       {upper:.2f} of the samples are above")
 
 # %% [markdown]
-# `restore` draws from it. A *method* says how: `Guided(MMPS)`, the default, or DDNM, ΠGDM, DPS, …;
-# each takes p(x₀|x_t) for something simple, and is wrong by as much. `Weighted` runs particles that
-# correct each other, and is exact as they grow in number.
+# `restore` draws from it. The default `method` is `PosteriorScoreSampling(MMPS)`; others are DDNM,
+# ΠGDM, DPS, …, each with the error of its approximation of p(x₀|x_t). `ParticleSampling` corrects
+# the error by importance weights, and is exact as the number of particles grows.
 
 # %%
 methods = {
@@ -80,8 +81,8 @@ for name, method in methods.items():
     print(f"{name:22s} {above:.2f}")
 
 # %% [markdown]
-# Particles also tell how probable the observation was at all, log p(y), with which models are
-# compared; and they print what they are worth.
+# Particles also estimate the evidence log p(y), which compares models; `print` shows their
+# effective sample sizes.
 
 # %%
 cloud = twisted_smc(MMPS(prior, seen), (1000, 2), generator=generator)
@@ -90,7 +91,7 @@ print(cloud)
 # %% [markdown]
 # ## 2. Digits
 #
-# The same with a network. It learns 1500 digits in half a minute; the others it has never seen.
+# The same with a network, trained on 1500 digits in half a minute. The other digits are held out.
 
 # %%
 digits = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 8 - 1
@@ -101,14 +102,14 @@ model = ScoreModel(network, VPSDE(), edm(float(train.std())), by_half_logsnr)
 model = fit(model, train, steps=800, batch_size=64, lr=3e-3, cosine=True, progress=False).score
 
 # %% [markdown]
-# One line each. `n` asks for several answers to every question: where they agree the answer is
-# known, where they differ it is guessed.
+# One call each. `n` is the number of samples for each observation: their differences show the
+# uncertainty.
 
 # %%
 mask = torch.arange(8) < 4  # the left half is known; (8,) expands to (1, 8, 8)
 small = AveragePool(2)(truth)
 noisy = truth + 0.5 * torch.randn(truth.shape, generator=generator)
-answers = {
+restored = {
     "inpainted": inpaint(model, truth, mask, n=8, generator=generator),
     "enlarged": super_resolve(model, small, 2, n=8, generator=generator),
     "denoised": denoise(model, noisy, 0.5, n=8, generator=generator),
@@ -119,10 +120,10 @@ def psnr(x: torch.Tensor) -> float:
     return 10 * math.log10(4 / float((x - truth).square().mean()))
 
 
-for name, x in answers.items():
+for name, x in restored.items():
     print(f"{name}: a sample {psnr(x[:, 0]):.1f} dB, the mean of eight {psnr(x.mean(1)):.1f} dB")
 print(f"the noisy ones themselves: {psnr(noisy):.1f} dB")
-assert torch.equal(answers["inpainted"][:, 0][..., mask], truth[..., mask])  # to the letter
+assert torch.equal(restored["inpainted"][:, 0][..., mask], truth[..., mask])  # exactly
 
 # %% [markdown]
 # ## 3. The picture
@@ -139,11 +140,11 @@ with style():
     clouds = {"exact": exact.sample(1000, generator=generator)} | drawn
     for ax, (name, x) in zip(plane.subplots(1, 4), clouds.items(), strict=True):
         ax.scatter(*means.T, s=20 * weights, color="#dddddd")
-        ax.scatter(*x.T, s=2, color=COLOURS[1], linewidths=0)
+        ax.scatter(*x.T, s=2, color=COLORS[1], linewidths=0)
         ax.axvline(0.7, color="#999999", linewidth=0.7)
         ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xticks=[], yticks=[], aspect="equal")
         ax.set_title(name)
-    for ax, (name, x) in zip(pictures.subplots(1, 3), answers.items(), strict=True):
+    for ax, (name, x) in zip(pictures.subplots(1, 3), restored.items(), strict=True):
         rows = [truth, views[name], x[:, 0], x[:, 1], x.mean(1)]
         sample_grid(torch.cat(rows), columns=8, cmap="gray_r", title=name, ax=ax)
         ax.set_yticks([4.5 + 9 * k for k in range(5)], ["truth", "seen", "sample", "other", "mean"])

@@ -1,11 +1,11 @@
-r"""Classifier guidance: a classifier of noisy data leads an unconditional score to a class.
+r"""Classifier guidance: an unconditional score plus the gradient of a noisy-data classifier.
 
-By Bayes' theorem, at every noise level,
+By Bayes' theorem, at every noise level::
 
     ∇ log p_t(x|y) = ∇ log p_t(x) + ∇ log p(y|x_t = x),
 
-which is exact if p(y|x_t) is the law of the label given the *noisy* point: the classifier must be
-trained on perturbed data and told the noise level (:func:`classification_loss`).
+which is exact if p(y|x_t) is the distribution of the label given the *noisy* data: the classifier
+must be trained on perturbed data, with the noise level as an input (:func:`classification_loss`).
 """
 
 from __future__ import annotations
@@ -29,29 +29,28 @@ from scoresde._core.shapes import (
 )
 from scoresde.guidance.product import Product, Weight
 from scoresde.samplers.base import check_gaussian
-from scoresde.scores import LabelFunction, PredictionScore, Score
-from scoresde.scores.labels import by_half_logsnr
-from scoresde.scores.predictions import SCORE
+from scoresde.scores import SCORE, LabelFunction, PredictionScore, Score, by_half_logsnr
+from scoresde.scores.base import require_score
 from scoresde.sdes import SDE, GaussianSDE
-from scoresde.traces.base import Tape
-from scoresde.training.losses import TimeSampler, Uniform
+from scoresde.traces import Tape
+from scoresde.training import TimeSampler, Uniform
 
 
 class NoisyClassifier(nn.Module):
     r"""A network that classifies x_t: logits of p(y|x_t), for any Gaussian diffusion.
 
-    The network sees ``network(c_in x, label)`` with c_in = 1/√(α² c + σ²), so that its input has
-    the same size at every noise level, in its own dtype.
+    It is called as ``network(c_in x, label)`` with c_in = 1/√(α² c + σ²), so that its input has
+    unit variance at every noise level; in the dtype of its parameters.
 
     Args:
         network: any module ``(x, label) -> logits (batch, K)``.
         sde: a Gaussian diffusion.
-        spread: √c, the standard deviation of the data.
+        std: √c, the standard deviation of the data.
         label: by_half_logsnr, by_time, … or any function ``(sde, t) -> label``.
 
     Raises:
         TypeError: if the network is not callable or the diffusion not Gaussian.
-        ValueError: if ``std`` is not positive; when called, if what comes is not ``(batch, K)``.
+        ValueError: if ``std`` is not positive; when called, if the output is not ``(batch, K)``.
 
     Example:
         >>> from scoresde import VPSDE
@@ -81,7 +80,7 @@ class NoisyClassifier(nn.Module):
             )
         self.network: Any = network
         self.sde: Any = check_gaussian(sde)
-        self.std = check_positive("spread", std)
+        self.std = check_positive("std", std)
         self.label = label
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
@@ -111,14 +110,14 @@ def classification_loss(
     functions is the exact p(y|x_t).
 
     Args:
-        classifier: the classifier, which knows its diffusion.
+        classifier: the classifier.
         x0: clean data ``(batch, *event)``.
         labels: integers ``(batch,)`` in 0 … K − 1.
-        time_sampler: the law of t.
+        time_sampler: the distribution of t.
         generator: source of randomness; None for PyTorch's global one.
 
     Raises:
-        TypeError: if labels are no integers.
+        TypeError: if labels are not integers.
         ValueError: if there is not one label per sample, or one is out of range.
 
     Example:
@@ -152,16 +151,16 @@ def classification_loss(
 
 
 class ClassifierScore(PredictionScore):
-    r"""∇ log p(y|x_t = x): the score of a likelihood, a factor of a product.
+    r"""∇ log p(y|x_t = x): the score of a likelihood, to be one factor of a product.
 
     Args:
         classifier: ``(x, t) -> logits (batch, K)``, differentiable in x: a
-            :class:`NoisyClassifier`, ``Mixture.log_shares``, or any function.
-        sde: the diffusion whose x_t it classifies.
+            :class:`NoisyClassifier`, ``Mixture.log_responsibilities``, or any function.
+        sde: the diffusion of x_t.
         labels: y, an integer for all samples, or integers ``(batch,)``.
 
     Raises:
-        TypeError: if the classifier is not callable or labels are no integers.
+        TypeError: if the classifier is not callable or labels are not integers.
         ValueError: when evaluated, if there is not one label per sample, or one is out of range.
 
     Example:
@@ -194,18 +193,17 @@ class ClassifierScore(PredictionScore):
 
         differentiable = torch.is_grad_enabled() and x.requires_grad
         tape = Tape(log_prob, flatten(x), differentiable, batched=False)
-        (slope,) = tape.product(torch.ones_like(tape.value).unsqueeze(0))
-        return slope.reshape(x.shape)
+        (gradient,) = tape.product(torch.ones_like(tape.value).unsqueeze(0))
+        score: Tensor = gradient.reshape(x.shape)
+        return score
 
     def select(self, index: Tensor | slice) -> ClassifierScore:
-        """Return the score of a part of the batch, with its labels."""
         if self.labels.ndim == 0:
             return self
         index = index.to(self.labels.device) if isinstance(index, Tensor) else index
         return ClassifierScore(self.classifier, self.sde, self.labels[index])
 
     def extra_repr(self) -> str:
-        """Show what the labels are, or how many."""
         return f"labels={self.labels.item() if self.labels.ndim == 0 else tuple(self.labels.shape)}"
 
 
@@ -215,10 +213,10 @@ def classifier_guidance(
     labels: int | Tensor,
     scale: Weight = 1.0,
 ) -> Product:
-    r"""Return an unconditional score led to a class: s + w ∇ log p(y|x_t).
+    r"""Return an unconditional score guided to a class: s + w ∇ log p(y|x_t).
 
-    With w = 1 and the exact classifier it is the conditional score. Any other scale makes it the
-    score of p_t(x) p(y|x_t)^w at every level, which no diffusion of data has: see
+    With w = 1 and the exact classifier it is the conditional score. For any other w it is the score
+    of p_t(x) p(y|x_t)^w at every level, which is not the diffusion of any data distribution: see
     :mod:`scoresde.guidance.product`.
 
     Args:
@@ -242,8 +240,7 @@ def classifier_guidance(
         Song et al. 2021, arXiv:2011.13456, section 5 and eq. 14; Dhariwal & Nichol 2021,
         arXiv:2105.05233, section 4.
     """
-    if not isinstance(score, Score):
-        raise TypeError(f"score: expected a Score such as ScoreModel(…), got {summarize(score)}")
+    require_score(score)
     return Product([score, ClassifierScore(classifier, score.sde, labels)], [1.0, scale])
 
 
@@ -277,14 +274,14 @@ def _check_logits(name: str, logits: Tensor, x: Tensor) -> Tensor:
 
 
 def _log_prob(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log p(y) ``(batch,)``; NaN for labels out of range, where looking is not free."""
+    """Return log p(y) ``(batch,)``; NaN for labels out of range under torch.func or compilation."""
     count = logits.shape[1]
-    known = (labels >= 0) & (labels < count)
-    if has_concrete_value(labels) and not bool(known.all()):
-        wrong = int(labels[~known][0])
+    valid = (labels >= 0) & (labels < count)
+    if has_concrete_value(labels) and not bool(valid.all()):
+        wrong = int(labels[~valid][0])
         raise ValueError(
             f"labels: expected integers in 0 … {count - 1}, the classifier's classes, got {wrong}"
         )
     chosen = labels.clamp(0, count - 1).unsqueeze(1)
     value = torch.log_softmax(logits, dim=1).gather(1, chosen).squeeze(1)
-    return torch.where(known, value, torch.nan)
+    return torch.where(valid, value, torch.nan)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a network with its condition, led away from itself without."""
+"""Classifier-free guidance: conditional and unconditional score of one network."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ def classifier_free_guidance(
 ) -> Product:
     r"""Return a conditional score guided by the unconditional one of the same network.
 
+    ::
+
         s = s(x|∅) + w (s(x|y) − s(x|∅)),
 
-    so that w = 1 is the conditional score and w = 0 the unconditional one. (Ho & Salimans count
-    from there: their w is this one − 1.) The network must have learned what no condition is, as
-    :func:`~scoresde.fit` teaches with ``condition_dropout``. Both are evaluated in one batch of
-    twice the size, or just one of them where w is 1 or 0.
+    so that w = 1 is the conditional score and w = 0 the unconditional one. (The w of Ho & Salimans
+    is w − 1 here.) The network must be trained with its condition dropped at random, as by
+    :func:`~scoresde.fit` with ``condition_dropout``. Both scores are evaluated in one batch of
+    twice the size, or only one of them if w is 1 or 0.
 
     Args:
         model: the model with its condition bound: ``model.given(classes=labels)``.
         weight: w, a number, one per sample ``(batch,)``, or a function of the noise level such as
             :class:`~scoresde.guidance.GuidanceInterval`.
-        null: for each condition to lead away from, what stands for none; by default all that are
-            bound, with the attribute of the network that has the condition's name, which is the
-            null class of this library's networks.
+        null: a null value for each condition that is dropped in s(x|∅). By default all bound
+            conditions, with the network's attribute of the condition's name as null value, which is
+            the null class of this library's networks.
 
     Returns:
-        A score again, with one condition per sample if ``model`` has; see
-        :class:`~scoresde.guidance.Product` for what it samples.
+        The guided score; see :class:`~scoresde.guidance.Product` for the distribution of its
+        samples.
 
     Raises:
-        TypeError: if the model cannot be given a condition.
-        ValueError: if no condition is bound, or what stands for none is not known.
+        TypeError: if the model takes no condition.
+        ValueError: if no condition is bound, or a null value is not known.
 
     Example:
         >>> from scoresde import MLP, ScoreModel, VPSDE, sample
@@ -54,7 +56,7 @@ def classifier_free_guidance(
     """
     if not hasattr(model, "given") or not hasattr(model, "condition"):
         raise TypeError(
-            f"model: expected a ScoreModel with a condition, got {type(model).__name__}; take "
+            f"model: expected a ScoreModel with a condition, got {type(model).__name__}; use "
             "autoguidance(score, base, weight) for two scores of any kind"
         )
     if not model.condition:
@@ -68,19 +70,21 @@ def classifier_free_guidance(
             f"null: expected some of the bound conditions {sorted(model.condition)}, got "
             f"{unknown or 'none'}; bind them with model.given(…)"
         )
-    without = {
-        key: _blank(key, model.condition[key], value, model.network) for key, value in nulls.items()
+    null_condition = {
+        key: _null_value(key, model.condition[key], value, model.network)
+        for key, value in nulls.items()
     }
-    return autoguidance(model, model.given(**without), weight)
+    return autoguidance(model, model.given(**null_condition), weight)
 
 
-def _blank(key: str, bound: Any, null: Any, network: Any) -> Any:
-    """Return what stands for no condition, in the form of what is bound."""
+def _null_value(key: str, bound: Any, null: Any, network: Any) -> Any:
+    """Return the null value of a condition, in the shape of the bound value."""
     value = getattr(network, key, None) if null is None else null
     if value is None:
         raise ValueError(
-            f"null: expected what stands for no {key}, got None, and the network has no attribute "
-            f"{key!r} that could tell; pass null={{{key!r}: …}}"
+            f"null: expected the null value of {key}, got None, and the network has no attribute "
+            f"{key!r} to take it from; pass null={{{key!r}: …}}"
         )
-    plain = isinstance(bound, Tensor) and not isinstance(value, Tensor)
-    return torch.full_like(bound, value) if plain else value
+    if isinstance(bound, Tensor) and not isinstance(value, Tensor):
+        return torch.full_like(bound, value)
+    return value

@@ -1,4 +1,4 @@
-"""Mixtures of densities: the score of a sum, weighted by who is responsible for a point."""
+"""Mixtures of densities: scores weighted by the responsibilities of the components."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from scoresde._core.checks import check_tensor
 from scoresde._core.shapes import Time, as_time
-from scoresde.scores import Score
-from scoresde.scores.combination import Combination, check_scores
-from scoresde.scores.moments import Moments
+from scoresde.scores import Combination, Moments, Score
+from scoresde.scores.combination import check_scores
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
 """log p_t(x) ``(batch,)`` of ``x`` ``(batch, *event)`` at ``t``, row by row."""
@@ -21,20 +20,22 @@ LogDensity = Callable[[Tensor, Tensor], Tensor]
 class Mixture(Combination):
     r"""The score of Σ_i w_i p_{i,t}, exact at every noise level.
 
+    ::
+
         s = Σ_i r_i s_i,    r_i = w_i p_{i,t}(x) / Σ_j w_j p_{j,t}(x).
 
     Noising and mixing commute: if the parts are the noised versions of p_i, this is the noised
     version of Σ_i w_i p_i, and samples and likelihoods are those of the mixture. The
-    responsibilities need the log-densities of the parts at every noise level, which closed forms
-    know; a network does not, and :func:`~scoresde.log_likelihood` with ``t_min=t`` at every
-    evaluation is exact, but slow. Averaging the scores without them is a product
+    responsibilities need the log-densities of the parts at every noise level: in closed form, or
+    for a network by :func:`~scoresde.log_likelihood` with ``t_min=t`` at every evaluation, which is
+    slow. An average of scores with constant weights is a product
     (:class:`~scoresde.guidance.Product`), not a mixture.
 
     Args:
         scores: the parts, over one diffusion.
-        weights: ``(K,)``, positive; normalised to sum to one. Equal by default.
+        weights: ``(K,)``, positive; normalized to sum to one. Equal by default.
         log_probs: log p_{i,t}(x), a function ``(x, t) -> (batch,)`` for each part, differentiable
-            where likelihoods are wanted; the parts' own ``log_prob`` by default.
+            if likelihoods are needed; the parts' own ``log_prob`` by default.
         moments: mean and covariance of the data, if known; by default those of the mixture if those
             of all parts are known.
 
@@ -50,7 +51,7 @@ class Mixture(Combination):
         ... ]
         >>> mixture = Mixture(parts, [1.0, 3.0])
         >>> x = torch.zeros(1, 2)
-        >>> mixture(x, 0.0), mixture.log_prob(x), mixture.log_shares(x, 0.0).exp()
+        >>> mixture(x, 0.0), mixture.log_prob(x), mixture.log_responsibilities(x, 0.0).exp()
         (tensor([[0.5000, 0.5000]]), tensor([-2.8379]), tensor([[0.2500, 0.7500]]))
 
     References:
@@ -77,7 +78,7 @@ class Mixture(Combination):
         """Return log Σ_i w_i p_{i,t}(x) in nats ``(batch,)`` for ``x`` ``(batch, *event)``."""
         return torch.logsumexp(self._log_weighted(x, t), dim=1).to(x.dtype)
 
-    def log_shares(self, x: Tensor, t: Time) -> Tensor:
+    def log_responsibilities(self, x: Tensor, t: Time) -> Tensor:
         """Return log r_i, the log-probability of each part given x_t = x, ``(batch, K)``.
 
         It is the exact noise-conditional classifier of what part a point is from.
@@ -89,14 +90,12 @@ class Mixture(Combination):
         return list(torch.softmax(self._log_weighted(x, t), dim=1).unbind(1))
 
     def select(self, index: Tensor | slice) -> Mixture:
-        """Return the mixture of a part of the batch."""
         scores = [part.select(index) for part in self.scores]  # type: ignore[operator]
         if all(new is old for new, old in zip(scores, self.scores, strict=True)):
             return self
         return Mixture(scores, self.weights, self.log_probs, self.moments)
 
     def extra_repr(self) -> str:
-        """Show the weights."""
         return f"weights={[round(w, 4) for w in self.weights.tolist()]}"
 
     def _log_weighted(self, x: Tensor, t: Time) -> Tensor:
@@ -112,7 +111,7 @@ def _check_weights(weights: Tensor, count: int) -> Tensor:
     if weights.shape != (count,) or not bool(((weights > 0) & weights.isfinite()).all()):
         raise ValueError(
             f"weights: expected {count} positive finite numbers, one for each score, got "
-            f"{weights}; leave out a part of weight zero"
+            f"{weights}; omit parts of weight zero"
         )
     return weights / weights.sum()
 
@@ -127,8 +126,8 @@ def _check_densities(given: list[LogDensity] | None, scores: list[Score]) -> lis
         if not callable(density):
             raise TypeError(
                 f"log_probs[{k}]: expected a function (x, t) -> log p_t(x), got {density!r}, and "
-                f"{type(scores[k]).__name__} knows no density; a mixture needs them all (average "
-                "scores by Product, which is another law)"
+                f"{type(scores[k]).__name__} has no log_prob; a mixture needs all densities "
+                "(Product averages scores without them, which is another distribution)"
             )
     return known  # type: ignore[return-value]
 
@@ -152,7 +151,7 @@ def _moments(scores: Sequence[Score], weights: Tensor) -> Moments | None:
     mean = torch.stack([w * part.mean for w, part in zip(weights, parts, strict=True)]).sum(0)
     covariance = torch.zeros_like(first.basis)
     for w, part in zip(weights, parts, strict=True):
-        away = (part.mean - mean).reshape(-1)
-        within = part.basis @ torch.diag(part.variance) @ part.basis.mT
-        covariance = covariance + w * (within + torch.outer(away, away))
+        difference = (part.mean - mean).reshape(-1)
+        component = part.basis @ torch.diag(part.variance) @ part.basis.mT
+        covariance = covariance + w * (component + torch.outer(difference, difference))
     return Moments.from_covariance(mean, covariance)

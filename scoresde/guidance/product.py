@@ -1,27 +1,29 @@
 r"""Products of powers of densities: guidance, tempering, negation, composition.
 
+::
+
     s(x, t) = Σ_i w_i s_i(x, t)    is the score of    Π_i p_{i,t}(x)^{w_i}
 
 at every noise level. That is not the noised version of Π_i p_i(x_0)^{w_i}: noising and multiplying
-do not commute, since
+do not commute, since::
 
     ∫ N(x_t; α x_0, σ²) Π_i p_i(x_0)^{w_i} dx_0  ≠  Π_i (∫ N(x_t; α x_0, σ²) p_i(x_0) dx_0)^{w_i},
 
-unless one weight is 1 and the others 0. The sequence of products is no diffusion of anything: a
-sampler of the reverse SDE or the flow that follows it ends near the product, not at it, and what
-:func:`~scoresde.log_likelihood` tells is the density of that very flow. Only as t → 0 does the
-score become that of Π_i p_i^{w_i}.
+unless one weight is 1 and the others 0. The sequence of products is not the diffusion of any data
+distribution: samples of the reverse SDE or the flow with this score are near the product, not
+distributed as it, and :func:`~scoresde.log_likelihood` returns the density of that flow. Only as
+t → 0 does the score become that of Π_i p_i^{w_i}.
 
-Weights that sum to one leave the noise end as it is. Others do not: the flow of a product of
-Gaussians N(m_i, c_i) shrinks distances, in units of α, by Π_i ((c_i + ρ_0²)/(c_i + ρ_T²))^{w_i/2},
-ρ = σ/α, so that a plain product of two collapses. To ask for several conditions at once, lead away
-from none of them, s_∅ + Σ_i w_i (s_i − s_∅): ``Product([first, second, none], [w_1, w_2, None])``.
+Weights that sum to one preserve the distribution at t = T. Others do not: the flow of a product of
+Gaussians N(m_i, c_i) contracts distances, in units of α, by
+Π_i ((c_i + ρ_0²)/(c_i + ρ_T²))^{w_i/2}, ρ = σ/α, so that an unweighted product of two collapses.
+For several conditions at once, use s_∅ + Σ_i w_i (s_i − s_∅):
+``Product([first, second, unconditional], [w_1, w_2, None])``.
 
-Who wants the product itself corrects: Langevin steps
-(:class:`~scoresde.samplers.AnnealedLangevin`, :class:`~scoresde.samplers.PredictorCorrector`) keep
-the density whose score this is at each level, and with enough of them the samples follow the
-sequence down to the product. :class:`~scoresde.samplers.MALA` does so without bias
-where the densities of the parts are known.
+To sample from the product itself, add corrector steps: Langevin steps
+(:class:`~scoresde.samplers.AnnealedLangevin`, :class:`~scoresde.samplers.PredictorCorrector`) leave
+the density of this score invariant at each level, and with enough of them the samples converge to
+the product. :class:`~scoresde.samplers.MALA` has no bias if the densities of the parts are known.
 """
 
 from __future__ import annotations
@@ -42,9 +44,7 @@ from scoresde._core.checks import (
     check_positive,
 )
 from scoresde._core.shapes import has_concrete_value
-from scoresde.scores import Score
-from scoresde.scores.combination import Combination
-from scoresde.scores.moments import Moments
+from scoresde.scores import Combination, Moments, Score
 
 Weight = float | Tensor | Callable[[Tensor], Tensor | float]
 """A number, one per sample ``(batch,)``, or a function of the noise level ρ = σ/α."""
@@ -52,10 +52,10 @@ Weight = float | Tensor | Callable[[Tensor], Tensor | float]
 
 @dataclass(frozen=True)
 class GuidanceInterval:
-    r"""A weight w for noise levels low < ρ <= high, and 1, that is no guidance, outside.
+    r"""A weight w at noise levels low < ρ <= high, and 1 (no guidance) at others.
 
-    Guidance at high noise decides too early and loses variety, at low noise it does little; outside
-    of the interval only one score is evaluated. In half log-SNR, λ = −ln ρ.
+    Guidance at high noise reduces diversity, at low noise it has little effect; outside of the
+    interval only one score is evaluated. In half log-SNR, λ = −ln ρ.
 
     Args:
         weight: w.
@@ -97,21 +97,24 @@ class GuidanceInterval:
 class Product(Combination):
     r"""The score of Π_i p_{i,t}^{w_i}: a product of powers at every noise level.
 
+    ::
+
         s = Σ_i w_i s_i.
 
-    Weights above 1 sharpen, below 1 flatten (w = 1/temperature), negative ones negate. What that
-    means for samples, and what it does not, stands at the head of this module.
+    Weights above 1 sharpen, below 1 flatten (w = 1/temperature), negative ones negate. For the
+    distribution of samples see :mod:`scoresde.guidance.product`.
 
     Args:
         scores: the parts, over one diffusion.
-        weights: of each part a number, one per sample ``(batch,)``, a function of the noise level
-            ρ = σ/α (float64, ``()`` or ``(batch,)``), or, for one of them, None: what the others
-            leave of 1. All are 1 by default.
-        moments: mean and covariance of the data, if known; those of the first part are the guess.
+        weights: for each part a number, one per sample ``(batch,)``, a function of the noise level
+            ρ = σ/α (float64, ``()`` or ``(batch,)``), or, for at most one, None: 1 − Σ of the
+            others. All are 1 by default.
+        moments: mean and covariance of the data, if known; by default those of the first part,
+            marked as not known.
 
     Raises:
-        TypeError: if a part is not a Score, or a weight neither a number, a tensor nor callable; if
-            a weight is a function and the diffusion has no α and σ.
+        TypeError: if a part is not a Score, a weight neither a number, a tensor nor callable, or a
+            weight a function and the SDE not Gaussian.
         ValueError: if there is not one weight for each part, one is not finite, or diffusions
             differ.
 
@@ -142,39 +145,38 @@ class Product(Combination):
         self.weights = _check_weights(weights, len(self.scores))
         if any(callable(weight) for weight in self.weights) and not self.sde.gaussian:
             raise TypeError(
-                "weights: expected numbers, since noise levels σ/α are not known of a general SDE, "
+                "weights: expected numbers, since a general SDE has no noise level σ/α, "
                 f"{type(self.sde).__name__}, got a function"
             )
 
     def weights_at(self, x: Tensor, t: Tensor) -> list[Tensor]:
-        """Return the weights at ``t``, completed to 1."""
-        known = [None if w is None else _value(w, self.sde, x, t) for w in self.weights]
-        rest = torch.ones((), dtype=torch.float64) - sum(w for w in known if w is not None)
-        completed = known if any(w is None for w in known) else [*known, None]
-        return [rest if w is None else w for w in completed]
+        """Return the weights at ``t`` with 1 − Σ for None, or for the flat density without None."""
+        given = [None if w is None else _value(w, self.sde, x, t) for w in self.weights]
+        remainder = torch.ones((), dtype=torch.float64) - sum(w for w in given if w is not None)
+        completed = given if any(w is None for w in given) else [*given, None]
+        return [remainder if w is None else w for w in completed]
 
     def select(self, index: Tensor | slice) -> Product:
-        """Return the product of a part of the batch: rows of the scores and of the weights."""
         scores = [part.select(index) for part in self.scores]  # type: ignore[operator]
-        return Product(scores, [_rows(weight, index) for weight in self.weights], self.moments)
+        return Product(scores, [_select(weight, index) for weight in self.weights], self.moments)
 
     def extra_repr(self) -> str:
-        """Show the weights."""
         return f"weights={self.weights}"
 
 
 def autoguidance(score: Score, base: Score, weight: Weight) -> Product:
-    r"""Return a score pushed away from another: s_base + w (s − s_base).
+    r"""Return a score extrapolated from another: s_base + w (s − s_base).
 
-    The density at each level is p_t (p_t/p_{base,t})^{w−1}. With w = 1 it is the score itself, with
-    w = 0 the other, to the last bit and at the price of that one alone. If ``base`` is a worse
-    model of the same data (smaller, or trained for less long), this is autoguidance; if it is the
-    model without its condition, classifier-free guidance (:func:`classifier_free_guidance`). Neither samples
-    p^w p_base^{1−w} of clean data, as :mod:`scoresde.guidance.product` tells.
+    The density at each level is p_t (p_t/p_{base,t})^{w−1}. With w = 1 it is exactly
+    ``score``, with w = 0 exactly ``base``, and only that one is evaluated. If ``base`` is a worse
+    model of the same data (smaller, or trained for fewer steps), this is autoguidance; if it is the
+    model without its condition, classifier-free guidance (:func:`classifier_free_guidance`).
+    Samples are not distributed as p^w p_base^{1−w} of clean data: see
+    :mod:`scoresde.guidance.product`.
 
     Args:
-        score: what leads.
-        base: what is led away from, over the same diffusion.
+        score: s.
+        base: s_base, over the same diffusion.
         weight: w, a number, one per sample ``(batch,)``, or a function of the noise level such as
             :class:`GuidanceInterval`.
 
@@ -195,13 +197,13 @@ def autoguidance(score: Score, base: Score, weight: Weight) -> Product:
 def tempered(score: Score, temperature: float) -> Product:
     r"""Return the score of p_t^{1/temperature}, s/temperature, at every noise level.
 
-    It is a target for Langevin steps, and of little use to the reverse SDE or the flow: for data
+    It is a target for Langevin steps, not for the reverse SDE or the flow: for data
     N(0, c) the flow from x_T ~ N(0, σ_T²) ends in the variance ρ_T² (c/(c + ρ_T²))^{1/temperature},
-    ρ = σ/α, which depends on where it starts and is not c · temperature.
+    ρ = σ/α, which depends on ρ_T and is not c · temperature.
 
     Args:
         score: the score of p_t.
-        temperature: > 0; below 1 concentrates on what is likely, above 1 flattens.
+        temperature: > 0; below 1 concentrates on the modes, above 1 flattens.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -217,10 +219,13 @@ def _check_weights(weights: Sequence[Weight | None] | None, count: int) -> list[
     if not isinstance(weights, Sequence | Tensor) or len(weights) != count:
         raise ValueError(
             f"weights: expected a sequence with one weight for each of {count} scores, got "
-            f"{weights!r}; None stands for what the others leave of 1"
+            f"{weights!r}; None is 1 − Σ of the others"
         )
     if sum(weight is None for weight in weights) > 1:
-        raise ValueError(f"weights: expected at most one None, got {weights!r}; which is which?")
+        raise ValueError(
+            f"weights: expected at most one None, got {weights!r}; only one weight may be None, "
+            "1 − Σ of the others"
+        )
     return [_check_weight(f"weights[{k}]", weight) for k, weight in enumerate(weights)]
 
 
@@ -255,7 +260,7 @@ def _value(weight: Weight, sde: Any, x: Tensor, t: Tensor) -> Tensor:
     return value.to(x.device)
 
 
-def _rows(weight: Weight | None, index: Tensor | slice) -> Weight | None:
+def _select(weight: Weight | None, index: Tensor | slice) -> Weight | None:
     if not isinstance(weight, Tensor) or weight.ndim == 0:
         return weight
     return weight[index.to(weight.device) if isinstance(index, Tensor) else index]

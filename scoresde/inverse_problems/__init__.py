@@ -1,16 +1,16 @@
 """Inverse problems: from an observation y to samples of the posterior p(x_0 | y).
 
 A :class:`Measurement` is the likelihood p(y | x_0). A :class:`PosteriorScore` is the score of
-p(x_t | y) and is used wherever a score is; constrained steps wrap a sampler; particle methods are
-asymptotically exact. :func:`restore` and its presets (:func:`inpaint`, :func:`super_resolve`,
-:func:`colorize`, :func:`denoise`) combine them in one line.
+p(x_t | y), to be used as any score; constrained samplers wrap another sampler; particle methods
+are asymptotically exact. :func:`restore` and its presets (:func:`inpaint`, :func:`super_resolve`,
+:func:`colorize`, :func:`denoise`) combine them in one call.
 """
 
 from scoresde.inverse_problems.constrained import Imputation, NormalizedDPS, RePaint
 from scoresde.inverse_problems.denoising import as_state, denoise, noise_level
 from scoresde.inverse_problems.diffpir import DiffPIR, ddnm
 from scoresde.inverse_problems.dps import DPS
-from scoresde.inverse_problems.kalman import MMPS, PiGDM
+from scoresde.inverse_problems.gaussian_approximation import MMPS, PiGDM
 from scoresde.inverse_problems.measurement import (
     GaussianMeasurement,
     LogLikelihood,
@@ -23,6 +23,7 @@ from scoresde.inverse_problems.posterior import PosteriorScore, TweediePosterior
 from scoresde.inverse_problems.restoration import (
     ConstrainedSampling,
     ParticleSampling,
+    PosteriorProblem,
     PosteriorSampler,
     PosteriorScoreSampling,
     colorize,
@@ -46,6 +47,7 @@ __all__ = [
     "ParticleSampling",
     "Particles",
     "PiGDM",
+    "PosteriorProblem",
     "PosteriorSampler",
     "PosteriorScore",
     "PosteriorScoreSampling",

@@ -8,19 +8,25 @@ from torch import Tensor
 from scoresde._core.checks import check_nonnegative, check_positive
 from scoresde._core.shapes import expand
 from scoresde.inverse_problems.measurement import Measurement
-from scoresde.inverse_problems.posterior import Look, TweediePosterior, remaining
+from scoresde.inverse_problems.posterior import (
+    LinearizedDenoiser,
+    TweediePosterior,
+    conditional_variance,
+)
 from scoresde.scores import Score
 
 
 class DPS(TweediePosterior):
     r"""Diffusion posterior sampling: p(y|x_t) ≈ p(y|x_0 = x̂), for any likelihood.
 
+    ::
+
         x̂_y = x̂ + ζ (σ²/α) Jᵀ ∇ log p(y|x̂),    ζ = scale / (1 + κ r²).
 
-    The paper has κ = 0, which ignores the spread r² = cσ²/(α²c + σ²) of x_0 given x_t (for data of
-    variance c): at high noise the push is too strong, by a factor of κ r² with κ the curvature of
-    −log p(y|x_0). That makes it stiff, its samples too narrow, and its particles few
-    (:func:`twisted_smc`). Where κ is about known, say so.
+    The paper has κ = 0, which ignores the variance r² = cσ²/(α²c + σ²) of x_0 given x_t (for data
+    of variance c): at high noise the guidance term is too large, by a factor of about κ r² with κ
+    the curvature of −log p(y|x_0). The equation becomes stiff, the samples too narrow, and the
+    effective sample size of :func:`twisted_smc` small. Pass κ where it is about known.
 
     Args:
         score: the prior.
@@ -60,18 +66,18 @@ class DPS(TweediePosterior):
         self.curvature = check_nonnegative("curvature", curvature)
         measurement.check_density()
 
-    def pull(self, look: Look) -> tuple[Tensor, Tensor]:
+    def guidance_gradient(self, denoiser: LinearizedDenoiser) -> tuple[Tensor, Tensor]:
         """Return ζ ∇ log p(y|x̂) and ζ log p(y|x̂)."""
-        differentiable = look.clean.requires_grad
+        differentiable = denoiser.denoised.requires_grad
         with torch.enable_grad():
-            clean = look.clean if differentiable else look.clean.detach().requires_grad_()
+            x = denoiser.denoised
+            clean = x if differentiable else x.detach().requires_grad_()
             value = self.measurement.log_prob(clean)
             (g,) = torch.autograd.grad(value.sum(), clean, create_graph=differentiable)
-        std = remaining(self.moments.variance, look).mean(-1)
-        zeta = self.scale / (1 + self.curvature * std)
+        variance = conditional_variance(self.moments.variance, denoiser).mean(-1)
+        zeta = self.scale / (1 + self.curvature * variance)
         value = expand(zeta, value) * value
         return expand(zeta, g) * g, value if differentiable else value.detach()
 
     def with_parts(self, score: Score, measurement: Measurement) -> DPS:
-        """Return DPS on another prior and measurement."""
         return DPS(score, measurement, self.scale, self.curvature)

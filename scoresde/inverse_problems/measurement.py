@@ -1,4 +1,4 @@
-r"""What was measured: the likelihood p(y|x_0) that turns a prior into a posterior.
+r"""Measurements: the likelihood p(y|x_0) of an observation y.
 
 Either y = A x_0 + σ_y n for a linear operator A (:class:`Observation`), or y = F(x_0) + σ_y n for a
 differentiable function (:class:`NonlinearObservation`), or any differentiable log-likelihood
@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from scoresde._core.checks import check_nonnegative, check_state, check_tensor
+from scoresde._core.checks import check_instance, check_nonnegative, check_state, check_tensor
 from scoresde._core.modules import FixedDtypeModule
 from scoresde._core.random import normal_like
 from scoresde._core.shapes import flatten
@@ -23,11 +23,14 @@ from scoresde.operators import LinearOperator
 
 
 class Measurement(nn.Module, ABC):
-    """A likelihood of clean data: define :meth:`log_prob`, and :meth:`rows` if it holds rows."""
+    """A likelihood p(y|x_0) of clean data: define :meth:`log_prob`.
+
+    If it has one observation per sample, define :attr:`batch` and :meth:`select` as well.
+    """
 
     @property
     def batch(self) -> int:
-        """How many measurements there are: one shared by all samples, or one per sample."""
+        """Number of observations: 1 is shared by all samples, otherwise one per sample."""
         return 1
 
     @abstractmethod
@@ -35,18 +38,25 @@ class Measurement(nn.Module, ABC):
         """Return log p(y|x_0 = x) ``(batch,)``, differentiable, for ``x`` ``(batch, *event)``."""
 
     def select(self, index: Tensor | slice) -> Measurement:
-        """Return the measurements of a part of the batch."""
+        """Return the measurement of some rows of the batch.
+
+        Args:
+            index: integers ``(rows,)``, a mask, or a slice.
+        """
         return self
 
     def project(self, x: Tensor) -> Tensor:
-        """Return the nearest to ``x`` that is possible at all, if not all is: shaped like ``x``."""
+        """Return the data-consistency projection of ``x`` ``(batch, *event)``.
+
+        That is the nearest point with p(y|x) > 0 if the measurement is noiseless, else ``x``.
+        """
         return x
 
     def check_event(self, event_shape: Sequence[int]) -> None:
-        """Refuse samples of a shape that can't have been measured."""
+        """Check that samples of a shape can have been measured; ``ValueError`` otherwise."""
 
     def check_density(self) -> None:
-        """Refuse a measurement that has no density."""
+        """Check that p(y|x_0) is a density; ``ValueError`` otherwise."""
 
 
 class LogLikelihood(Measurement):
@@ -70,7 +80,6 @@ class LogLikelihood(Measurement):
         self.function = function
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the function's value ``(batch,)``."""
         value = check_tensor("function", self.function(x))
         if value.shape != x.shape[:1]:
             raise ValueError(
@@ -81,12 +90,14 @@ class LogLikelihood(Measurement):
 
 
 class GaussianMeasurement(FixedDtypeModule, Measurement):
-    r"""y = F(x_0) + σ_y n: define :meth:`predict` and its derivative :meth:`linearised`.
+    r"""y = F(x_0) + σ_y n: define :meth:`predict`, :meth:`linearize` and :meth:`with_y`.
+
+    ::
 
         log p(y|x_0) = −‖y − F(x_0)‖²/(2σ_y²) − m log(σ_y √(2π)).
 
     Args:
-        y: what was observed, ``(batch, *observed)``; a single row is shared by all samples.
+        y: the observations ``(batch, *observed)``; a single row is shared by all samples.
         noise_std: σ_y >= 0, in the unit of ``y``.
     """
 
@@ -102,16 +113,15 @@ class GaussianMeasurement(FixedDtypeModule, Measurement):
         """Return F(x) ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
 
     @abstractmethod
-    def linearised(self, x: Tensor) -> LinearOperator:
-        """Return ∂F/∂x at ``x`` ``(batch, *event)``, each row's own."""
+    def linearize(self, x: Tensor) -> LinearOperator:
+        """Return the Jacobian ∂F/∂x at ``x`` ``(batch, *event)``, row by row, as an operator."""
 
     @abstractmethod
     def with_y(self, y: Tensor) -> GaussianMeasurement:
-        """Return the same measurement with other values."""
+        """Return the same measurement of other observations ``y``."""
 
     @property
     def batch(self) -> int:
-        """How many observations there are."""
         return self.y.shape[0]
 
     @property
@@ -141,32 +151,31 @@ class GaussianMeasurement(FixedDtypeModule, Measurement):
         return -0.5 * squares.sum(1) / self.variance - constant
 
     def select(self, index: Tensor | slice) -> GaussianMeasurement:
-        """Return the observations of a part of the batch."""
         if self.batch == 1:
             return self
         return self.with_y(self.y[index.to(self.y.device) if isinstance(index, Tensor) else index])
 
     def check_density(self) -> None:
-        """Refuse σ_y = 0, for what needs a density of y."""
         if self.noise_std == 0:
             raise ValueError(
-                "noise_std: expected σ_y > 0, since this needs a density of y, got 0; give a small "
-                "one, or take PiGDM, MMPS, DiffPIR or Imputation"
+                "noise_std: expected σ_y > 0, since this needs a density of y, got 0; pass a small "
+                "one, or use PiGDM, MMPS, DiffPIR or Imputation"
             )
 
     def extra_repr(self) -> str:
-        """Show y and σ_y."""
         return f"y={tuple(self.y.shape)}, noise_std={self.noise_std:g}"
 
 
 class Observation(GaussianMeasurement):
     r"""A linear observation with Gaussian noise, y = A x_0 + σ_y n.
 
+    ::
+
         log p(y|x_0) = −‖y − A x_0‖²/(2σ_y²) − m log(σ_y √(2π)).
 
     Args:
         operator: A.
-        y: what was observed, ``(batch, *observed)``; a single row is shared by all samples.
+        y: the observations ``(batch, *observed)``; a single row is shared by all samples.
         noise_std: σ_y >= 0, in the unit of ``y``.
 
     Raises:
@@ -176,19 +185,20 @@ class Observation(GaussianMeasurement):
     Example:
         >>> import torch
         >>> from scoresde.operators import AveragePool
-        >>> seen = Observation(AveragePool(2), torch.zeros(1, 2, 2), noise_std=0.1)
-        >>> seen.residual(torch.ones(5, 4, 4)).shape
+        >>> observation = Observation(AveragePool(2), torch.zeros(1, 2, 2), noise_std=0.1)
+        >>> observation.residual(torch.ones(5, 4, 4)).shape
         torch.Size([5, 2, 2])
     """
 
     def __init__(self, operator: LinearOperator, y: Tensor, noise_std: float = 0.0) -> None:
-        if not isinstance(operator, LinearOperator):
-            raise TypeError(
-                f"operator: expected a LinearOperator such as Mask(mask), got {operator!r}; wrap a "
-                "matrix as Matrix(a), a function as FunctionOperator(f, event_shape)"
-            )
         super().__init__(y, noise_std)
-        self.operator = operator
+        self.operator = check_instance(
+            "operator",
+            operator,
+            LinearOperator,
+            "Mask(mask)",
+            "wrap a matrix as Matrix(a), a function as FunctionOperator(f, event_shape)",
+        )
 
     @classmethod
     def draw(
@@ -198,7 +208,16 @@ class Observation(GaussianMeasurement):
         noise_std: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Observation:
-        """Observe clean data ``x`` ``(batch, *event)``: y = A x + σ_y n with a fresh n.
+        """Simulate an observation of clean data: y = A x + σ_y n with a new n.
+
+        Args:
+            operator: A.
+            x: clean data ``(batch, *event)``.
+            noise_std: σ_y >= 0.
+            generator: source of randomness; None for PyTorch's global one.
+
+        Returns:
+            The observation, of one row per sample.
 
         Example:
             >>> import torch
@@ -210,57 +229,54 @@ class Observation(GaussianMeasurement):
         return cls(operator, y + noise_std * normal_like(y, generator), noise_std)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return A x ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
         self.check_event(x.shape[1:])
-        return self.operator(x)
+        y: Tensor = self.operator(x)
+        return y
 
-    def linearised(self, x: Tensor) -> LinearOperator:
-        """Return A, whatever ``x``."""
+    def linearize(self, x: Tensor) -> LinearOperator:
         return self.operator
 
     def with_y(self, y: Tensor) -> Observation:
-        """Return another observation through the same operator."""
         return Observation(self.operator, y, self.noise_std)
 
     def project(self, x: Tensor) -> Tensor:
-        """Return x + A⁺ (y − A x), the nearest to ``x`` that looks like y, if σ_y = 0; else x."""
+        """Return x + A⁺ (y − A x), which satisfies A x = y, if σ_y = 0; else ``x``."""
         if self.noise_std > 0:
             return x
         return x + self.operator.pseudo_inverse(self.residual(x))
 
     def check_event(self, event_shape: Sequence[int]) -> None:
-        """Refuse samples whose observation would not have the shape of y."""
         observed = self.operator.observed_shape(event_shape)
         if tuple(self.y.shape[1:]) != observed:
             raise ValueError(
-                f"y: expected shape (batch, {', '.join(map(str, observed))}), what {self.operator} "
-                f"makes of samples {tuple(event_shape)}, got {tuple(self.y.shape)}"
+                f"y: expected shape (batch, {', '.join(map(str, observed))}), that of "
+                f"{self.operator} for samples {tuple(event_shape)}, got {tuple(self.y.shape)}"
             )
 
     def check_noiseless(self) -> None:
-        """Refuse σ_y > 0, for what reproduces y to the letter."""
+        """Check that σ_y = 0; ``ValueError`` otherwise."""
         if self.noise_std != 0:
             raise ValueError(
-                f"noise_std: expected 0, since this reproduces y to the letter, got "
-                f"{self.noise_std:g}; take PiGDM, MMPS or DiffPIR"
+                f"noise_std: expected 0, since samples will satisfy A x = y exactly, got "
+                f"{self.noise_std:g}; use PiGDM, MMPS or DiffPIR"
             )
 
 
 class NonlinearObservation(GaussianMeasurement):
     r"""An observation through any differentiable function, y = F(x_0) + σ_y n.
 
-    Methods for linear observations take it as such near x̂: A is ∂F/∂x there, y − A x̂ is y − F(x̂).
-    So their Kalman update is that of the extended Kalman filter, their step of least squares one of
-    Gauss and Newton. Particles (:func:`twisted_smc`) correct for it.
+    Methods for linear observations linearize it at x̂: A is ∂F/∂x there, y − A x̂ is y − F(x̂). Their
+    Kalman update is then that of the extended Kalman filter, their least-squares step a
+    Gauss–Newton step. Particles (:func:`twisted_smc`) correct for the linearization error.
 
     Args:
         function: F, from ``(batch, *event)`` to ``(batch, *observed)``, row by row; differentiable
-            forwards and backwards by torch.func, so without changes in place.
-        y: what was observed, ``(batch, *observed)``; a single row is shared by all samples.
+            by torch.func in forward and reverse mode, so without in-place operations.
+        y: the observations ``(batch, *observed)``; a single row is shared by all samples.
         noise_std: σ_y >= 0, in the unit of ``y``.
 
     Raises:
-        TypeError: if ``function`` can't be called, or ``y`` is not a floating-point tensor.
+        TypeError: if ``function`` is not callable, or ``y`` is not a floating-point tensor.
         ValueError: if ``y`` is not finite or σ_y negative; when used, if shapes do not fit.
 
     Example:
@@ -268,7 +284,7 @@ class NonlinearObservation(GaussianMeasurement):
         >>> modulus = NonlinearObservation(lambda x: x.abs(), torch.ones(1, 2), noise_std=0.1)
         >>> modulus.residual(torch.tensor([[-1.0, 3.0]]))
         tensor([[ 0., -2.]])
-        >>> modulus.linearised(torch.tensor([[-1.0, 3.0]]))(torch.ones(1, 2))
+        >>> modulus.linearize(torch.tensor([[-1.0, 3.0]]))(torch.ones(1, 2))
         tensor([[-1.,  1.]])
 
     References:
@@ -284,7 +300,6 @@ class NonlinearObservation(GaussianMeasurement):
         self.function = function
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return F(x) ``(batch, *observed)`` for ``x`` ``(batch, *event)``."""
         value = check_tensor("function", self.function(x))
         if value.shape != (expected := (x.shape[0], *self.y.shape[1:])):
             raise ValueError(
@@ -293,17 +308,15 @@ class NonlinearObservation(GaussianMeasurement):
             )
         return value
 
-    def linearised(self, x: Tensor) -> LinearOperator:
-        """Return ∂F/∂x at ``x`` ``(batch, *event)``."""
-        return _Tangent(self.predict, x, tuple(self.y.shape[1:]))
+    def linearize(self, x: Tensor) -> LinearOperator:
+        return _Jacobian(self.predict, x, tuple(self.y.shape[1:]))
 
     def with_y(self, y: Tensor) -> NonlinearObservation:
-        """Return another observation through the same function."""
         return NonlinearObservation(self.function, y, self.noise_std)
 
 
-class _Tangent(LinearOperator):
-    """The derivative of a function at a point, each row's own."""
+class _Jacobian(LinearOperator):
+    """The Jacobian of a function at a batch of points, row by row."""
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], point: Tensor, observed: tuple[int, ...]
@@ -315,28 +328,43 @@ class _Tangent(LinearOperator):
         return self.observed
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.func.jvp(self.function, (self.point,), (x,))[1]
+        product: Tensor = torch.func.jvp(self.function, (self.point,), (x,))[1]
+        return product
 
     def adjoint(self, y: Tensor) -> Tensor:
-        _, pull = torch.func.vjp(self.function, self.point)  # type: ignore[misc]
-        return pull(y)[0]
+        _, vjp = torch.func.vjp(self.function, self.point)  # type: ignore[misc]
+        gradient: Tensor = vjp(y)[0]
+        return gradient
 
 
-def check_gaussian(measurement: Measurement) -> GaussianMeasurement:
-    """Return what has Gaussian noise, and refuse what has not."""
-    if not isinstance(measurement, GaussianMeasurement):
-        raise TypeError(
-            "observation: expected an Observation or a NonlinearObservation, of Gaussian noise, "
-            f"got {measurement!r}; for other likelihoods take DPS"
-        )
-    return measurement
+def check_measurement(measurement: object) -> Measurement:
+    """Return the value, if it is a Measurement; ``TypeError`` otherwise."""
+    return check_instance(
+        "measurement",
+        measurement,
+        Measurement,
+        "Observation(operator, y, noise_std)",
+        "pass an Observation, a NonlinearObservation or a LogLikelihood",
+    )
 
 
-def check_observation(measurement: Measurement) -> Observation:
-    """Return what is a linear observation, and refuse what is not."""
-    if not isinstance(measurement, Observation):
-        raise TypeError(
-            f"observation: expected an Observation, which is linear, got {measurement!r}; for "
-            "others take DPS, PiGDM, MMPS or DiffPIR"
-        )
-    return measurement
+def check_gaussian_measurement(measurement: object) -> GaussianMeasurement:
+    """Return the value, if it is a measurement with Gaussian noise; ``TypeError`` otherwise."""
+    return check_instance(
+        "observation",
+        measurement,
+        GaussianMeasurement,
+        "Observation(operator, y, noise_std)",
+        "for other likelihoods use DPS",
+    )
+
+
+def check_observation(observation: object) -> Observation:
+    """Return the value, if it is a linear observation; ``TypeError`` otherwise."""
+    return check_instance(
+        "observation",
+        observation,
+        Observation,
+        "Observation(operator, y, noise_std)",
+        "this method needs one that is linear; for others use DPS, PiGDM, MMPS or DiffPIR",
+    )

@@ -1,22 +1,22 @@
 r"""Twisted sequential Monte Carlo: any approximate posterior made exact by particles.
 
-A chain q(x_0:T) = p(x_T) Π q(x_s|x_t) draws from the prior: with h = λ_s − λ_t, and x̂ extrapolated
-from this step and the one before (x̂₋, at λ_t − h₋), the reverse SDE is solved by
+A Markov chain q(x_0:T) = p(x_T) Π q(x_s|x_t) draws from the prior: with h = λ_s − λ_t, and x̂
+extrapolated from this step and the previous one (x̂₋, at λ_t − h₋), the reverse SDE is solved by::
 
     x_s = (σ_s/σ_t) e^{−h} x_t + α_s [m_0 x̂ + m_1 (h/h₋)(x̂ − x̂₋)] + v z,    v = σ_s √(1 − e^{−2h}),
 
-m_k = ∫₀¹ 2h e^{−2h(1−u)} uᵏ du. A posterior score proposes steps that look ahead to y, pushed by δ
-= α_s m_0 (x̂_y − x̂), and tells by ψ_t(x_t) ≈ p(y|x_t) how good a state is. The weights
+m_k = ∫₀¹ 2h e^{−2h(1−u)} uᵏ du. A posterior score defines the proposal q_y, whose mean is shifted
+by δ = α_s m_0 (x̂_y − x̂), and the twist ψ_t(x_t) ≈ p(y|x_t). The weights::
 
     w_T = ψ_T(x_T),    w_s = w_t q(x_s|x_t) ψ_s(x_s) / (q_y(x_s|x_t) ψ_t(x_t)),    ψ_0 = p(y|x_0),
 
-correct whatever is wrong with both; the two kernels are Gaussians of equal variance, so that
+correct the errors of both; the two kernels are Gaussians of equal variance, so that::
 
     log q/q_y = −z·δ/v − |δ|²/(2v²).
 
 The mean of the weights is an unbiased estimate of the chain's evidence ∫ q(x_0) p(y|x_0) dx_0, and
-weighted particles converge to the posterior of the chain's law, which is the prior's up to what its
-steps leave out.
+weighted particles converge to the posterior of the chain's distribution, which is the prior up to
+the discretization error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde._core.checks import check_between, check_integer, check_integers
+from scoresde._core.checks import check_between, check_instance, check_integer, check_integers
 from scoresde._core.conjugate_gradients import inner
 from scoresde._core.modules import dtype_and_device, evaluation_mode
 from scoresde._core.random import normal_like, temporarily_seeded, uniform
@@ -46,17 +46,18 @@ from scoresde.samplers.exponential import exponential_moments
 class Particles:
     """Weighted samples of a posterior, for each observation.
 
-    It prints what they are worth. With log p(y) the density of any point follows by Bayes' theorem:
-    log p(x|y) = log p(x) + log p(y|x) − log p(y), the first by :func:`log_likelihood`.
+    Its ``repr`` shows effective sample sizes and evidence. With log p(y) the density of any point
+    follows by Bayes' theorem: log p(x|y) = log p(x) + log p(y|x) − log p(y), the first by
+    :func:`~scoresde.log_likelihood`.
 
     Attributes:
         x: ``(observations, particles, *event)``.
-        log_weights: normalised, ``(observations, particles)``.
+        log_weights: normalized, ``(observations, particles)``.
         log_evidence: log p(y) in nats ``(observations,)``, its exponential unbiased; up to the
-            constant that a LogLikelihood leaves out.
-        smallest_ess: the least effective sample size on the way ``(observations,)``; where it is
-            near 1, a single particle has won and nothing here is to be trusted.
-        evaluations: calls of the posterior's score on each particle.
+            constant that a LogLikelihood omits.
+        smallest_ess: the smallest effective sample size over all steps ``(observations,)``; near 1
+            the particles have collapsed and the results are not reliable.
+        evaluations: evaluations of the posterior's score on each particle.
     """
 
     x: Tensor
@@ -68,16 +69,15 @@ class Particles:
     @property
     def ess(self) -> Tensor:
         """Effective sample size 1/Σw² of the final weights ``(observations,)``."""
-        return effective(self.log_weights)
+        return effective_sample_size(self.log_weights)
 
     def __repr__(self) -> str:
-        """Show effective sample sizes and evidence."""
         observations, count, *event = self.x.shape
         sizes, least = self.ess, float(self.smallest_ess.min())
         return (
             f"Particles({observations} observation(s), {count} particles of shape {tuple(event)} "
             f"each; effective sample size {float(sizes.mean()):.1f} on average, "
-            f"{float(sizes.min()):.1f} at least, {least:.1f} at least on the way; log p(y) = "
+            f"{float(sizes.min()):.1f} at least, {least:.1f} at least over all steps; log p(y) = "
             f"{float(self.log_evidence.mean()):.4f} nats on average; {self.evaluations} "
             "evaluations)"
         )
@@ -88,7 +88,9 @@ class Particles:
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` of the particles by their weights, ``(observations, n, *event)``."""
-        chosen = systematic(self.log_weights, check_integer("n", n, minimum=1), generator)
+        chosen = systematic_resampling(
+            self.log_weights, check_integer("n", n, minimum=1), generator
+        )
         return torch.stack([rows[index] for rows, index in zip(self.x, chosen, strict=True)])
 
 
@@ -106,30 +108,30 @@ def twisted_smc(
 ) -> Particles:
     r"""Sample from p(x_0|y) with particles, and estimate the evidence log p(y).
 
-    Any posterior score proposes; the better it is, the fewer particles are needed. Exact as their
-    number grows, up to the prior chain's own discretisation.
+    Any posterior score is a valid proposal; the more accurate, the fewer particles are needed.
+    Exact as their number grows, up to the discretization error of the prior chain.
 
     Args:
         posterior: proposal and twist, such as ``MMPS(score, observation)``; its measurement must
             have a density (σ_y > 0).
         shape: ``(particles, *event)``, for each observation.
-        steps: how many steps are made.
-        grid: of times; equidistant in log-SNR if None.
+        steps: number of steps.
+        grid: the time grid; equidistant in log-SNR if None.
         resample_below: particles are resampled when their effective sample size falls below this
-            part of their number; 0 never does, 1 (almost) always.
+            fraction of their number; 0 for never, 1 for (almost) always.
         generator: source of all randomness; None for PyTorch's global one.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows in one call of the network; all if None.
         progress: show a progress bar.
 
     Returns:
-        The particles, for every observation of the posterior's measurement. They share nothing
-        across observations.
+        The particles of every observation of the posterior's measurement, independent across
+        observations.
 
     Raises:
         TypeError: if ``posterior`` is not a PosteriorScore.
         ValueError: if σ_y = 0, or a number is out of range.
-        SamplingError: if the particles of some observation are not finite or weigh nothing; it
-            carries all of them, and which observations are well.
+        SamplingError: if the particles of some observation are not finite or all weights are 0; it
+            has all particles, and a mask of the observations that are finite.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -149,22 +151,26 @@ def twisted_smc(
         (unbiased evidence); Chopin & Papaspiliopoulos, *An introduction to sequential Monte Carlo*,
         2020, chapters 10 and 17.
     """
-    if not isinstance(posterior, PosteriorScore):
-        raise TypeError(f"posterior: expected a PosteriorScore such as MMPS, got {posterior!r}")
+    check_instance(
+        "posterior",
+        posterior,
+        PosteriorScore,
+        "MMPS(score, observation)",
+    )
     posterior.measurement.check_density()
     particles, *event = check_integers("shape", shape, minimum=1)
     threshold = check_between("resample_below", resample_below, 0.0, 1.0) * particles
     times = (UniformLogSNR() if grid is None else grid)(posterior.sde, steps)
     rows = torch.arange(posterior.measurement.batch).repeat_interleave(particles)
     size = len(rows) if batch_size is None else check_integer("batch_size", batch_size, minimum=1)
-    run = _Filter(posterior, rows, size, generator)
+    run = _ParticleFilter(posterior, rows, size, generator)
     run.start(event)
     with (
         evaluation_mode(posterior),
         tqdm(total=len(times), disable=not progress, unit="step") as bar,
     ):
         for t, s in pairwise(times.unbind()):
-            run.weigh(t)
+            run.reweight(t)
             run.resample(threshold)
             run.step(t, s)
             bar.update()
@@ -173,29 +179,31 @@ def twisted_smc(
     return run.particles(len(times))
 
 
-class _Filter:
-    """A run: the particles of all observations row by row, ``(observations · particles, *event)``.
+class _ParticleFilter:
+    """A run: the particles of all observations as rows, ``(observations · particles, *event)``.
 
-    Weights are float64 and ``(observations, particles)``; what belongs to a particle besides, the
-    last updates, is resampled with it.
+    Weights are float64 and ``(observations, particles)``; the last updates of a particle are
+    resampled with it.
     """
 
     def __init__(
         self,
         posterior: PosteriorScore,
         rows: Tensor,
-        size: int,
+        batch_size: int,
         generator: torch.Generator | None,
     ) -> None:
         self.posterior = posterior.select(rows)
-        self.groups, self.size = posterior.measurement.batch, size
+        self.observations, self.batch_size = posterior.measurement.batch, batch_size
         self.count = len(rows)
         self.generator = generator
-        self.before: tuple[Tensor, float] | None = None  # x̂ and h of the step before
-        weights = torch.zeros(self.groups, self.count // self.groups, dtype=torch.float64)
+        self.previous: tuple[Tensor, float] | None = None  # x̂ and h of the previous step
+        weights = torch.zeros(
+            self.observations, self.count // self.observations, dtype=torch.float64
+        )
         self.log_weights, self.twist = weights, weights
         self.log_evidence = weights[:, 0]
-        self.smallest = torch.full_like(self.log_evidence, weights.shape[1])
+        self.smallest_ess = torch.full_like(self.log_evidence, weights.shape[1])
 
     def start(self, event: Sequence[int]) -> None:
         """Draw the particles from the prior at T."""
@@ -205,62 +213,65 @@ class _Filter:
             prior = self.posterior.sde.prior(tuple(event), dtype=wide)
             self.x = prior.sample(torch.Size((self.count,))).to(device)
 
-    def weigh(self, t: Tensor) -> None:
-        """Exchange the twist of the time before for that of t."""
-        parts = self._each(lambda posterior, x: posterior.update(x, t))
+    def reweight(self, t: Tensor) -> None:
+        """Replace the twist of the previous time by that of t."""
+        parts = self._in_batches(lambda posterior, x: posterior.update(x, t))
         self.update = Update(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        self._retwist(self.update.log_likelihood)
+        self._replace_twist(self.update.log_likelihood)
 
     def resample(self, threshold: float) -> None:
         """Replace the particles of observations with an effective sample size below a threshold."""
-        sizes = effective(self.log_weights)
-        self.smallest = torch.minimum(self.smallest, sizes)
-        poor = sizes < threshold
-        if not bool(poor.any()):
+        sizes = effective_sample_size(self.log_weights)
+        self.smallest_ess = torch.minimum(self.smallest_ess, sizes)
+        low = sizes < threshold
+        if not bool(low.any()):
             return
-        groups, particles = self.log_weights.shape
-        chosen = systematic(self.log_weights, particles, self.generator)
-        chosen = torch.where(poor.unsqueeze(1), chosen, torch.arange(particles))
+        observations, particles = self.log_weights.shape
+        chosen = systematic_resampling(self.log_weights, particles, self.generator)
+        chosen = torch.where(low.unsqueeze(1), chosen, torch.arange(particles))
         total = torch.logsumexp(self.log_weights, 1) - math.log(particles)
-        self.log_evidence = torch.where(poor, self.log_evidence + total, self.log_evidence)
-        self.log_weights = self.log_weights.masked_fill(poor.unsqueeze(1), 0.0)
+        self.log_evidence = torch.where(low, self.log_evidence + total, self.log_evidence)
+        self.log_weights = self.log_weights.masked_fill(low.unsqueeze(1), 0.0)
         self.twist = self.twist.gather(1, chosen)
-        index = (chosen + particles * torch.arange(groups).unsqueeze(1)).reshape(-1)
+        index = (chosen + particles * torch.arange(observations).unsqueeze(1)).reshape(-1)
         index = index.to(self.x.device)
         self.x, self.update = self.x[index], Update(*(part[index] for part in self.update))
-        if self.before is not None:
-            self.before = self.before[0][index], self.before[1]
+        if self.previous is not None:
+            self.previous = self.previous[0][index], self.previous[1]
 
     def step(self, t: Tensor, s: Tensor) -> None:
-        """Make the chain's step, pushed by what the posterior knows, and weigh the push."""
-        here, there = noise_level_at(self.posterior.sde, t), noise_level_at(self.posterior.sde, s)
-        h = there.half_logsnr - here.half_logsnr
-        level, slope = exponential_moments(2 * h, 2)
-        clean, std = self.update.prior, there.sigma * math.sqrt(level)
-        push = (there.alpha * level) * (self.update.posterior - clean)
+        """Draw from the proposal q_y(x_s|x_t) and multiply the weights by q/q_y."""
+        start, end = noise_level_at(self.posterior.sde, t), noise_level_at(self.posterior.sde, s)
+        h = end.half_logsnr - start.half_logsnr
+        m0, m1 = exponential_moments(2 * h, 2)
+        clean, std = self.update.prior, end.sigma * math.sqrt(m0)
+        shift = (end.alpha * m0) * (self.update.posterior - clean)
         z = normal_like(self.x, self.generator)
-        mean = math.exp(there.log_sigma - here.log_sigma - h) * self.x + there.alpha * level * clean
-        if self.before is not None:
-            last, length = self.before
-            mean = mean + (there.alpha * slope * h / length) * (clean - last)
-        self.x, self.before = mean + push + std * z, (clean, h)
-        shift = (push / std).double()
-        self.log_weights = self.log_weights - self._by_group(inner(z + 0.5 * shift, shift))
+        mean = math.exp(end.log_sigma - start.log_sigma - h) * self.x + end.alpha * m0 * clean
+        if self.previous is not None:
+            last, length = self.previous
+            mean = mean + (end.alpha * m1 * h / length) * (clean - last)
+        self.x, self.previous = mean + shift + std * z, (clean, h)
+        scaled = (shift / std).double()
+        self.log_weights = self.log_weights - self._per_observation(inner(z + 0.5 * scaled, scaled))
 
     def finish(self, t: Tensor) -> None:
-        """Denoise, and exchange the twist for the likelihood itself."""
-        self.x = torch.cat(self._each(lambda posterior, x: posterior.score.denoised(x, t)))
-        self._retwist(self.posterior.measurement.log_prob(self.x))
+        """Denoise, and replace the twist by the likelihood of x_0."""
+        self.x = torch.cat(self._in_batches(lambda posterior, x: posterior.score.denoised(x, t)))
+        self._replace_twist(self.posterior.measurement.log_prob(self.x))
 
     def particles(self, evaluations: int) -> Particles:
-        """Return what has come out."""
+        """Return the particles with normalized weights."""
         total = torch.logsumexp(self.log_weights, 1)
         x = self.x.reshape(*self.log_weights.shape, *self.x.shape[1:])
-        finite = total.isfinite() & self._by_group(flatten(self.x).isfinite().all(1)).bool().all(1)
+        finite = total.isfinite() & self._per_observation(
+            flatten(self.x).isfinite().all(1)
+        ).bool().all(1)
         if not bool(finite.all()):
             raise SamplingError(
                 f"particles: those of {int((~finite).sum())} of {len(finite)} observations are not "
-                "finite, or weigh nothing; check the score and the likelihood, or take more steps",
+                "finite, or all their weights are 0; check the score and the likelihood, or "
+                "take more steps",
                 x,
                 finite,
             )
@@ -268,31 +279,33 @@ class _Filter:
             x,
             self.log_weights - total.unsqueeze(1),
             self.log_evidence + total - math.log(self.log_weights.shape[1]),
-            torch.minimum(self.smallest, effective(self.log_weights)),
+            torch.minimum(self.smallest_ess, effective_sample_size(self.log_weights)),
             evaluations,
         )
 
-    def _retwist(self, value: Tensor) -> None:
-        twist = self._by_group(value)
+    def _replace_twist(self, value: Tensor) -> None:
+        twist = self._per_observation(value)
         self.log_weights = self.log_weights + twist - self.twist
         self.twist = twist
 
-    def _by_group(self, value: Tensor) -> Tensor:
+    def _per_observation(self, value: Tensor) -> Tensor:
         return value.to("cpu", torch.float64).reshape(self.log_weights.shape)
 
-    def _each(self, act: Callable[[PosteriorScore, Tensor], Any]) -> list[Any]:
-        """Apply to all particles, a few rows at a time."""
-        slices = [slice(i, i + self.size) for i in range(0, self.count, self.size)]
-        return [act(self.posterior.select(rows), self.x[rows]) for rows in slices]
+    def _in_batches(self, function: Callable[[PosteriorScore, Tensor], Any]) -> list[Any]:
+        """Apply a function to all particles, ``batch_size`` rows at a time."""
+        slices = [slice(i, i + self.batch_size) for i in range(0, self.count, self.batch_size)]
+        return [function(self.posterior.select(rows), self.x[rows]) for rows in slices]
 
 
-def effective(log_weights: Tensor) -> Tensor:
+def effective_sample_size(log_weights: Tensor) -> Tensor:
     """Return the effective sample size (Σw)²/Σw² of weights ``(…, n)``."""
     total, squares = (torch.logsumexp(k * log_weights, -1) for k in (1, 2))
     return torch.exp(2 * total - squares)
 
 
-def systematic(log_weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+def systematic_resampling(
+    log_weights: Tensor, n: int, generator: torch.Generator | None = None
+) -> Tensor:
     """Return ``n`` indices per row of weights ``(rows, particles)``, n·w copies of each, ± 1.
 
     References:

@@ -1,15 +1,21 @@
-r"""Restoration in one line: what was seen → samples of what it may have been.
+r"""Restoration with one call: from an observation to samples of p(x_0|y).
 
-    inpaint(score, x, mask)    super_resolve(score, y, factor)    colorize(score, grey)
+:func:`inpaint`, :func:`super_resolve` and :func:`colorize` are :func:`restore` with a given
+operator. The ``method`` is a small frozen object, one of
 
-are :func:`restore` with an operator, and that is a *method*, a small object that draws from
-p(x_0|y), in one of three ways:
+:class:`PosteriorScoreSampling`
+    a posterior score (MMPS, ΠGDM, DPS, …) and any sampler;
+:class:`ConstrainedSampling`
+    the prior's score and a sampler built from the measurement (Imputation, RePaint, …);
+:class:`ParticleSampling`
+    particles with a posterior score as proposal: exact as their number grows, needs σ_y > 0;
 
-| method | what it is made of |
-|---|---|
-| :class:`PosteriorScoreSampling` | a posterior score (MMPS, ΠGDM, DPS, …) and any sampler |
-| :class:`ConstrainedSampling` | the prior, and a sampler that knows y (Imputation, RePaint, …) |
-| :class:`ParticleSampling` | particles on a posterior score: exact as their number grows; σ_y > 0 |
+or any other :class:`PosteriorSampler`.
+
+All of them, and :func:`~scoresde.inverse_problems.denoise`, follow one rule. ``n`` samples per
+observation have shape ``(batch, n, *event)``; ``n=None`` gives a single one without that axis,
+``(batch, *event)``; and so does ``mean=True``, which gives the posterior mean instead. The default
+is one sample, except where the exact mean costs one evaluation (``denoise``): there it is the mean.
 """
 
 from __future__ import annotations
@@ -26,77 +32,118 @@ from torch import Tensor
 from scoresde._core.checks import (
     check_finite,
     check_floating,
+    check_instance,
     check_integer,
     check_integers,
     check_state,
     check_tensor,
+    summarize,
 )
 from scoresde.inverse_problems.constrained import RePaint
-from scoresde.inverse_problems.kalman import MMPS
-from scoresde.inverse_problems.measurement import Measurement, Observation
-from scoresde.inverse_problems.particles import twisted_smc
+from scoresde.inverse_problems.gaussian_approximation import MMPS
+from scoresde.inverse_problems.measurement import Measurement, Observation, check_measurement
+from scoresde.inverse_problems.particles import Particles, twisted_smc
 from scoresde.inverse_problems.posterior import PosteriorScore
 from scoresde.operators import AveragePool, Grayscale, LinearOperator, Mask
 from scoresde.samplers import Ancestral, Exponential, Sampler, sample
 from scoresde.scores import Score
+from scoresde.scores.base import require_score
 
-_FOR_A_MEAN = 32
-"""How many samples a mean is taken of, where nobody says."""
+_SAMPLES_PER_MEAN = 32
+"""Number of samples that a mean averages by default."""
 
 _REVERSE_SDE = Exponential(order=1, eta=1.0)
 _REPAINT = partial(RePaint, Ancestral())
 
 
-def _check_maker(name: str, maker: object, example: str) -> None:
-    if not callable(maker):
-        raise TypeError(f"{name}: expected what makes one, such as {example}, got {maker!r}")
-
-
 @dataclass(frozen=True)
-class PosteriorSampler(ABC):
-    """A way to draw from p(x_0|y): define :meth:`draw`."""
+class PosteriorProblem:
+    """What a :class:`PosteriorSampler` draws: ``n`` samples of p(x_0|y) for each observation.
 
-    @abstractmethod
-    def draw(
-        self,
-        score: Score,
-        measurement: Measurement,
-        event_shape: Sequence[int],
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Return ``n`` samples for each measurement, ``(measurements, n, *event)``.
+    Args:
+        score: the prior; if it has a condition, one row per observation.
+        measurement: the likelihood, of ``measurement.batch`` observations.
+        event_shape: the shape of one sample.
+        n: number of samples for each observation.
+        generator: source of all randomness; None for PyTorch's global one.
+        batch_size: number of rows in one call of the network; all if None.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if ``n`` is below 1, or the shapes do not fit each other.
+
+    Example:
+        >>> from scoresde import FunctionScore, VPSDE
+        >>> prior = FunctionScore(lambda x, t: -x, VPSDE())  # data N(0, I)
+        >>> first = Observation(Mask(torch.tensor([True, False])), torch.ones(3, 1), noise_std=0.1)
+        >>> problem = PosteriorProblem(prior, first, (2,), n=4)
+        >>> PosteriorScoreSampling(steps=10).draw(problem).shape
+        torch.Size([3, 4, 2])
+    """
+
+    score: Score
+    measurement: Measurement
+    event_shape: Sequence[int]
+    n: int = 1
+    generator: torch.Generator | None = None
+    batch_size: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        require_score(self.score)
+        check_measurement(self.measurement)
+        event = check_integers("event_shape", self.event_shape, minimum=1)
+        self.score.moments.check_event("event_shape", event)
+        self.measurement.check_event(event)
+        check_integer("n", self.n, minimum=1)
+
+    @property
+    def rows(self) -> Tensor:
+        """For each sample the index of its observation, ``(observations · n,)``."""
+        return torch.arange(self.measurement.batch).repeat_interleave(self.n)
+
+    def sample(self, score: Score, sampler: Sampler, steps: int) -> Tensor:
+        """Return samples of a score, one for each of :attr:`rows`: ``(observations, n, *event)``.
 
         Args:
-            score: the prior.
-            measurement: the likelihood; its rows are its measurements, as are those of a condition
-                of the score.
-            event_shape: of one sample.
-            n: how many samples, for each.
-            generator: source of all randomness.
-            batch_size: how many rows the network sees at once.
-            progress: show a progress bar.
+            score: the score of all ``observations · n`` samples.
+            sampler: any sampler.
+            steps: number of its steps.
+        """
+        x = sample(
+            score, (len(self.rows), *self.event_shape), sampler, steps=steps,
+            generator=self.generator, batch_size=self.batch_size, progress=self.progress,
+        )  # fmt: skip
+        return x.reshape(-1, self.n, *self.event_shape)
+
+
+class PosteriorSampler(ABC):
+    """A method that samples from p(x_0|y): define :meth:`draw`."""
+
+    @abstractmethod
+    def draw(self, problem: PosteriorProblem) -> Tensor:
+        """Return ``n`` samples for each observation, ``(observations, n, *event)``.
+
+        Args:
+            problem: prior, measurement and number of samples.
         """
 
-    def mean(
-        self,
-        score: Score,
-        measurement: Measurement,
-        event_shape: Sequence[int],
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Return the mean ``(measurements, *event)``, here of ``n`` samples each."""
-        return self.draw(
-            score, measurement, event_shape, n,
-            generator=generator, batch_size=batch_size, progress=progress,
-        ).mean(1)  # fmt: skip
+    def mean(self, problem: PosteriorProblem) -> Tensor:
+        """Return the posterior mean ``(observations, *event)``, here of ``n`` samples each.
+
+        Args:
+            problem: prior, measurement and number of samples.
+        """
+        return self.draw(problem).mean(1)
+
+
+def _check_factory(name: str, factory: object, example: str) -> None:
+    if not callable(factory):
+        raise TypeError(
+            f"{name}: expected a class or function such as {example}, got {summarize(factory)}; "
+            f"pass {example}"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,11 +151,15 @@ class PosteriorScoreSampling(PosteriorSampler):
     """Sample from a posterior score.
 
     Args:
-        posterior: makes it of score and measurement: ``MMPS``, ``PiGDM``, ``DPS``, ``ddnm``, or
-            with settings ``partial(DiffPIR, weight=0.5)``.
-        sampler: any sampler. Those that add noise forgive a posterior score its errors; those of
-            high order may not forgive how quickly it changes.
-        steps: how many steps are made.
+        posterior: a function ``(score, measurement) -> PosteriorScore``: ``MMPS``, ``PiGDM``,
+            ``DPS``, ``ddnm``, or with settings ``partial(DiffPIR, weight=0.5)``.
+        sampler: any sampler. Stochastic ones tolerate errors of a posterior score; those of high
+            order need one that is smooth in t.
+        steps: number of steps.
+
+    Raises:
+        TypeError: if ``posterior`` is not callable, or ``sampler`` not a Sampler.
+        ValueError: if ``steps`` is below 1.
 
     Example:
         >>> from scoresde.inverse_problems import PiGDM
@@ -122,37 +173,26 @@ class PosteriorScoreSampling(PosteriorSampler):
     steps: int = 100
 
     def __post_init__(self) -> None:
-        _check_maker("posterior", self.posterior, "MMPS")
-        if not isinstance(self.sampler, Sampler):
-            raise TypeError(f"sampler: expected a Sampler such as Ancestral(), got {self.sampler}")
+        _check_factory("posterior", self.posterior, "MMPS")
+        check_instance("sampler", self.sampler, Sampler, "Ancestral()")
         check_integer("steps", self.steps, minimum=1)
 
-    def draw(
-        self,
-        score: Score,
-        measurement: Measurement,
-        event_shape: Sequence[int],
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Return samples by the sampler."""
-        rows = torch.arange(measurement.batch).repeat_interleave(n)
-        return sample(
-            self.posterior(score, measurement).select(rows), (len(rows), *event_shape), self.sampler,
-            steps=self.steps, generator=generator, batch_size=batch_size, progress=progress,
-        ).unflatten(0, (-1, n))  # fmt: skip
+    def draw(self, problem: PosteriorProblem) -> Tensor:
+        posterior = self.posterior(problem.score, problem.measurement)
+        return problem.sample(posterior.select(problem.rows), self.sampler, self.steps)
 
 
 @dataclass(frozen=True)
 class ConstrainedSampling(PosteriorSampler):
-    """Sample from the prior with a sampler that knows of the measurement.
+    """Sample from the prior's score with a sampler that is built from the measurement.
 
     Args:
-        sampler: makes it of the measurement: ``partial(RePaint, Ancestral())``, or any function.
-        steps: how many steps are made.
+        sampler: a function ``measurement -> Sampler``, such as ``partial(RePaint, Ancestral())``.
+        steps: number of steps.
+
+    Raises:
+        TypeError: if ``sampler`` is not callable.
+        ValueError: if ``steps`` is below 1.
 
     Example:
         >>> from scoresde.inverse_problems import Imputation
@@ -164,39 +204,30 @@ class ConstrainedSampling(PosteriorSampler):
     steps: int = 100
 
     def __post_init__(self) -> None:
-        _check_maker("sampler", self.sampler, "partial(RePaint, Ancestral())")
+        _check_factory("sampler", self.sampler, "partial(RePaint, Ancestral())")
         check_integer("steps", self.steps, minimum=1)
 
-    def draw(
-        self,
-        score: Score,
-        measurement: Measurement,
-        event_shape: Sequence[int],
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Return samples by the sampler that is made."""
-        rows = torch.arange(measurement.batch).repeat_interleave(n)
-        return sample(
-            score.select(rows), (len(rows), *event_shape), self.sampler(measurement.select(rows)),
-            steps=self.steps, generator=generator, batch_size=batch_size, progress=progress,
-        ).unflatten(0, (-1, n))  # fmt: skip
+    def draw(self, problem: PosteriorProblem) -> Tensor:
+        rows = problem.rows
+        sampler = self.sampler(problem.measurement.select(rows))
+        return problem.sample(problem.score.select(rows), sampler, self.steps)
 
 
 @dataclass(frozen=True)
 class ParticleSampling(PosteriorSampler):
-    """Run particles and draw from them by their weights (:func:`twisted_smc`).
+    """Run particles and resample them by their weights (:func:`twisted_smc`).
 
-    Exact as the particles grow in number; the mean is the weighted one of all. The samples of one
-    observation come from one run, and are alike where its effective sample size is small.
+    Exact as the number of particles grows. The samples of one observation come from one run: where
+    its effective sample size is small, they are copies of a few particles.
 
     Args:
-        posterior: makes proposal and twist of score and measurement.
-        particles: how many, for each measurement.
-        steps: how many steps are made.
+        posterior: a function ``(score, measurement) -> PosteriorScore``: proposal and twist.
+        particles: number of particles for each observation.
+        steps: number of steps.
+
+    Raises:
+        TypeError: if ``posterior`` is not callable.
+        ValueError: if a number is below 1.
 
     Example:
         >>> ParticleSampling(particles=1000).particles
@@ -208,43 +239,27 @@ class ParticleSampling(PosteriorSampler):
     steps: int = 100
 
     def __post_init__(self) -> None:
-        _check_maker("posterior", self.posterior, "MMPS")
+        _check_factory("posterior", self.posterior, "MMPS")
         check_integer("particles", self.particles, minimum=1)
         check_integer("steps", self.steps, minimum=1)
 
-    def draw(
-        self,
-        score: Score,
-        measurement: Measurement,
-        event_shape: Sequence[int],
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Return particles, drawn by their weights."""
+    def run(self, problem: PosteriorProblem) -> Particles:
+        """Return the weighted particles; ``n`` is not used."""
         return twisted_smc(
-            self.posterior(score, measurement), (self.particles, *event_shape), steps=self.steps,
-            generator=generator, batch_size=batch_size, progress=progress,
-        ).draw(n, generator)  # fmt: skip
+            self.posterior(problem.score, problem.measurement),
+            (self.particles, *problem.event_shape),
+            steps=self.steps,
+            generator=problem.generator,
+            batch_size=problem.batch_size,
+            progress=problem.progress,
+        )
 
-    def mean(
-        self,
-        score: Score,
-        measurement: Measurement,
-        event_shape: Sequence[int],
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
+    def draw(self, problem: PosteriorProblem) -> Tensor:
+        return self.run(problem).draw(problem.n, problem.generator)
+
+    def mean(self, problem: PosteriorProblem) -> Tensor:
         """Return the weighted mean of all particles; ``n`` is not used."""
-        return twisted_smc(
-            self.posterior(score, measurement), (self.particles, *event_shape), steps=self.steps,
-            generator=generator, batch_size=batch_size, progress=progress,
-        ).mean()  # fmt: skip
+        return self.run(problem).mean()
 
 
 def restore(
@@ -259,21 +274,21 @@ def restore(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Draw from the posterior p(x_0|y) of any measurement.
+    """Sample from the posterior p(x_0|y) of any measurement.
 
-    What was seen without noise through a linear operator is reproduced, A x = y.
+    If y is a linear observation without noise, samples and means satisfy A x = y.
 
     Args:
         score: the prior.
-        measurement: what was seen, such as ``Observation(Blur.gaussian(1.0), y, noise_std=0.1)``.
-        event_shape: of one sample of the prior.
-        n: how many samples for each observation; None for one, without an axis of its own.
-        mean: return the posterior mean instead, of ``n`` samples (32 if None).
-        method: how. ``PosteriorScoreSampling()`` is MMPS in 100 steps: among the best of one chain in so few, and
-            it takes any σ_y. ``ParticleSampling()`` is nearest to the exact posterior where that is known;
-            ``benchmarks/results/posterior.md`` tells how near each comes.
+        measurement: such as ``Observation(Blur.gaussian(1.0), y, noise_std=0.1)``.
+        event_shape: the shape of one sample of the prior.
+        n: number of samples for each observation; None for one, without an axis of its own.
+        mean: return the posterior mean, estimated from ``n`` samples (32 if None), instead.
+        method: the default ``PosteriorScoreSampling()`` is MMPS in 100 steps: among the most
+            accurate methods at this cost, for any σ_y. ``ParticleSampling()`` is the most accurate
+            where the exact posterior is known; ``benchmarks/results/posterior.md`` has the figures.
         generator: source of all randomness; None for PyTorch's global one.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows in one call of the network; all if None.
         progress: show a progress bar.
 
     Returns:
@@ -294,30 +309,22 @@ def restore(
         >>> x.shape, bool(((x.norm(dim=2) - 2).abs() < 0.5).all())
         (torch.Size([1, 100, 2]), True)
     """
-    _check_score(score)
-    if not isinstance(measurement, Measurement):
-        raise TypeError(
-            "measurement: expected an Observation, a NonlinearObservation or a LogLikelihood, got "
-            f"{measurement!r}"
-        )
-    if not isinstance(method, PosteriorSampler):
-        raise TypeError(
-            f"method: expected Guided(…), Stepwise(…) or Weighted(…), got {method!r}; wrap a "
-            "posterior score as Guided(MMPS), a sampler as Stepwise(partial(RePaint, Ancestral()))"
-        )
-    event = check_integers("event_shape", event_shape, minimum=1)
-    score.moments.check_event("event_shape", event)
-    measurement.check_event(event)
-    default = _FOR_A_MEAN if mean else 1
-    count = default if n is None else check_integer("n", n, minimum=1)
-    act = method.mean if mean else method.draw
-    x = act(
-        score, measurement, event, count,
-        generator=generator, batch_size=batch_size, progress=progress,
-    )  # fmt: skip
-    copies = x.reshape(-1, *event)
-    rows = torch.arange(measurement.batch).repeat_interleave(len(copies) // measurement.batch)
-    x = measurement.select(rows).project(copies).reshape(x.shape)
+    check_instance(
+        "method",
+        method,
+        PosteriorSampler,
+        "PosteriorScoreSampling()",
+        "wrap a posterior score as PosteriorScoreSampling(MMPS), a sampler as "
+        "ConstrainedSampling(partial(RePaint, Ancestral()))",
+    )
+    count = n if n is not None else _SAMPLES_PER_MEAN if mean else 1
+    problem = PosteriorProblem(
+        score, measurement, event_shape, count, generator, batch_size, progress
+    )
+    x = method.mean(problem) if mean else method.draw(problem)
+    flat = x.reshape(-1, *event_shape)
+    rows = torch.arange(measurement.batch) if mean else problem.rows
+    x = measurement.select(rows).project(flat).reshape(x.shape)
     return x.squeeze(1) if n is None and not mean else x
 
 
@@ -334,19 +341,19 @@ def inpaint(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Fill in what is missing.
+    """Sample the missing entries of data given the known ones.
 
     Args:
         score: the prior.
-        x: data ``(batch, *event)``; what they hold where the mask is false is never read.
+        x: data ``(batch, *event)``; entries where the mask is false are ignored, NaN included.
         mask: bool, true where ``x`` is known; of the shape of a sample, or one that expands to it,
             such as ``(height, width)``.
-        noise_std: of the noise on what is known; without noise, samples hold it to the letter.
-        n: how many samples for each row; None for one, without an axis of its own.
-        mean: return the posterior mean instead, of ``n`` samples (32 if None).
-        method: how; see :func:`restore`.
+        noise_std: standard deviation of the noise on the known entries; if 0, samples equal them.
+        n: number of samples for each row; None for one, without an axis of its own.
+        mean: return the posterior mean, estimated from ``n`` samples (32 if None), instead.
+        method: see :func:`restore`.
         generator: source of all randomness; None for PyTorch's global one.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows in one call of the network; all if None.
         progress: show a progress bar.
 
     Returns:
@@ -354,8 +361,8 @@ def inpaint(
         of ``x``.
 
     Raises:
-        TypeError: if the mask is not of booleans, or ``x`` not floating point.
-        ValueError: if nothing is known or nothing missing, or shapes do not fit.
+        TypeError: if the mask is not boolean, or ``x`` not floating point.
+        ValueError: if no entry is known or none is missing, or shapes do not fit.
 
     Example:
         >>> from scoresde import FunctionScore, VPSDE
@@ -379,9 +386,9 @@ def inpaint(
             f"mask: expected at least one false entry, got none in shape {tuple(mask.shape)}: "
             "nothing is missing; for noisy data use denoise(score, y, sigma)"
         )
-    seen = Observation(operator, check_finite("x", x[:, known]), noise_std)
+    observation = Observation(operator, check_finite("x", x[:, known]), noise_std)
     filled = restore(
-        score, seen, event, n=n, mean=mean, method=method,
+        score, observation, event, n=n, mean=mean, method=method,
         generator=generator, batch_size=batch_size, progress=progress,
     ).to(x)  # fmt: skip
     if noise_std > 0:
@@ -404,21 +411,21 @@ def super_resolve(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Enlarge the last axes by a factor.
+    """Sample data of higher resolution: the last axes enlarged by a factor.
 
     Args:
         score: the prior, of large samples.
         y: small samples ``(batch, *event)``, such as ``(batch, channels, height, width)``.
-        factor: k >= 1, how many times larger each axis becomes.
-        downsampling: how the small samples were made: ``AveragePool``, ``Bicubic`` or what makes an
-            operator of ``(factor, dimensions)``.
-        dimensions: how many axes are enlarged, counted from the last: 2 for images, 1 for signals.
-        noise_std: of the noise on ``y``; without noise, samples reproduce ``y``.
-        n: how many samples for each row; None for one, without an axis of its own.
-        mean: return the posterior mean instead, of ``n`` samples (32 if None).
-        method: how; see :func:`restore`.
+        factor: k >= 1, by which each axis is enlarged.
+        downsampling: the observation operator: ``AveragePool``, ``Bicubic`` or a function
+            ``(factor, dimensions) -> LinearOperator``.
+        dimensions: number of axes to enlarge, counted from the last: 2 for images, 1 for signals.
+        noise_std: standard deviation of the noise on ``y``; if 0, samples satisfy A x = y.
+        n: number of samples for each row; None for one, without an axis of its own.
+        mean: return the posterior mean, estimated from ``n`` samples (32 if None), instead.
+        method: see :func:`restore`.
         generator: source of all randomness; None for PyTorch's global one.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows in one call of the network; all if None.
         progress: show a progress bar.
 
     Returns:
@@ -437,7 +444,7 @@ def super_resolve(
         (torch.Size([1, 3, 4, 4]), tensor([[1.0000, 1.0000],
                 [1.0000, 1.0000]]))
     """
-    _check_score(score)
+    require_score(score)
     small = _event_of("y", check_state("y", y))
     k = check_integer("factor", factor, minimum=1)
     if len(small) < check_integer("dimensions", dimensions, minimum=1):
@@ -447,16 +454,16 @@ def super_resolve(
         )
     event = (*small[:-dimensions], *(k * size for size in small[-dimensions:]))
     score.moments.check_event(f"y of {tuple(small)} enlarged by factor={k}", event)
-    seen = Observation(downsampling(k, dimensions), y, noise_std)
+    observation = Observation(downsampling(k, dimensions), y, noise_std)
     return restore(
-        score, seen, event, n=n, mean=mean, method=method,
+        score, observation, event, n=n, mean=mean, method=method,
         generator=generator, batch_size=batch_size, progress=progress,
     ).to(y)  # fmt: skip
 
 
 def colorize(
     score: Score,
-    grey: Tensor,
+    gray: Tensor,
     *,
     weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
     noise_std: float = 0.0,
@@ -467,26 +474,26 @@ def colorize(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Give channels to what was seen as one.
+    """Sample the channels of data given a weighted sum of them, such as a gray image.
 
     Args:
         score: the prior, of samples with channels.
-        grey: weighted sums of the channels ``(batch, 1, *rest)``.
-        weights: one per channel; the mean of three by default, (0.299, 0.587, 0.114) is luma.
-        noise_std: of the noise on ``grey``; without noise, samples reproduce it.
-        n: how many samples for each row; None for one, without an axis of its own.
-        mean: return the posterior mean instead, of ``n`` samples (32 if None).
-        method: how; see :func:`restore`.
+        gray: weighted sums of the channels ``(batch, 1, *spatial)``.
+        weights: one per channel; the mean of three by default, (0.299, 0.587, 0.114) for luma.
+        noise_std: standard deviation of the noise on ``gray``; if 0, samples satisfy A x = y.
+        n: number of samples for each row; None for one, without an axis of its own.
+        mean: return the posterior mean, estimated from ``n`` samples (32 if None), instead.
+        method: see :func:`restore`.
         generator: source of all randomness; None for PyTorch's global one.
-        batch_size: how many rows the network sees at once.
+        batch_size: number of rows in one call of the network; all if None.
         progress: show a progress bar.
 
     Returns:
-        ``(batch, n, channels, *rest)``, or ``(batch, channels, *rest)`` if ``n`` is None or for a
-        mean; in the dtype of ``grey``.
+        ``(batch, n, channels, *spatial)``, or ``(batch, channels, *spatial)`` if ``n`` is None or
+        for a mean; in the dtype of ``gray``.
 
     Raises:
-        TypeError: if ``grey`` is not floating point.
+        TypeError: if ``gray`` is not floating point.
         ValueError: if it does not have one channel, or the prior is one of other shapes.
 
     Example:
@@ -496,27 +503,20 @@ def colorize(
         >>> x.shape, bool(torch.allclose(x.mean(1), torch.tensor(0.5)))
         (torch.Size([2, 3, 4, 4]), True)
     """
-    _check_score(score)
-    shape = _event_of("grey", check_state("grey", grey))
+    require_score(score)
+    shape = _event_of("gray", check_state("gray", gray))
     if len(shape) == 0 or shape[0] != 1:
         raise ValueError(
-            f"grey: expected shape (batch, 1, …), one channel, got {tuple(grey.shape)}; add the "
-            "axis with grey.unsqueeze(1)"
+            f"gray: expected shape (batch, 1, …), one channel, got {tuple(gray.shape)}; add the "
+            "axis with gray.unsqueeze(1)"
         )
     event = (len(weights), *shape[1:])
-    score.moments.check_event(f"grey with {len(weights)} weights", event)
-    seen = Observation(Grayscale(weights), grey, noise_std)
+    score.moments.check_event(f"gray with {len(weights)} weights", event)
+    observation = Observation(Grayscale(weights), gray, noise_std)
     return restore(
-        score, seen, event, n=n, mean=mean, method=method,
+        score, observation, event, n=n, mean=mean, method=method,
         generator=generator, batch_size=batch_size, progress=progress,
-    ).to(grey)  # fmt: skip
-
-
-def _check_score(score: object) -> None:
-    if not isinstance(score, Score):
-        raise TypeError(
-            f"score: expected a Score such as ScoreModel(…), got {type(score).__name__}"
-        )
+    ).to(gray)  # fmt: skip
 
 
 def _event_of(name: str, x: Tensor) -> torch.Size:

@@ -1,4 +1,4 @@
-"""Linear observations of data: masks, fewer pixels, blurs, grey images, any matrix or function."""
+"""Linear observation operators: masks, downsampling, blurs, grayscale, any matrix or function."""
 
 from scoresde.operators.base import DiagonalizedOperator, LinearOperator
 from scoresde.operators.blur import Blur

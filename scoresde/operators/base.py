@@ -1,11 +1,11 @@
-r"""What is observed of the data: linear maps A, by three products each.
+r"""Linear observation operators A, defined by three products.
 
-An observation is y = A x_0 + σ_y n. Whatever is done with it needs three things of A,
+An observation is y = A x_0 + σ_y n. All methods are written in three products::
 
-    A x,        Aᵀ y,        (A Aᵀ + c)^{-1} y,        c >= 0,
+    A x,        Aᵀ y,        (A Aᵀ + c)^{-1} y,        c >= 0.
 
-of which the last, for c = 0 on the range of A alone, gives the pseudo-inverse
-A⁺ = Aᵀ (A Aᵀ)^{-1}, the projection A⁺A onto what is seen, and the step of least squares
+The last, for c = 0 restricted to the range of A, gives the pseudo-inverse A⁺ = Aᵀ (A Aᵀ)^{-1}, the
+projection A⁺A onto the observed subspace, and the regularized least-squares solution
 argmin_u ‖y − A u‖² + c ‖u − x‖² = x + Aᵀ (A Aᵀ + c)^{-1} (y − A x).
 """
 
@@ -27,10 +27,10 @@ Shape = tuple[int, ...]
 
 
 class LinearOperator(FixedDtypeModule, ABC):
-    """A linear map A from events to observations, of the same law for every row.
+    """A linear map A from samples to observations, the same for every row.
 
-    A member defines :meth:`observed_shape`, :meth:`forward` and :meth:`adjoint`; if it knows the
-    eigenvalues of A Aᵀ, it is a :class:`DiagonalizedOperator`.
+    A member defines :meth:`observed_shape`, :meth:`forward` and :meth:`adjoint`; if the eigenvalues
+    of A Aᵀ are known, it is a :class:`DiagonalizedOperator`.
 
     Example:
         >>> import torch
@@ -46,10 +46,10 @@ class LinearOperator(FixedDtypeModule, ABC):
 
     @abstractmethod
     def observed_shape(self, event_shape: Sequence[int]) -> Shape:
-        """Return the shape of what is observed of one sample.
+        """Return the shape of the observation of one sample.
 
         Args:
-            event_shape: the sample's shape.
+            event_shape: shape of the sample.
 
         Raises:
             ValueError: if the operator does not take such samples.
@@ -83,12 +83,12 @@ class LinearOperator(FixedDtypeModule, ABC):
 
     @final
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Return A⁺ y, the smallest x whose A x is nearest to ``y``: ``(batch, *event)``."""
+        """Return A⁺ y, the least-squares solution of least norm, ``(batch, *event)``."""
         return self.adjoint(self.solve(y))
 
     @final
     def project(self, x: Tensor) -> Tensor:
-        """Return A⁺A x, the part of ``x`` that is seen, shaped like ``x``."""
+        """Return A⁺A x, the component of ``x`` in the observed subspace, shaped like ``x``."""
         return self.pseudo_inverse(self(x))
 
     @final
@@ -101,7 +101,10 @@ class LinearOperator(FixedDtypeModule, ABC):
 
 
 class DiagonalizedOperator(LinearOperator):
-    """An operator with A Aᵀ = U diag(e) Uᵀ known: U by two rotations, e by its eigenvalues."""
+    """An operator with a known eigendecomposition A Aᵀ = U diag(e) Uᵀ.
+
+    Define :meth:`eigenvalues` and, unless U = 1, :meth:`rotate` and :meth:`rotate_back`.
+    """
 
     def rotate(self, y: Tensor) -> Tensor:
         """Return Uᵀ y; here y itself."""
@@ -116,11 +119,11 @@ class DiagonalizedOperator(LinearOperator):
         """Return e >= 0, of a shape that broadcasts to that of the rotated ``y``."""
 
     def solve(self, y: Tensor, shift: Time = 0.0) -> Tensor:
-        """Return U (e + c)^{-1} Uᵀ y, where 1/0 is 0, shaped like ``y``."""
+        """Return U (e + c)^{-1} Uᵀ y, with 1/0 replaced by 0, shaped like ``y``."""
         z = self.rotate(y)
         values = self.eigenvalues(y).to(y)
-        least = values.amax() * max(y.shape[1:], default=1) * torch.finfo(y.dtype).eps
-        total = torch.where(values > least, values, 0.0) + _coefficient(shift, y)
+        smallest = values.amax() * max(y.shape[1:], default=1) * torch.finfo(y.dtype).eps
+        total = torch.where(values > smallest, values, 0.0) + _coefficient(shift, y)
         inverse = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
         return self.rotate_back(z * inverse)
 
@@ -129,8 +132,10 @@ def _coefficient(shift: Time, y: Tensor) -> Tensor:
     return expand(torch.as_tensor(shift, dtype=torch.float64), y)
 
 
-def misfit(operator: LinearOperator, expected: str, event_shape: Sequence[int], hint: str) -> None:
-    """Refuse samples that an operator does not take."""
-    raise ValueError(
+def shape_error(
+    operator: LinearOperator, expected: str, event_shape: Sequence[int], hint: str
+) -> ValueError:
+    """Return the error for samples of a shape that an operator does not accept."""
+    return ValueError(
         f"x: expected samples of shape {expected} for {operator}, got {tuple(event_shape)}; {hint}"
     )

@@ -1,4 +1,4 @@
-"""Fewer pixels along the last axes: super-resolution."""
+"""Downsampling of the last axes: the operators of super-resolution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from scoresde._core.checks import check_integer
-from scoresde.operators.base import DiagonalizedOperator, Shape, misfit
+from scoresde.operators.base import DiagonalizedOperator, Shape, shape_error
 
 
 class Downsampling(DiagonalizedOperator):
@@ -19,7 +19,7 @@ class Downsampling(DiagonalizedOperator):
 
     Args:
         factor: k >= 1, which divides the size of these axes.
-        dimensions: how many axes, counted from the last: 2 for images, 1 for signals.
+        dimensions: number of axes, counted from the last: 2 for images, 1 for signals.
     """
 
     def __init__(self, factor: int, dimensions: int = 2) -> None:
@@ -30,31 +30,36 @@ class Downsampling(DiagonalizedOperator):
     @staticmethod
     @abstractmethod
     def axis(size: int, factor: int) -> Tensor:
-        """Return M ``(size, k·size)`` in float64, from a large axis to one of ``size``."""
+        """Return M ``(size, k·size)`` in float64.
+
+        Args:
+            size: of the small axis.
+            factor: k.
+        """
 
     def observed_shape(self, event_shape: Sequence[int]) -> Shape:
-        """Return the shape with its last axes divided by k."""
-        kept, large = event_shape[: -self.dimensions], event_shape[-self.dimensions :]
+        leading, large = event_shape[: -self.dimensions], event_shape[-self.dimensions :]
         if len(large) < self.dimensions or any(size % self.factor for size in large):
             expected = f"(…, {', '.join([f'{self.factor}n'] * self.dimensions)})"
-            misfit(self, expected, event_shape, "crop or pad them, or choose another factor")
-        return (*kept, *(size // self.factor for size in large))
+            raise shape_error(
+                self, expected, event_shape, "crop or pad them, or choose another factor"
+            )
+        return (*leading, *(size // self.factor for size in large))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the small sample."""
         self.observed_shape(x.shape[1:])
-        return self._along_each(x, lambda size: self.axis(size // self.factor, self.factor))
+        return self._along_each(
+            x, lambda size: _matrix(self.axis, size // self.factor, self.factor)
+        )
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return Aᵀ y, of the large shape."""
-        return self._along_each(y, lambda size: self.axis(size, self.factor).T)
+        return self._along_each(y, lambda size: _matrix(self.axis, size, self.factor).T)
 
     def rotate(self, y: Tensor) -> Tensor:
-        """Return y in the eigenvectors of M Mᵀ along each axis."""
+        """Return ``y`` in the basis of the eigenvectors of M Mᵀ along each axis."""
         return self._along_each(y, lambda size: self._gram(size)[1].T)
 
     def rotate_back(self, z: Tensor) -> Tensor:
-        """Undo :meth:`rotate`."""
         return self._along_each(z, lambda size: self._gram(size)[1])
 
     def eigenvalues(self, y: Tensor) -> Tensor:
@@ -65,7 +70,6 @@ class Downsampling(DiagonalizedOperator):
         return values
 
     def extra_repr(self) -> str:
-        """Show the arguments."""
         return f"factor={self.factor}, dimensions={self.dimensions}"
 
     def _gram(self, size: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +86,7 @@ class AveragePool(Downsampling):
 
     Args:
         factor: k >= 1, which divides the size of these axes.
-        dimensions: how many axes, counted from the last: 2 for images, 1 for signals.
+        dimensions: number of axes, counted from the last: 2 for images, 1 for signals.
 
     Raises:
         ValueError: unless both are positive integers; when called, if k does not divide an axis.
@@ -94,7 +98,6 @@ class AveragePool(Downsampling):
     """
 
     @staticmethod
-    @lru_cache
     def axis(size: int, factor: int) -> Tensor:
         """Return the matrix of block means."""
         means = torch.full((1, factor), 1 / factor, dtype=torch.float64)
@@ -106,7 +109,7 @@ class Bicubic(Downsampling):
 
     Args:
         factor: k >= 1, which divides the size of these axes.
-        dimensions: how many axes, counted from the last: 2 for images, 1 for signals.
+        dimensions: number of axes, counted from the last: 2 for images, 1 for signals.
 
     Raises:
         ValueError: unless both are positive integers; when called, if k does not divide an axis.
@@ -122,7 +125,6 @@ class Bicubic(Downsampling):
     """
 
     @staticmethod
-    @lru_cache
     def axis(size: int, factor: int) -> Tensor:
         """Return the matrix of cubic weights."""
         large = factor * size
@@ -132,8 +134,14 @@ class Bicubic(Downsampling):
 
 
 @lru_cache
+def _matrix(axis: Callable[[int, int], Tensor], size: int, factor: int) -> Tensor:
+    """Return M, computed once."""
+    return axis(size, factor)
+
+
+@lru_cache
 def _eigen(axis: Callable[[int, int], Tensor], size: int, factor: int) -> tuple[Tensor, Tensor]:
     """Return eigenvalues and eigenvectors of M Mᵀ."""
-    matrix = axis(size, factor)
+    matrix = _matrix(axis, size, factor)
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     return values.clamp(min=0.0), vectors

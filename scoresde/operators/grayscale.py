@@ -1,4 +1,4 @@
-"""Many channels seen as one: colorization."""
+"""Weighted sums of channels: the operator of colorization."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from scoresde._core.checks import check_number
-from scoresde.operators.base import DiagonalizedOperator, Shape, misfit
+from scoresde.operators.base import DiagonalizedOperator, Shape, shape_error
 
 
 class Grayscale(DiagonalizedOperator):
@@ -17,8 +17,7 @@ class Grayscale(DiagonalizedOperator):
         weights: one per channel; the mean of three by default.
 
     Raises:
-        ValueError: unless some weight differs from zero; when called, if the channels are not as
-            many.
+        ValueError: if all weights are zero; when called, if the number of channels is another one.
 
     Example:
         >>> import torch
@@ -37,18 +36,17 @@ class Grayscale(DiagonalizedOperator):
             raise ValueError(f"weights: expected some that are not zero, got {self.weights}")
 
     def observed_shape(self, event_shape: Sequence[int]) -> Shape:
-        """Return the shape with one channel."""
         if len(event_shape) == 0 or event_shape[0] != len(self.weights):
-            misfit(self, f"({len(self.weights)}, …)", event_shape, "give one weight per channel")
+            raise shape_error(
+                self, f"({len(self.weights)}, …)", event_shape, "give one weight per channel"
+            )
         return (1, *event_shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the weighted sum ``(batch, 1, …)``."""
         self.observed_shape(x.shape[1:])
         return (self._column(x) * x).sum(1, keepdim=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return each weight's multiple of ``y``, ``(batch, channels, …)``."""
         return self._column(y) * y
 
     def eigenvalues(self, y: Tensor) -> Tensor:
@@ -56,7 +54,6 @@ class Grayscale(DiagonalizedOperator):
         return y.new_tensor(sum(weight**2 for weight in self.weights))
 
     def extra_repr(self) -> str:
-        """Show the weights."""
         return f"weights={self.weights}"
 
     def _column(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Some entries of a sample and not others: inpainting."""
+"""The known entries of a sample: the operator of inpainting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde._core.checks import check_tensor
-from scoresde.operators.base import DiagonalizedOperator, Shape, misfit
+from scoresde.operators.base import DiagonalizedOperator, Shape, shape_error
 
 
 class Mask(DiagonalizedOperator):
@@ -18,14 +18,14 @@ class Mask(DiagonalizedOperator):
         mask: bool, of the shape of one sample; true where an entry is observed.
 
     Raises:
-        TypeError: if ``mask`` is not a tensor of booleans.
+        TypeError: if ``mask`` is not a boolean tensor.
         ValueError: if it is true nowhere.
 
     Example:
-        >>> keep = Mask(torch.tensor([[True, False], [True, True]]))
-        >>> keep(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
+        >>> mask = Mask(torch.tensor([[True, False], [True, True]]))
+        >>> mask(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
         tensor([[1., 3., 4.]])
-        >>> keep.adjoint(torch.tensor([[1.0, 3.0, 4.0]]))
+        >>> mask.adjoint(torch.tensor([[1.0, 3.0, 4.0]]))
         tensor([[[1., 0.],
                  [3., 4.]]])
     """
@@ -42,23 +42,24 @@ class Mask(DiagonalizedOperator):
         if not bool(mask.any()):
             raise ValueError(
                 f"mask: expected at least one true entry, got none in shape {tuple(mask.shape)}; "
-                "where nothing is observed, sample from the score itself"
+                "without observations, sample from the prior with sample()"
             )
         self.register_buffer("mask", mask.clone())
 
     def observed_shape(self, event_shape: Sequence[int]) -> Shape:
         """Return ``(m,)``, the number of observed entries."""
         if tuple(event_shape) != tuple(self.mask.shape):
-            misfit(self, str(tuple(self.mask.shape)), event_shape, "expand the mask to a sample")
+            raise shape_error(
+                self, str(tuple(self.mask.shape)), event_shape, "expand the mask to a sample"
+            )
         return (int(self.mask.sum()),)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the observed entries ``(batch, m)``."""
         self.observed_shape(x.shape[1:])
         return x[:, self.mask]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return them in their places, zeros elsewhere."""
+        """Return the entries of ``y`` at the observed positions, zeros elsewhere."""
         x = y.new_zeros(y.shape[0], *self.mask.shape)
         x[:, self.mask] = y
         return x
@@ -68,5 +69,4 @@ class Mask(DiagonalizedOperator):
         return y.new_ones(())
 
     def extra_repr(self) -> str:
-        """Show how much is seen."""
         return f"{int(self.mask.sum())} of {tuple(self.mask.shape)}"

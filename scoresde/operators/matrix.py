@@ -1,4 +1,4 @@
-"""Any linear map: a matrix, or a function."""
+"""Operators from a matrix or a linear function."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from scoresde._core.checks import check_finite, check_floating, check_integers
 from scoresde._core.shapes import flatten
-from scoresde.operators.base import DiagonalizedOperator, LinearOperator, Shape, misfit
+from scoresde.operators.base import DiagonalizedOperator, LinearOperator, Shape, shape_error
 
 _ROUNDING = 1e3
-"""How many units in the last place a linear function may miss linearity by."""
+"""Tolerance of the linearity check, in units of the machine epsilon."""
 
 
 class Matrix(DiagonalizedOperator):
@@ -24,8 +24,7 @@ class Matrix(DiagonalizedOperator):
         event_shape: of a sample, with d elements; ``(d,)`` if None.
 
     Raises:
-        ValueError: if the matrix is not finite, or its columns are not as many as a sample's
-            elements.
+        ValueError: if the matrix is not finite, or has not one column per element of a sample.
 
     Example:
         >>> Matrix(torch.tensor([[1.0, 1.0]]))(torch.tensor([[2.0, 3.0]]))
@@ -60,32 +59,29 @@ class Matrix(DiagonalizedOperator):
     def observed_shape(self, event_shape: Sequence[int]) -> Shape:
         """Return ``(m,)``."""
         if tuple(event_shape) != self.event_shape:
-            misfit(self, str(self.event_shape), event_shape, "pass event_shape to Matrix")
+            raise shape_error(
+                self, str(self.event_shape), event_shape, "pass event_shape to Matrix"
+            )
         return (self.values.shape[0],)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return A x ``(batch, m)``."""
         self.observed_shape(x.shape[1:])
         return flatten(x) @ self.values.to(x).T
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return Aᵀ y ``(batch, *event)``."""
         return (y @ self.values.to(y)).reshape(-1, *self.event_shape)
 
     def rotate(self, y: Tensor) -> Tensor:
-        """Return y in the eigenvectors of A Aᵀ."""
+        """Return ``y`` in the basis of the eigenvectors of A Aᵀ."""
         return y @ self._eigenvectors.to(y)
 
     def rotate_back(self, z: Tensor) -> Tensor:
-        """Undo :meth:`rotate`."""
         return z @ self._eigenvectors.to(z).T
 
     def eigenvalues(self, y: Tensor) -> Tensor:
-        """Return those of A Aᵀ."""
         return self._eigenvalues
 
     def extra_repr(self) -> str:
-        """Show the shapes."""
         return f"{tuple(self.values.shape)}, event_shape={self.event_shape}"
 
 
@@ -97,7 +93,8 @@ class FunctionOperator(LinearOperator):
         event_shape: of a sample.
 
     Raises:
-        ValueError: if the function, tried on two random samples, is not linear.
+        TypeError: if ``function`` is not callable.
+        ValueError: if it is not linear on two random samples.
 
     Example:
         >>> differences = FunctionOperator(lambda x: x[:, 1:] - x[:, :-1], (4,))
@@ -114,40 +111,44 @@ class FunctionOperator(LinearOperator):
         self._observed = self._check_linear()
 
     def observed_shape(self, event_shape: Sequence[int]) -> Shape:
-        """Return the shape that the function returned when it was tried."""
+        """Return the shape of the function's values."""
         if tuple(event_shape) != self.event_shape:
-            misfit(self, str(self.event_shape), event_shape, "they are those of the constructor")
+            raise shape_error(
+                self,
+                str(self.event_shape),
+                event_shape,
+                "pass another event_shape to FunctionOperator",
+            )
         return self._observed
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the function's value ``(batch, *observed)``."""
         self.observed_shape(x.shape[1:])
         return self.function(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return Aᵀ y ``(batch, *event)``, one backward pass."""
         origin = y.new_zeros(y.shape[0], *self.event_shape)
-        _, pull = torch.func.vjp(self.function, origin)  # type: ignore[misc]
-        return pull(y)[0]
+        _, vjp = torch.func.vjp(self.function, origin)  # type: ignore[misc]
+        x: Tensor = vjp(y)[0]
+        return x
 
     def extra_repr(self) -> str:
-        """Show the shapes."""
         return f"event_shape={self.event_shape}, observed={self._observed}"
 
     @torch.no_grad()
     def _check_linear(self) -> Shape:
-        """Try f(2u + v) = 2 f(u) + f(v) and return the shape of a value."""
+        """Check f(2u + v) = 2 f(u) + f(v) at random u, v, and return the shape of a value."""
         function = self.function
         parameters = function.parameters() if isinstance(function, nn.Module) else iter(())
-        home = next(parameters, torch.empty(()))
+        like = next(parameters, torch.empty(()))
         source = torch.Generator().manual_seed(0)
-        u, v = torch.randn(2, 1, *self.event_shape, generator=source).to(home)
+        u, v = torch.randn(2, 1, *self.event_shape, generator=source).to(like)
         of_sum, of_u, of_v = (function(w) for w in (2 * u + v, u, v))
-        missed = float((of_sum - 2 * of_u - of_v).abs().max())
-        size = float(of_sum.abs().max() + 2 * of_u.abs().max() + of_v.abs().max())
-        if not missed <= _ROUNDING * torch.finfo(u.dtype).eps * size:
+        error = float((of_sum - 2 * of_u - of_v).abs().max())
+        scale = float(of_sum.abs().max() + 2 * of_u.abs().max() + of_v.abs().max())
+        if not error <= _ROUNDING * torch.finfo(u.dtype).eps * scale:
             raise ValueError(
                 f"function: expected a linear one, got f(2u + v) − 2f(u) − f(v) of size "
-                f"{missed:g}; for nonlinear observations use LogLikelihood"
+                f"{error:g}; for nonlinear ones use NonlinearObservation"
             )
         return tuple(of_sum.shape[1:])

@@ -200,7 +200,7 @@ def test_only_the_named_condition_is_led_away_from():
 
 
 def test_rows_have_their_own_labels_and_weights():
-    """Chunks, batch-mates and order make no difference, in samples and in likelihoods."""
+    """Chunks, other samples and order make no difference, in samples and likelihoods."""
     model, labels = small().double(), torch.tensor([0, 1, 2, 3, 0])
     weights = torch.tensor([0.0, 1.0, 2.0, 4.0, 3.0])
     score = classifier_free_guidance(model.given(classes=labels), weights)
@@ -242,7 +242,7 @@ def test_any_event_shape_and_dtype(event, dtype):
         assert bool(result.converged.all())
 
 
-# --- the law of guided samples, by quadrature
+# --- the distribution of guided samples, by quadrature
 
 
 GOOD, BASE, WEIGHT = (1.0, 0.25), (0.0, 1.5), 2.5
@@ -323,7 +323,7 @@ def test_langevin_keeps_the_tempered_density():
 
 
 def test_a_product_of_gaussians_is_one_and_not_the_noised_product():
-    """Precisions add at every level; noising the product of clean data gives another law."""
+    """Precisions add at every level; noising the product of clean data gives another density."""
     sde, x = VPSDE(), randn(5, 1)
     parts = one_gaussian(*GOOD, sde), one_gaussian(*BASE, sde)
     score = Product(parts)
@@ -403,7 +403,7 @@ def test_the_likelihood_of_a_mixture_is_that_of_the_whole():
     torch.testing.assert_close(found, whole.log_prob(x, 1e-5), rtol=0, atol=1e-2)
 
 
-def test_a_mixture_keeps_the_laws_of_scores():
+def test_a_mixture_has_the_properties_of_scores():
     """The Fokker–Planck equation and the rest, by search."""
     parts, whole = blobs(VPSDE())
     check_score(Mixture(parts, whole.weights), event_shape=(2,), examples=2)
@@ -463,11 +463,11 @@ def test_the_exact_classifier_makes_the_conditional_score(sde):
                 for i, k in enumerate(labels.tolist())
             ]
         )
-        for classifier in (own, mixture.log_shares):
+        for classifier in (own, mixture.log_responsibilities):
             found = classifier_guidance(whole, classifier, labels)
             torch.testing.assert_close(found(x, t), expected, rtol=1e-6, atol=1e-8)
             assert not found(x, t).requires_grad
-    for classifier in (own, mixture.log_shares):
+    for classifier in (own, mixture.log_responsibilities):
         x = parts[1].sample(3, sde.t_min, generator(1), torch.float64)
         result = log_likelihood(
             classifier_guidance(whole, classifier, 1), x, prior=end_of(parts[1])
@@ -477,7 +477,7 @@ def test_the_exact_classifier_makes_the_conditional_score(sde):
 
 
 def end_of(part):
-    """The law of x_T."""
+    """The distribution of x_T."""
     alpha, sigma = (float(curve(part.sde.T)) for curve in (part.sde.alpha, part.sde.sigma))
     eye = torch.eye(part.means.shape[1], dtype=torch.float64)
     return MultivariateNormal(
@@ -489,7 +489,7 @@ def test_samples_of_a_guided_mixture_are_the_class():
     """Mean within 6 standard errors: false-alarm rate 2e-9 each."""
     parts, whole = blobs(VPSDE())
     n, labels = 1000, torch.arange(3).repeat_interleave(1000)
-    score = classifier_guidance(whole, Mixture(parts, whole.weights).log_shares, labels)
+    score = classifier_guidance(whole, Mixture(parts, whole.weights).log_responsibilities, labels)
     x = sample(score, (3 * n, 2), steps=25, generator=generator(), batch_size=1700).double()
     for k, part in enumerate(parts):
         error = x[labels == k].mean(0) - part.means[0]
@@ -505,7 +505,7 @@ def test_classification_loss_of_the_exact_classifier_is_the_entropy():
 
     class Exact(NoisyClassifier):
         def forward(self, x, t):
-            return mixture.log_shares(x, t)
+            return mixture.log_responsibilities(x, t)
 
     n = 20_000
     labels = (torch.rand(n, generator=generator(1)) < 0.7).long()
@@ -626,9 +626,9 @@ X = torch.zeros(3, 2)
             r"classes: expected integers in 0 … 3",
         ),
         (
-            lambda: small().given(colour=1),
+            lambda: small().given(color=1),
             TypeError,
-            "MLP takes no argument 'colour'; it takes classes",
+            "MLP takes no argument 'color'; it takes classes",
         ),
         (
             lambda: classifier_free_guidance(small().given(classes=torch.tensor([0, 1])), 2.0)(

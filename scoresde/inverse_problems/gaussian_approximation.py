@@ -1,4 +1,4 @@
-"""Posterior scores that take x_0 given x_t for Gaussian: ΠGDM and MMPS."""
+"""Posterior scores by a Gaussian approximation of p(x_0|x_t): ΠGDM and MMPS."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from scoresde._core.shapes import expand, flatten
 from scoresde.inverse_problems.measurement import (
     GaussianMeasurement,
     Measurement,
-    check_gaussian,
+    check_gaussian_measurement,
 )
-from scoresde.inverse_problems.posterior import Look, TweediePosterior, remaining
-from scoresde.scores import Score
-from scoresde.scores.moments import Moments
+from scoresde.inverse_problems.posterior import (
+    LinearizedDenoiser,
+    TweediePosterior,
+    conditional_variance,
+)
+from scoresde.scores import Moments, Score
 
 
-class KalmanPosterior(TweediePosterior):
-    """x_0 given x_t taken for N(x̂, V): g = Aᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
+class GaussianApproximation(TweediePosterior):
+    """p(x_0|x_t) ≈ N(x̂, V), define :meth:`covariance`: g = Aᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
 
     measurement: GaussianMeasurement
 
@@ -32,22 +35,29 @@ class KalmanPosterior(TweediePosterior):
         iterations: int,
         tolerance: float,
     ) -> None:
-        super().__init__(score, check_gaussian(observation))
-        self.stand_in = score.moments if moments is None else moments
+        super().__init__(score, check_gaussian_measurement(observation))
+        self.prior_moments = score.moments if moments is None else moments
         self.iterations = check_integer("iterations", iterations, minimum=1)
         self.tolerance = check_positive("tolerance", tolerance)
 
     @abstractmethod
-    def std(self, look: Look) -> Map:
-        """Return v -> V v."""
+    def covariance(self, denoiser: LinearizedDenoiser) -> Map:
+        """Return the function v -> V v.
 
-    def pull(self, look: Look) -> tuple[Tensor, Tensor]:
+        Args:
+            denoiser: x̂ and its Jacobian at the state.
+        """
+
+    def guidance_gradient(self, denoiser: LinearizedDenoiser) -> tuple[Tensor, Tensor]:
         """Return g and −½ (y − A x̂)ᵀ (A V Aᵀ + σ_y²)^{-1} (y − A x̂)."""
-        operator, noise = self.measurement.linearised(look.clean), self.measurement.variance
-        residual, std = self.measurement.residual(look.clean), self.std(look)
-        variance = remaining(self.stand_in.variance, look).mean(-1)
+        operator, noise = self.measurement.linearize(denoiser.denoised), self.measurement.variance
+        residual, covariance = (
+            self.measurement.residual(denoiser.denoised),
+            self.covariance(denoiser),
+        )
+        variance = conditional_variance(self.prior_moments.variance, denoiser).mean(-1)
         w = conjugate_gradients(
-            lambda v: operator(std(operator.adjoint(v))) + noise * v,
+            lambda v: operator(covariance(operator.adjoint(v))) + noise * v,
             residual,
             iterations=self.iterations,
             tolerance=self.tolerance,
@@ -56,21 +66,23 @@ class KalmanPosterior(TweediePosterior):
         return operator.adjoint(w), -0.5 * inner(residual, w)
 
 
-class PiGDM(KalmanPosterior):
-    r"""Pseudoinverse-guided diffusion: V is what it is for Gaussian data of known moments.
+class PiGDM(GaussianApproximation):
+    r"""Pseudoinverse-guided diffusion: V as for Gaussian data of given moments.
 
-        V = E diag(c σ²/(α² c + σ²)) Eᵀ    for data N(m, E diag(c) Eᵀ);
+    ::
+
+        V = E diag(c σ²/(α² c + σ²)) Eᵀ    for data N(m, E diag(c) Eᵀ),
 
     the paper has c = 1. One evaluation and one product with its Jacobian.
 
     Args:
         score: the prior.
-        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n with A = ∂F/∂x at x̂; σ_y = 0 is
-            welcome.
-        moments: of the data; those the score knows if None, and variance 1 if it knows none.
-        iterations: how many steps of conjugate gradients are made at most; one is enough where V is
-            a multiple of 1.
-        tolerance: relative error at which they stop.
+        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n with A = ∂F/∂x at x̂;
+            σ_y >= 0.
+        moments: mean and covariance of the data; those of the score if None.
+        iterations: maximal number of conjugate-gradient iterations; one is enough if V is a
+            multiple of 1.
+        tolerance: relative residual at which they stop.
 
     Example:
         >>> import torch
@@ -97,9 +109,12 @@ class PiGDM(KalmanPosterior):
     ) -> None:
         super().__init__(score, observation, moments, iterations, tolerance)
 
-    def std(self, look: Look) -> Map:
-        """Return v -> V v of Gaussian data."""
-        variance, moments = remaining(self.stand_in.variance, look).to(look.clean), self.stand_in
+    def covariance(self, denoiser: LinearizedDenoiser) -> Map:
+        """Return v -> E diag(c σ²/(α² c + σ²)) Eᵀ v."""
+        variance, moments = (
+            conditional_variance(self.prior_moments.variance, denoiser).to(denoiser.denoised),
+            self.prior_moments,
+        )
 
         def apply(v: Tensor) -> Tensor:
             return moments.rotate_back(moments.rotate(flatten(v)) * variance).reshape(v.shape)
@@ -107,25 +122,24 @@ class PiGDM(KalmanPosterior):
         return apply
 
     def with_parts(self, score: Score, measurement: Measurement) -> PiGDM:
-        """Return ΠGDM on another prior and observation."""
-        observation = check_gaussian(measurement)
-        return PiGDM(score, observation, self.stand_in, self.iterations, self.tolerance)
+        observation = check_gaussian_measurement(measurement)
+        return PiGDM(score, observation, self.prior_moments, self.iterations, self.tolerance)
 
 
-class MMPS(KalmanPosterior):
-    r"""Moment-matching posterior sampling: V = (σ²/α) Jᵀ, the covariance as the score knows it.
+class MMPS(GaussianApproximation):
+    r"""Moment-matching posterior sampling: V = (σ²/α) Jᵀ, the covariance by the score.
 
-    Nothing needs to be known of the data, and the mean and covariance of p(x_0|x_t) are right
-    wherever the score is; its shape is still taken for Gaussian. One evaluation, and a product
-    with its Jacobian for every step of conjugate gradients and one more.
+    No moments of the data are needed: mean and covariance of p(x_0|x_t) are exact if the score is;
+    only its shape is approximated by a Gaussian. One evaluation, one product with its Jacobian for
+    each conjugate-gradient iteration and one more.
 
     Args:
         score: the prior.
-        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n with A = ∂F/∂x at x̂; σ_y = 0 is
-            welcome.
-        iterations: how many steps of conjugate gradients are made at most.
-        tolerance: relative error at which they stop.
-        moments: of the data, for the preconditioner alone; those the score knows if None.
+        observation: y = A x_0 + σ_y n, or y = F(x_0) + σ_y n with A = ∂F/∂x at x̂;
+            σ_y >= 0.
+        iterations: maximal number of conjugate-gradient iterations.
+        tolerance: relative residual at which they stop.
+        moments: of the data, used by the preconditioner only; those of the score if None.
 
     Example:
         >>> import torch
@@ -153,11 +167,10 @@ class MMPS(KalmanPosterior):
     ) -> None:
         super().__init__(score, observation, moments, iterations, tolerance)
 
-    def std(self, look: Look) -> Map:
+    def covariance(self, denoiser: LinearizedDenoiser) -> Map:
         """Return v -> (σ²/α) Jᵀ v."""
-        return look.covariance
+        return denoiser.covariance
 
     def with_parts(self, score: Score, measurement: Measurement) -> MMPS:
-        """Return MMPS on another prior and observation."""
-        observation = check_gaussian(measurement)
-        return MMPS(score, observation, self.iterations, self.tolerance, self.stand_in)
+        observation = check_gaussian_measurement(measurement)
+        return MMPS(score, observation, self.iterations, self.tolerance, self.prior_moments)
