@@ -9,7 +9,14 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from scoresde import VESDE, VPSDE, GaussianMixture, SubVPSDE, sample
-from scoresde.inverse_problems import as_state, denoise, noise_level
+from scoresde.inverse_problems import (
+    Observation,
+    PosteriorScoreSampling,
+    as_state,
+    denoise,
+    noise_level,
+    restore,
+)
 from scoresde.operators import Matrix
 from scoresde.samplers import Exponential
 from scoresde.traces import Hutchinson
@@ -109,3 +116,28 @@ def test_bad_input(act, message):
     prior = mixture(VPSDE())
     with pytest.raises(ValueError, match=message):
         act(prior, noisy(prior, 2, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (2, 3)),
+        ({"mean": True, "n": 4}, (2, 3)),
+        ({"mean": False}, (2, 3)),
+        ({"n": 1}, (2, 1, 3)),
+        ({"n": 4, "mean": False}, (2, 4, 3)),
+    ],
+    ids=str,
+)
+def test_results_have_the_shapes_of_restore(options, shape):
+    prior = mixture(VPSDE())
+    y, identity = noisy(prior, 2, 0.4), Matrix(torch.eye(3))
+    found = denoise(prior, y, 0.4, steps=5, generator=generator(), **options)
+    if options:
+        seen = Observation(identity, y, 0.4)
+        method = PosteriorScoreSampling(steps=5)
+        assert found.shape == restore(prior, seen, (3,), method=method, **options).shape
+    assert found.shape == shape
+    exact = [prior.posterior(identity, row, 0.4).moments.mean for row in y]
+    is_mean = torch.allclose(found, torch.stack(exact)) if found.ndim == 2 else False
+    assert is_mean == (options.get("mean", not options))
