@@ -1,4 +1,4 @@
-"""The probability flow by SciPy's DOP853 in the variable ρ, where all Gaussian SDEs have one flow."""
+"""The probability flow by SciPy's DOP853 in ρ, where all Gaussian SDEs have one flow."""
 
 from __future__ import annotations
 

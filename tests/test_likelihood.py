@@ -403,9 +403,7 @@ class LargeErrors(Adams):
 
 
 @pytest.mark.parametrize(("part", "converged"), [(0.8, True), (1.2, False)])
-def test_errors_above_ten_tolerances_have_not_converged(
-    part: float, converged: bool
-) -> None:
+def test_errors_above_ten_tolerances_have_not_converged(part: float, converged: bool) -> None:
     score = mixture(VPSDE(), 2, "smooth")
     x = torch.tensor([[0.3, -0.2], [4.0, 4.0]], dtype=torch.float64)
     log_prob = score.log_prob(x, score.sde.t_min)

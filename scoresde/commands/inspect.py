@@ -17,7 +17,7 @@ from torch import Tensor
 from scoresde._core.checks import check_file
 from scoresde.commands.base import Command, first_line
 from scoresde.interop import diffusers, score_sde
-from scoresde.interop._files import read_pickle
+from scoresde.interop.files import read_pickle
 
 __all__ = ["COMMAND"]
 

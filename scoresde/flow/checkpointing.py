@@ -60,7 +60,7 @@ class _Checkpoint(torch.autograd.Function):
         return tuple(evaluate(z, slice(None), False))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         z = ctx.saved_tensors[0]  # raises if a parameter was changed since the forward pass
         needed = torch.stack([flatten(g).ne(0).any(1) for g in gradients]).any(0)

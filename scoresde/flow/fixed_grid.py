@@ -178,9 +178,9 @@ class GridPoint(NamedTuple):
 
     def rescale(self, w: Tensor, start: GridPoint) -> Tensor:
         """Return, as a new tensor, w here for the same z as w at ``start``."""
-        growth = self.scale / start.scale
+        growth: Number = self.scale / start.scale
         if not isinstance(self.center, Tensor):
-            return w * growth
+            return torch.mul(w, growth)
         return _add(self.center - growth * start.center, growth, w)
 
     def add(self, w: Tensor, weight: float, u: Tensor, at: GridPoint) -> None:

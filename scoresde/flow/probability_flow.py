@@ -157,7 +157,8 @@ class ProbabilityFlowODE(ABC):
                 assert found.gradient is not None  # only other fields lack it
                 return found.velocity, found.integrand, found.gradient
 
-            return FieldEvaluation(*checkpointed(evaluate, self.score, z))
+            velocity, divergence, gradient = checkpointed(evaluate, self.score, z)
+            return FieldEvaluation(velocity, divergence, gradient)
 
         return field
 

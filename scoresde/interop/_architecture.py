@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from scoresde.interop._files import Weights
+from scoresde.interop.files import Weights
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 
 TAPS = (1.0, 3.0, 3.0, 1.0)

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from scoresde._core.checks import check_file, summarize
 from scoresde.interop._architecture import TAPS, Architecture, infer_architecture
-from scoresde.interop._files import Weights, check_names_and_shapes, check_numbers, read_pickle
+from scoresde.interop.files import Weights, check_names_and_shapes, check_numbers, read_pickle
 from scoresde.networks import DDPMUNet, NCSNpp, NCSNv2
 from scoresde.scores import ScoreModel
 from scoresde.scores.labels import Label, TimeLabel, by_index, by_sigma

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from scoresde._core.checks import (
     check_between,
     check_floating,
+    check_instance,
     check_integer,
     check_positive,
     check_state,
@@ -265,11 +266,7 @@ class _ReverseChain:
         cls, sde: SDE, times: Tensor | None, decoder: float | None, device: torch.device
     ) -> _ReverseChain:
         """Return the chain at some times; ``decoder`` overrides the decoder's deviation."""
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(
-                "score: expected one over a GaussianSDE, whose chains are Gaussian, got one over "
-                f"{type(sde).__name__}; use log_likelihood"
-            )
+        sde = check_instance("score.sde", sde, GaussianSDE, "VPSDE()", "use log_likelihood")
         steps = _check_times(getattr(sde, "times", None) if times is None else times, sde)
         steps = steps.to(device, torch.float64)
         log_sigma, half_logsnr = sde.log_sigma(steps), sde.half_logsnr(steps)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde._core.checks import check_integer
+from scoresde._core.checks import check_instance, check_integer
 from scoresde.scores import Score
 from scoresde.sdes import SDE, GaussianSDE
 
@@ -238,9 +238,5 @@ def check_gaussian(sde: SDE) -> GaussianSDE:
     Raises:
         TypeError: if it is a general SDE, which has only a drift and a diffusion coefficient.
     """
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(
-            "sampler: expected one for a general SDE, since α and σ are not known for "
-            f"{type(sde).__name__}; use EulerMaruyama() or TorchSDE()"
-        )
-    return sde
+    hint = "α and σ of other SDEs are unknown: use EulerMaruyama() or TorchSDE()"
+    return check_instance("score.sde", sde, GaussianSDE, "VPSDE()", hint)

@@ -22,7 +22,6 @@ from scoresde.samplers.grids import Grid
 from scoresde.scores import ChunkedScore, Score
 from scoresde.scores.base import require_score
 
-
 _SAMPLER_HINT = "pass an object, such as Ancestral() or a preset: ddim(), ddpm(), dpm_solver()"
 
 
@@ -165,12 +164,13 @@ def sample(
     initial = _start(score, shape, start, generator)
     x, score = in_working_precision(initial), in_chunks(score, batch_size)
     noise, count = partial(normal_like, generator=generator), len(grid) - 1
-    sums, state = [], None
+    sums: list[Tensor] = []
+    state: Any = None
     with evaluation_mode(score):
         if callback is not None:
             callback(SamplingStep(0, count, grid[0], x, score))
         run = iterate(score, x, grid, sampler, noise)
-        for x, state in tqdm(run, total=count, disable=not progress, unit="step"):
+        for x, state in tqdm(run, total=count, disable=not progress, unit="step"):  # noqa: B007
             sums.append(x.sum())
             if callback is not None:
                 callback(SamplingStep(len(sums), count, grid[len(sums)], x, score))
@@ -240,7 +240,8 @@ def _start(
     dtype, device = dtype_and_device(score)
     prior = score.sde.prior(tuple(event_shape), dtype=torch.promote_types(dtype, torch.float32))
     with temporarily_seeded(generator):
-        return prior.sample(torch.Size((n,))).to(dtype=dtype, device=device)
+        drawn: Tensor = prior.sample(torch.Size((n,)))
+    return drawn.to(dtype=dtype, device=device)
 
 
 def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...]:

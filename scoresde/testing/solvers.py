@@ -116,7 +116,7 @@ class Linear(Problem):
         return v, (z * v)[:, :1], None
 
 
-class GaussianProbabilityFlow(Problem):
+class GaussianFlowProblem(Problem):
     r"""The probability flow of dx = −½β x dτ + √β dw from N(m, c), and q its divergence.
 
     x(τ) = m_τ + √(V_τ/V_0) (x(0) − m), m_τ = m e^{−βτ/2}, V_τ = 1 + (c − 1) e^{−βτ}; ∫ q = ½ d Δ
@@ -153,7 +153,7 @@ class GaussianProbabilityFlow(Problem):
 PROBLEMS: dict[str, Callable[[int, int, int], Problem]] = {
     "logistic": Logistic,
     "linear": Linear,
-    "Gaussian flow": GaussianProbabilityFlow,
+    "Gaussian flow": GaussianFlowProblem,
 }
 """Kinds of problems: of ``n`` samples in ``d`` dimensions, from a seed."""
 

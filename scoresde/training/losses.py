@@ -158,11 +158,8 @@ def noise_errors(score: Score, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 def check_objective(score: object, weighting: object, time_sampler: object) -> None:
     """Raise a ``TypeError`` unless the three define a denoising score matching loss."""
     sde = require_score(score).sde
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(
-            f"score: expected a Score over a GaussianSDE, got one over {type(sde).__name__}; "
-            "denoising score matching needs α and σ"
-        )
+    hint = "denoising score matching needs α and σ"
+    check_instance("score.sde", sde, GaussianSDE, "VPSDE()", hint)
     if isinstance(weighting, type) or not callable(weighting):
         raise TypeError(
             f"weighting: expected a weighting such as Simple(), got {summarize(weighting)}; pass "

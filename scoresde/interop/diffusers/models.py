@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from scoresde._core.checks import summarize
-from scoresde.interop._files import (
+from scoresde.interop.diffusers.schedules import forward_process
+from scoresde.interop.files import (
     Weights,
     check_names_and_shapes,
     check_numbers,
@@ -22,7 +23,6 @@ from scoresde.interop._files import (
     read_pickle,
     read_safetensors,
 )
-from scoresde.interop.diffusers.schedules import forward_process
 from scoresde.scores import ScoreModel
 from scoresde.sdes import GaussianSDE
 
