@@ -271,7 +271,7 @@ def test_checks_are_named_functions():
 
 @parametrize_with_checks([Number(2), Number(4), Number(101)], skip={"even": "shown elsewhere"})
 def test_properties_become_tests(check, request):
-    assert request.counter.callspec.id in {f"Number(value={n})-positive" for n in (2, 4, 101)}
+    assert request.node.callspec.id in {f"Number(value={n})-positive" for n in (2, 4, 101)}
     check()
 
 

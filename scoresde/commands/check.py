@@ -15,6 +15,7 @@ from typing import Any
 
 from scoresde._core.checks import check_integer, check_integers, summarize
 from scoresde.commands.base import Command, add_seed, need
+from scoresde.sdes import SDE
 
 __all__ = ["COMMAND"]
 
@@ -129,10 +130,10 @@ def member(found: Any, family_of: Callable[[object], Any]) -> Any:
     """
     if inspect.isroutine(found) or inspect.isclass(found):
         found = _made(found)
-    if hasattr(found, "noise_type") and hasattr(found, "f"):  # may be an nn.Module too
+    if hasattr(found, "noise_type") and hasattr(found, "f") and not isinstance(found, SDE):
         from scoresde.testing.adapters import FromTorchSDE
 
-        return FromTorchSDE(found)
+        return FromTorchSDE(found)  # before its suite is looked up, as it may be an nn.Module
     try:
         family_of(found)
     except TypeError:
