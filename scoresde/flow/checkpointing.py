@@ -61,7 +61,9 @@ class _Checkpoint(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - as torch documents it
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         z = ctx.saved_tensors[0]  # raises if a parameter was changed since the forward pass
         needed = torch.stack([flatten(g).ne(0).any(1) for g in gradients]).any(0)
         index = needed.nonzero().squeeze(1)

@@ -45,23 +45,44 @@ class LikelihoodSettings:
 
 
 class Method(ABC):
-    """A way from points to log-densities; members are frozen dataclasses."""
+    """A method for the log-densities of points; members are frozen dataclasses.
+
+    Example:
+        >>> from scoresde import GaussianMixture, VPSDE, log_likelihood
+        >>> @dataclass(frozen=True)
+        ... class ClosedForm(Method):
+        ...     "The density of a score that has one."
+        ...
+        ...     def __call__(self, settings, x, rows):
+        ...         t_min = settings.flow.t_min
+        ...         log_prob = settings.flow.score.select(rows).log_prob(x, t_min)
+        ...         zero, one = torch.zeros(len(x)), torch.ones(len(x), dtype=torch.int64)
+        ...         return Likelihood(
+        ...             log_prob, zero, zero, zero, x, one, 0 * one, one > 0, t_min, x
+        ...         )
+        >>> mixture = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], VPSDE())
+        >>> log_likelihood(mixture, torch.zeros(1, 2), method=ClosedForm()).log_prob
+        tensor([-1.8379])
+    """
 
     @abstractmethod
-    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, settings: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return the likelihood of some rows.
 
         Args:
-            query: the score's flow and how to follow it.
+            settings: the flow of the score, and the objects that evaluate it.
             x: the points of these rows, ``(m, *event)``.
-            rows: which rows of the whole batch they are, ``(m,)``; streams and conditions are
-                theirs.
+            rows: their indices in the whole batch ``(m,)``, which select random numbers and
+                conditions.
+
+        Returns:
+            Log-densities and error estimates, one row per point.
         """
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-densities of a batch and what is known of their errors, per sample, in nats.
+    """Log-densities of a batch with estimates of their errors, per sample, in nats.
 
     Attributes:
         log_prob: log p_{t_min}(x) ``(batch,)``.
