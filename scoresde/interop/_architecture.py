@@ -146,8 +146,8 @@ def _pyramids(body: list[Layer], letters: str, parts: list[str]) -> dict[str, An
     if down:
         found["progressive_input"] = "input_skip" if skip[-1:] == (1,) else "residual"
     if found["progressive_input"] == "input_skip":
-        joined, (channels, *_) = body[letters.index("P") + 1]["Conv_0.weight"][1], skip
-        found["combine"] = "cat" if joined == 2 * channels else "sum"
+        joined = body[letters.index("P") + 1]["Conv_0.weight"][1]
+        found["combine"] = "cat" if joined == 2 * next(iter(skip)) else "sum"
     outputs = [body[out.end() - 1]["weight"][0] for out in re.finditer("NC", letters)]
     if outputs[0] != outputs[-1]:  # the last is the image
         found["progressive"] = "residual"
