@@ -462,6 +462,6 @@ def test_what_does_not_fit_is_refused(schedulers):
         lambda: SchedulerSampler(schedulers.DDPMScheduler(), deterministic=False),
     )
     sampler = SchedulerSampler(schedulers.DDPMScheduler())
-    refused(ValueError, "has moved", lambda: run(data(VPSDE()), sampler))
+    refused(ValueError, "has advanced", lambda: run(data(VPSDE()), sampler))
     small = SchedulerSampler(schedulers.DDIMScheduler(num_train_timesteps=5))
     refused(ValueError, "num_train_timesteps", lambda: run(data(VPSDE()), small))

@@ -61,7 +61,7 @@ def check_score(
         >>> from scoresde import FunctionScore, VPSDE
         >>> score = FunctionScore(lambda x, t: -x, VPSDE())
         >>> check_score(score, event_shape=(2,), exact=True)
-        <Report: 9 of 9 hold>
+        <Report: 8 of 8 hold>
 
     References:
         Lai et al., *FP-Diffusion: improving score-based diffusion models by enforcing the
