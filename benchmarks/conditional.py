@@ -318,7 +318,7 @@ quarter of the width and an eighth of the steps; the classifier of noisy digits 
 ## Samples against the guidance weight
 
 {effort.per_class} samples of each class, 40 steps of the default sampler, the same noise
-everywhere. Accuracy: how often (%) a support vector machine that knows the training digits alone
+everywhere. Accuracy: how often (%) a support vector machine trained on the same digits
 finds the class asked for; ± is the standard error. Spread: root mean square distance to the mean of
 one's class. Held-out digits: {held_out}. The interval is {low:g} < σ/α <= {high:g};
 outside, the weight is 1. Weight 0 is no condition (autoguidance: the worse model alone), 1 the

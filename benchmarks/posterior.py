@@ -114,7 +114,7 @@ def by_score(make: Callable[[Problem], Score], sampler: Sampler = SDE, steps: in
 
 
 def by_steps(make: Callable[[Observation], Sampler], seen: str, steps: int = 100) -> Method:
-    """Draw from the prior with a sampler that knows of the observation."""
+    """Draw from the prior with a sampler built from the observation."""
 
     def draw(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
         options = {"steps": steps, "times": UniformLogSNR(), "generator": generator}

@@ -205,10 +205,10 @@ def test_rows_have_their_own_labels_and_weights():
     weights = torch.tensor([0.0, 1.0, 2.0, 4.0, 3.0])
     score = classifier_free_guidance(model.given(classes=labels), weights)
     state = torch.random.get_rng_state()
-    whole = sample(score, (5, 2), steps=8, generator=generator())
+    exact = sample(score, (5, 2), steps=8, generator=generator())
     parts = sample(score, (5, 2), steps=8, generator=generator(), batch_size=2)
     assert torch.equal(state, torch.random.get_rng_state())
-    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(exact, parts)
     x = randn(5, 2)
     together = log_likelihood(score, x, t_min=0.3).log_prob
     for k in (1, 3):
@@ -371,7 +371,7 @@ def test_a_general_diffusion_has_products_of_plain_weights():
     sde, x = Wiener(), randn(3, 2)
     parts = [FunctionScore(lambda x, t, c=c: -c * x, sde) for c in (2.0, 5.0)]
     torch.testing.assert_close(Product(parts, [3.0, -1.0])(x, 0.5), -x)
-    with pytest.raises(TypeError, match="not known of a general SDE, Wiener"):
+    with pytest.raises(TypeError, match="a general SDE has no noise level σ/α, Wiener"):
         Product(parts, [GuidanceInterval(2.0), None])
     with pytest.raises(ValueError, match="the diffusion of the first"):
         Product([parts[0], FunctionScore(lambda x, t: -x, Wiener())])
@@ -381,43 +381,43 @@ def test_a_general_diffusion_has_products_of_plain_weights():
 
 
 @SDES
-def test_a_mixture_of_parts_is_the_whole(sde):
-    parts, whole = blobs(sde)
-    mixture = Mixture(parts, whole.weights)
+def test_a_mixture_of_parts_is_exact(sde):
+    parts, exact = blobs(sde)
+    mixture = Mixture(parts, exact.weights)
     for t in (1e-4, 0.2, 0.7):
-        x = whole.sample(6, t, generator(), torch.float64)
-        torch.testing.assert_close(mixture(x, t), whole(x, t))
-        torch.testing.assert_close(mixture.denoised(x, t), whole.denoised(x, t))
-        torch.testing.assert_close(mixture.log_prob(x, t), whole.log_prob(x, t))
+        x = exact.sample(6, t, generator(), torch.float64)
+        torch.testing.assert_close(mixture(x, t), exact(x, t))
+        torch.testing.assert_close(mixture.denoised(x, t), exact.denoised(x, t))
+        torch.testing.assert_close(mixture.log_prob(x, t), exact.log_prob(x, t))
     ours, theirs = (
-        m.basis @ torch.diag(m.variance) @ m.basis.mT for m in (mixture.moments, whole.moments)
+        m.basis @ torch.diag(m.variance) @ m.basis.mT for m in (mixture.moments, exact.moments)
     )
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(mixture.moments.mean, whole.moments.mean)
+    torch.testing.assert_close(mixture.moments.mean, exact.moments.mean)
 
 
-def test_the_likelihood_of_a_mixture_is_that_of_the_whole():
-    parts, whole = blobs(VPSDE())
-    x = whole.sample(4, 1e-5, generator(3), torch.float64)
-    found = log_likelihood(Mixture(parts, whole.weights), x).log_prob
-    torch.testing.assert_close(found, whole.log_prob(x, 1e-5), rtol=0, atol=1e-2)
+def test_the_likelihood_of_a_mixture_is_that_of_the_exact_one():
+    parts, exact = blobs(VPSDE())
+    x = exact.sample(4, 1e-5, generator(3), torch.float64)
+    found = log_likelihood(Mixture(parts, exact.weights), x).log_prob
+    torch.testing.assert_close(found, exact.log_prob(x, 1e-5), rtol=0, atol=1e-2)
 
 
 def test_a_mixture_has_the_properties_of_scores():
     """The Fokker–Planck equation and the rest, by search."""
-    parts, whole = blobs(VPSDE())
-    check_score(Mixture(parts, whole.weights), event_shape=(2,), examples=2)
-    check_score(autoguidance(parts[0], whole, 2.0), event_shape=(2,), examples=2)
+    parts, exact = blobs(VPSDE())
+    check_score(Mixture(parts, exact.weights), event_shape=(2,), examples=2)
+    check_score(autoguidance(parts[0], exact, 2.0), event_shape=(2,), examples=2)
 
 
 def test_a_mixture_of_networks_takes_densities_from_outside():
-    parts, whole = blobs(VPSDE())
+    parts, exact = blobs(VPSDE())
     blind = [FunctionScore(part, part.sde) for part in parts]
-    with pytest.raises(TypeError, match=r"log_probs\[0\].*FunctionScore knows no density"):
+    with pytest.raises(TypeError, match=r"log_probs\[0\].*FunctionScore has no log_prob"):
         Mixture(blind)
-    mixture = Mixture(blind, whole.weights, [part.log_prob for part in parts])
+    mixture = Mixture(blind, exact.weights, [part.log_prob for part in parts])
     x = randn(4, 2)
-    torch.testing.assert_close(mixture(x, 0.4), whole(x, 0.4))
+    torch.testing.assert_close(mixture(x, 0.4), exact(x, 0.4))
 
 
 # --- classifier guidance
@@ -434,14 +434,14 @@ class Reader(nn.Module):
         return self.layers(torch.cat([x.reshape(len(x), -1), 0.1 * label[:, None].to(x)], 1))
 
 
-def posterior_logits(whole):
+def posterior_logits(exact):
     """log w_k N(x; α m_k, α² C_k + σ²), by torch.distributions."""
 
     def logits(x, t):
-        alpha, sigma = (curve(t).to(x) for curve in (whole.sde.alpha, whole.sde.sigma))
+        alpha, sigma = (curve(t).to(x) for curve in (exact.sde.alpha, exact.sde.sigma))
         eye = torch.eye(x.shape[1], dtype=x.dtype)
         columns = []
-        for w, m, c in zip(whole.weights, whole.means, whole.covariances, strict=True):
+        for w, m, c in zip(exact.weights, exact.means, exact.covariances, strict=True):
             mean = alpha.reshape(-1, 1) * m
             std = alpha.reshape(-1, 1, 1) ** 2 * c + sigma.reshape(-1, 1, 1) ** 2 * eye
             columns.append(MultivariateNormal(mean, std).log_prob(x) + w.log())
@@ -452,11 +452,11 @@ def posterior_logits(whole):
 
 @SDES
 def test_the_exact_classifier_makes_the_conditional_score(sde):
-    parts, whole = blobs(sde)
+    parts, exact = blobs(sde)
     labels = torch.tensor([2, 0, 1, 1])
-    own, mixture = posterior_logits(whole), Mixture(parts, whole.weights)
+    own, mixture = posterior_logits(exact), Mixture(parts, exact.weights)
     for t in (torch.tensor(0.01, dtype=torch.float64), torch.tensor([0.1, 0.3, 0.6, 0.9]).double()):
-        x = whole.sample(4, 0.3, generator(), torch.float64)
+        x = exact.sample(4, 0.3, generator(), torch.float64)
         expected = torch.cat(
             [
                 parts[k](x[i : i + 1], t if t.ndim == 0 else t[i : i + 1])
@@ -464,13 +464,13 @@ def test_the_exact_classifier_makes_the_conditional_score(sde):
             ]
         )
         for classifier in (own, mixture.log_responsibilities):
-            found = classifier_guidance(whole, classifier, labels)
+            found = classifier_guidance(exact, classifier, labels)
             torch.testing.assert_close(found(x, t), expected, rtol=1e-6, atol=1e-8)
             assert not found(x, t).requires_grad
     for classifier in (own, mixture.log_responsibilities):
         x = parts[1].sample(3, sde.t_min, generator(1), torch.float64)
         result = log_likelihood(
-            classifier_guidance(whole, classifier, 1), x, prior=end_of(parts[1])
+            classifier_guidance(exact, classifier, 1), x, prior=end_of(parts[1])
         )
         expected = parts[1].log_prob(x, sde.t_min)
         torch.testing.assert_close(result.log_prob, expected, rtol=0, atol=1e-2)
@@ -487,9 +487,9 @@ def end_of(part):
 
 def test_samples_of_a_guided_mixture_are_the_class():
     """Mean within 6 standard errors: false-alarm rate 2e-9 each."""
-    parts, whole = blobs(VPSDE())
+    parts, exact = blobs(VPSDE())
     n, labels = 1000, torch.arange(3).repeat_interleave(1000)
-    score = classifier_guidance(whole, Mixture(parts, whole.weights).log_responsibilities, labels)
+    score = classifier_guidance(exact, Mixture(parts, exact.weights).log_responsibilities, labels)
     x = sample(score, (3 * n, 2), steps=25, generator=generator(), batch_size=1700).double()
     for k, part in enumerate(parts):
         error = x[labels == k].mean(0) - part.means[0]
@@ -544,9 +544,9 @@ def test_attention_can_be_differentiated_twice():
     ):
         score.eval()
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            whole = torch.autograd.functional.jacobian(lambda v, s=score: s(v, 0.4), x)
+            exact = torch.autograd.functional.jacobian(lambda v, s=score: s(v, 0.4), x)
         expected = torch.stack(
-            [whole[i, :, :, :, i].reshape(4, 4).diagonal().sum() for i in range(2)]
+            [exact[i, :, :, :, i].reshape(4, 4).diagonal().sum() for i in range(2)]
         )
 
         def field(flat, score=score):
@@ -565,8 +565,8 @@ def test_attention_can_be_differentiated_twice():
 
 
 def test_moments_of_a_combination_are_a_guess():
-    parts, whole = blobs(VPSDE())
-    score = Product([parts[0], whole])
+    parts, exact = blobs(VPSDE())
+    score = Product([parts[0], exact])
     assert not score.moments.known
     torch.testing.assert_close(score.moments.mean, parts[0].moments.mean)
     given = Moments(torch.ones(2), torch.ones(2), known=True)
@@ -613,12 +613,12 @@ X = torch.zeros(3, 2)
         (
             lambda: classifier_free_guidance(small(classes=None).given(classes=1), 2.0),
             ValueError,
-            "null: expected what stands for no classes",
+            "null: expected the null value of classes",
         ),
         (
             lambda: classifier_free_guidance(small().given(classes=5), 2.0)(X, 0.5),
             ValueError,
-            r"classes: expected integers in 0 … 3 \(4 stands for no class\), got",
+            r"classes: expected integers in 0 … 3 \(4 means no class\), got",
         ),
         (
             lambda: classifier_free_guidance(small().given(classes=-1), 2.0)(X, 0.5),
@@ -668,7 +668,7 @@ X = torch.zeros(3, 2)
             r"weights\[1\]: expected a finite",
         ),
         (lambda: NoisyClassifier(3, VPSDE()), TypeError, "network: expected a module"),
-        (lambda: NoisyClassifier(Reader(2), VPSDE(), std=0.0), ValueError, "spread"),
+        (lambda: NoisyClassifier(Reader(2), VPSDE(), std=0.0), ValueError, "std: "),
         (
             lambda: classification_loss(
                 NoisyClassifier(Reader(2), VPSDE()), X, torch.tensor([0, 1, 3])

@@ -104,7 +104,9 @@ def test_particles_have_the_exact_posterior(method):
     prior, cloud = runs(method, VPSDE(), 60, 200)
     exact = prior.posterior(A, Y[0], NOISE)
     weights, x = cloud.log_weights.exp(), cloud.x.double()
-    modes = torch.softmax(exact._parts(x.reshape(-1, 2), 0.0).log_weighted, 1)
+    components = torch.distributions.MultivariateNormal(exact.means, exact.covariances)
+    logits = exact.weights.log() + components.log_prob(x.reshape(-1, 1, 2).double())
+    modes = torch.softmax(logits, 1)
     moments = torch.cat([x, x.square(), modes.reshape(60, 200, -1)], dim=2)
     found = torch.einsum("rp,rpk->rk", weights, moments)
     basis, variance = exact.moments.basis, exact.moments.variance

@@ -226,7 +226,7 @@ def test_rows_have_their_own_observations(method):
         torch.testing.assert_close(together.denoised(x, 0.4)[i : i + 1], expected)
         part = together.select(torch.tensor([i]))
         torch.testing.assert_close(part.denoised(x[i : i + 1], 0.4), expected)
-    whole, chunks = (
+    together, chunks = (
         sample(
             together,
             (6, 4),
@@ -237,7 +237,7 @@ def test_rows_have_their_own_observations(method):
         )
         for size in (None, 4)
     )
-    torch.testing.assert_close(whole, chunks, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, chunks, rtol=1e-4, atol=1e-5)
 
 
 @METHODS
@@ -274,8 +274,12 @@ PRIOR = isotropic(VPSDE(), (2,))
         (lambda: DPS(PRIOR, bad(noise_std=0.0)), ValueError, "noise_std: expected σ_y > 0"),
         (lambda: DPS(PRIOR, bad(), scale=0.0), ValueError, "scale"),
         (lambda: DPS(lambda x, t: x, bad()), TypeError, "score: expected a Score"),
-        (lambda: DPS(PRIOR, torch.ones(2)), TypeError, "measurement: expected an Observation"),
-        (lambda: PiGDM(PRIOR, LogLikelihood(torch.sum)), TypeError, "observation: expected an Obs"),
+        (lambda: DPS(PRIOR, torch.ones(2)), TypeError, "measurement: expected a Measurement"),
+        (
+            lambda: PiGDM(PRIOR, LogLikelihood(torch.sum)),
+            TypeError,
+            "for other likelihoods use DPS",
+        ),
         (lambda: MMPS(PRIOR, bad(), iterations=0), ValueError, "iterations"),
         (lambda: DiffPIR(PRIOR, bad(), weight=-1.0), ValueError, "weight"),
         (lambda: LogLikelihood(3), TypeError, "function: expected a callable"),

@@ -103,7 +103,7 @@ def test_a_users_network_fills_odd_images_and_points(method, event):
     [(AveragePool, (3, 5, 7), 2, 2), (Bicubic, (1, 4, 4), 2, 2), (AveragePool, (6,), 3, 1)],
     ids=str,
 )
-def test_what_is_enlarged_looks_the_same_from_afar(downsampling, shape, factor, dimensions):
+def test_enlarged_samples_reproduce_the_observation(downsampling, shape, factor, dimensions):
     y, operator = randn(2, *shape), downsampling(factor, dimensions)
     x = super_resolve(
         WHITE, y, factor, downsampling=downsampling, dimensions=dimensions, n=2, method=QUICK
@@ -113,7 +113,7 @@ def test_what_is_enlarged_looks_the_same_from_afar(downsampling, shape, factor, 
         torch.testing.assert_close(operator(x[:, k]), y, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_colorized_is_as_gray_as_before():
+def test_colorized_samples_reproduce_the_observation():
     gray, luma = randn(2, 1, 5, 7), (0.299, 0.587, 0.114)
     x = colorize(WHITE, gray, weights=luma, n=2, method=QUICK)
     assert x.shape == (2, 2, 3, 5, 7)
@@ -317,7 +317,7 @@ NOISELESS = Observation(Mask(KNOWN), torch.ones(1, 1))
             ValueError,
             r"y: expected shape \(batch, 1, 4, 4\).*got \(2, 3, 4, 4\)",
         ),
-        (lambda: restore(WHITE, KNOWN, (2,)), TypeError, "measurement: expected an Observation"),
+        (lambda: restore(WHITE, KNOWN, (2,)), TypeError, "measurement: expected a Measurement"),
         (lambda: restore(WHITE, NOISELESS, (3,)), ValueError, r"samples of shape \(2,\)"),
         (
             lambda: restore(WHITE, LogLikelihood(lambda x: x.sum(1)), (2,)),
