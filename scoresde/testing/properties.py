@@ -105,7 +105,7 @@ class Property:
             derandomize=False,
             phases=(Phase.generate, Phase.shrink),
             report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
         )
         @given(st.data())
         def run(data: st.DataObject) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# a dataclass field may declare what the base class computes
+# pyright: reportIncompatibleMethodOverride=false
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any

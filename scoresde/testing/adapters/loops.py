@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# a dataclass field may declare what the base class computes
+# pyright: reportIncompatibleMethodOverride=false
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
