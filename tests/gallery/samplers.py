@@ -353,7 +353,7 @@ def half_the_noise():
     return wavy(std=0.5)
 
 
-@breaks("endpoints", "changes the state by", ddim, steps=20, **VP)
+@breaks("endpoints", "changes the state by", ddim, **VP)
 class JumpAtTheEnd(Exponential):
     """The step to t = 0 adds a constant."""
 
