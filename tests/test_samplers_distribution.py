@@ -108,7 +108,7 @@ def check_distribution(x, exact, bias=BIAS):
 
 
 def responsibilities(data, x):
-    return torch.softmax(data._parts(x, 0.0).log_weighted, dim=1)
+    return torch.softmax(data._components(x, 0.0).log_weighted, dim=1)
 
 
 @pytest.mark.slow  # a check of scoresde.testing does this for all members
@@ -194,7 +194,7 @@ def corrected(score, corrector, t, steps=300):
 def within_modes(score, x, t):
     """Mean squared Mahalanobis distance per dimension to the mode of a sample; 1 for exact ones."""
     alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
-    weights = torch.softmax(score._parts(x, t).log_weighted, dim=1)
+    weights = torch.softmax(score._components(x, t).log_weighted, dim=1)
     centered = x.double().unsqueeze(1) - alpha * score.means
     total = alpha**2 * score.covariances + sigma**2 * torch.eye(2, dtype=torch.float64)
     squares = torch.einsum("bki,kij,bkj->bk", centered, torch.linalg.inv(total), centered)

@@ -15,7 +15,6 @@ from typing import Any
 
 from scoresde._core.checks import check_integer, check_integers, summarize
 from scoresde.commands.base import Command, add_seed, need
-from scoresde.sdes import SDE
 
 __all__ = ["COMMAND"]
 
@@ -130,7 +129,7 @@ def member(found: Any, family_of: Callable[[object], Any]) -> Any:
     """
     if inspect.isroutine(found) or inspect.isclass(found):
         found = _made(found)
-    if hasattr(found, "noise_type") and hasattr(found, "f") and not isinstance(found, SDE):
+    if hasattr(found, "noise_type") and hasattr(found, "f") and not hasattr(found, "t_min"):
         from scoresde.testing.adapters import FromTorchSDE
 
         return FromTorchSDE(found)  # before its suite is looked up, as it may be an nn.Module
