@@ -94,7 +94,7 @@ def cases(N: int) -> list[Case]:
         made.append(Case(name, chain, Stratified(TableTimes(times)), times, own, True))
         made.append(Case(other, parent, Stratified(), times, even, False))
     levels = min(100, N - 1)
-    langevin = annealed_langevin(0.16, corrections=10, grid=Timesteps(), steps=levels)
+    langevin = annealed_langevin(0.16, corrections=10, grid=Timesteps(), steps=levels - 1)
     made[2].samplers[f"NCSN, annealed Langevin ({levels} levels, 10 each)"] = langevin
     return made
 

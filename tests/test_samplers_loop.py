@@ -266,6 +266,7 @@ BAD = [
         ValueError,
         r"times: expected strictly decreasing times, got 0.1 before",
     ),
+    ({"times": "karras"}, TypeError, r"times: expected times or a Grid.*not a name"),
     ({"times": [0.5, 0.5]}, ValueError, r"times: expected strictly decreasing times"),
     ({"times": [0.5]}, ValueError, r"times: expected shape \(N\+1,\)"),
     ({"times": [[0.5, 0.1]]}, ValueError, r"times: expected shape \(N\+1,\)"),

@@ -106,7 +106,7 @@ def transport(
     """
     flow = probability_flow(score, x.shape[1:], min(s, t), max(s, t))
     start, end = (flow.end, flow.start) if t > s else (flow.start, flow.end)
-    solver = Adams() if solver is None else solver
+    solver = Adams() if solver is None else check_instance("solver", solver, Solver, "Adams()")
     solution = solver.solve(flow.rhs(), flow.encode(x, start), start, end, tolerance=tolerance)
     failed = int((solution.status != int(Status.CONVERGED)).sum())
     if failed:

@@ -206,6 +206,11 @@ def sampling_times(
             f"steps, times: expected one of them, got steps={steps} and times; a grid of N+1 times "
             "makes N steps"
         )
+    if isinstance(times, str):
+        raise TypeError(
+            f"times: expected times or a Grid such as Karras(), got {times!r}; pass the object, "
+            "not a name"
+        )
     given = torch.as_tensor(times, device="cpu")
     if given.ndim != 1 or len(given) < 2:
         raise ValueError(
