@@ -212,7 +212,7 @@ def test_samplers_for_gaussian_diffusions_refuse_a_general_sde(sampler):
 
 
 def test_a_general_sde_has_no_denoiser():
-    with pytest.raises(TypeError, match="only a score, no denoiser"):
+    with pytest.raises(TypeError, match="a general SDE has a score, but no denoiser"):
         sample(stationary(OrnsteinUhlenbeck()), (2, 3), EulerMaruyama(), steps=2, denoise=True)
 
 

@@ -45,6 +45,7 @@ from scoresde.samplers import (
     trajectory,
     unipc,
 )
+from scoresde.scores import ChunkedScore
 
 SDES = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=repr)
 PRESETS = [
@@ -286,7 +287,7 @@ def evaluations(sampler, score, start, seed=1):
     """Run a sampler, and count the evaluations of each sample."""
     counts = torch.zeros(len(start))
 
-    class Counting(samplers.chunked.ChunkedScore):
+    class Counting(ChunkedScore):
         def __init__(self, inner, rows):
             super().__init__(inner, 10**6)
             self.index = rows

@@ -238,5 +238,5 @@ def check_gaussian(sde: SDE) -> GaussianSDE:
     Raises:
         TypeError: if it is a general SDE, which has only a drift and a diffusion coefficient.
     """
-    hint = "α and σ of other SDEs are unknown: use EulerMaruyama() or TorchSDE()"
+    hint = "a general SDE has no α and σ: use EulerMaruyama() or TorchSDE()"
     return check_instance("score.sde", sde, GaussianSDE, "VPSDE()", hint)
