@@ -257,7 +257,8 @@ def nearest_neighbors(
         >>> bool((top[:8, 1:9] == bottom[:8, 1:9]).all())
         True
     """
-    check_tensor("samples", samples), check_tensor("data", data)
+    check_tensor("samples", samples)
+    check_tensor("data", data)
     if samples.shape[1:] != data.shape[1:]:
         raise ValueError(
             f"samples, data: expected images of the same shape, got {tuple(samples.shape[1:])} and "

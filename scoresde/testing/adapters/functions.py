@@ -361,9 +361,9 @@ class FunctionMethod(Named, Method):
     def __post_init__(self) -> None:
         check_function("function", self.function, "(score, x) -> log p")
 
-    def __call__(self, query: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
+    def __call__(self, settings: LikelihoodSettings, x: Tensor, rows: Tensor) -> Likelihood:
         """Return log p of the function; latent and prior mismatch are unknown, and NaN."""
-        value = self.function(query.flow.score.select(rows), x)
+        value = self.function(settings.flow.score.select(rows), x)
         log_prob, error = value if isinstance(value, tuple) else (value, torch.zeros_like(value))
         if check_tensor("function", log_prob).shape != x.shape[:1]:
             raise ValueError(
@@ -380,6 +380,6 @@ class FunctionMethod(Named, Method):
             evaluations=none,
             divergences=none,
             converged=log_prob.isfinite(),
-            t_min=query.flow.t_min,
+            t_min=settings.flow.t_min,
             points=x,
         )
