@@ -101,7 +101,7 @@ def test_torchsde_euler_is_our_euler_step(sde):
         list(iterate(score, x, times, sampler, lambda x: z))
         for sampler in (EulerMaruyama(), TorchSDE("euler"))
     )
-    for a, b in zip(ours, theirs, strict=True):
+    for (a, _), (b, _) in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 

@@ -88,7 +88,9 @@ class _Table(GaussianSDE):
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each t ``(n,)`` the index of the next grid point and the fraction up to t."""
         grid = self._grid.to(t.device)
-        end = torch.searchsorted(grid, t.detach().contiguous()).clamp(1, len(grid) - 1)
+        # under vmap a tensor may say that it is contiguous where its memory is not: clone it
+        t_in_memory = t.detach().clone(memory_format=torch.contiguous_format)
+        end = torch.searchsorted(grid, t_in_memory).clamp(1, len(grid) - 1)
         return end, (t - grid[end - 1]) / (grid[end] - grid[end - 1])
 
 
